@@ -1,0 +1,315 @@
+"""One comparison: every (algorithm, seed) from the same base, on the same prompts, with the same budget.
+
+Each run is a process of its own with its own threads; what it finishes is kept, and a comparison that was stopped
+goes on with the runs that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.files import atomic_path, write_text_atomically
+
+from .preset import Preset
+from .report import write_curves, write_report
+from .results import Budget, Evaluation, Results, Run, write_results
+
+
+class Plan(BaseModel):
+    """What a comparison folder was made for; a folder is only continued by an equal plan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset_name: str
+    preset: Preset
+    algorithms: list[str]
+    seeds: list[int]
+    budget: Budget
+    jobs: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show while runs are under way."""
+
+    run: str
+    share: float
+    text: str
+    evaluated: bool
+
+
+Listener = Callable[[Event], None]
+
+
+def compare(plan: Plan, folder: Path, listen: Listener) -> Path:
+    """Run what is missing and draw the report.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        UserError: the folder was made by another plan, a budget too small for one iteration, ...
+    """
+    _claim(plan, folder)
+    missing = [(a, s) for s in plan.seeds for a in plan.algorithms if not _run_file(folder, a, s).exists()]
+    _run_all(plan, folder, missing, listen)
+    return collect(plan, folder)
+
+
+def _claim(plan: Plan, folder: Path) -> None:
+    file = folder / "plan.json"
+    if file.exists():
+        try:
+            before = Plan.model_validate_json(file.read_text(encoding="utf-8"))
+        except (ValidationError, ValueError) as error:
+            raise UserError(f"{file}: not a comparison's plan; choose another --output") from error
+        if before != plan:
+            changed = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
+            raise UserError(
+                f"output {folder}: holds a comparison with another {', '.join(changed)}; "
+                f"choose another --output, or remove it to start again"
+            )
+        return
+    write_text_atomically(file, plan.model_dump_json(indent=1) + "\n")
+
+
+def _run_folder(folder: Path, algorithm: str, seed: int) -> Path:
+    return folder / "runs" / f"{algorithm}-seed{seed}"
+
+
+def _run_file(folder: Path, algorithm: str, seed: int) -> Path:
+    return _run_folder(folder, algorithm, seed) / "run.json"
+
+
+def _run_all(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen: Listener) -> None:
+    if not missing:
+        return
+    # Read by OpenMP and MKL when a worker starts, so they must be set before it does.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(plan.threads)
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    workers = min(plan.jobs, len(missing))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(events,))
+    try:
+        pending: set[Future[None]] = {pool.submit(_worker, plan, folder, a, s) for a, s in missing}
+        while pending:
+            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            _drain(events, listen)
+            for future in done:
+                future.result()
+            if done:
+                collect(plan, folder)
+    except BaseException:
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _drain(events: Any, listen: Listener) -> None:
+    while True:
+        try:
+            listen(events.get_nowait())
+        except Empty:
+            return
+
+
+_events: Any = None
+
+
+def _start_worker(events: Any) -> None:
+    global _events
+    _events = events
+    from dgpo_plugin.cli import quieten
+
+    quieten()
+
+
+def _worker(plan: Plan, folder: Path, algorithm: str, seed: int) -> None:
+    import torch
+
+    torch.set_num_threads(plan.threads)
+    run_one(plan, folder, algorithm, seed, _events.put)
+
+
+def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listener) -> None:
+    """Train one (algorithm, seed) for the budget, evaluating on the schedule, and write its ``run.json``."""
+    from dgpo_plugin.export import export_adapter
+    from dgpo_plugin.run import ADAPTER_FILE
+    from dgpo_plugin.sampling import decode_in_batches, fixed_noise, image_grid, sample_latents
+    from dgpo_plugin.trainer import Trainer
+
+    from .evaluate import PRIMARY, gallery_prompts, make_evaluator
+
+    name, budget = f"{algorithm}-seed{seed}", plan.budget
+    config = plan.preset.run_config(algorithm, seed)
+    # The budget ends the run, not a number of iterations.
+    config = config.model_copy(update={"training": config.training.model_copy(update={"iterations": 10**9})})
+    trainer = Trainer(config)
+    evaluator = make_evaluator(plan.preset.evaluation, trainer.policy)
+    evaluations: list[Evaluation] = []
+    spent = {"seconds": 0.0, "evaluations": 0.0}
+
+    def evaluate(iteration: int) -> None:
+        metrics = evaluator.measure(trainer.policy, trainer.evaluation_weights)
+        evaluations.append(
+            Evaluation(
+                iteration=iteration,
+                seconds=round(spent["seconds"], 4),
+                denoiser_evaluations=int(spent["evaluations"]),
+                metrics=metrics,
+            )
+        )
+        shown = f"held-out accuracy {metrics[PRIMARY]:.3f}, partial credit {metrics['partial_credit']:.3f}"
+        listen(Event(name, min(1.0, spent[budget.kind] / budget.amount), shown, evaluated=True))
+
+    evaluate(0)
+    due = [share * budget.amount for share in plan.preset.evaluation.schedule]
+    out = _run_folder(folder, algorithm, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    iteration = 0
+    with (out / "metrics.jsonl").open("w", encoding="utf-8") as log:
+        for record in trainer.iterations():
+            iteration = int(record["iteration"])
+            cost = {"seconds": record["seconds"], "evaluations": record["denoiser_evaluations"]}
+            spent = {kind: spent[kind] + cost[kind] for kind in spent}
+            if spent[budget.kind] > budget.amount and iteration == 1:
+                raise UserError(
+                    f"--{'budget' if budget.kind == 'seconds' else 'evaluations'} {budget.amount:g}: one iteration of "
+                    f"{algorithm} takes {cost[budget.kind]:.4g} {budget.kind}; give at least ten times that"
+                )
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            share = min(1.0, spent[budget.kind] / budget.amount)
+            listen(Event(name, share, f"iteration {iteration}, reward {record['reward']:.3f}", evaluated=False))
+            # Never over the budget: stop where one more iteration would not fit.
+            if spent[budget.kind] + cost[budget.kind] > budget.amount:
+                break
+            if due and spent[budget.kind] >= due[0]:
+                due = [at for at in due if at > spent[budget.kind]]
+                evaluate(iteration)
+    evaluate(iteration)
+    prompts = gallery_prompts(evaluator)
+    noise = fixed_noise(trainer.model, len(prompts), 7)
+    texts, setting = [p.text for p in prompts], plan.preset.evaluation
+
+    def gallery() -> Any:
+        latents = sample_latents(trainer.model, texts, noise, setting.steps, setting.guidance)
+        return image_grid(decode_in_batches(trainer.model.decode, latents), columns=len(texts), gap=4)
+
+    with trainer.policy.with_weights(trainer.evaluation_weights), atomic_path(out / "gallery.png") as temporary:
+        gallery().save(temporary)
+    with trainer.policy.as_reference(), atomic_path(out / "base.png") as temporary:
+        gallery().save(temporary)
+    export_adapter(
+        trainer.policy,
+        trainer.evaluation_weights,
+        out / ADAPTER_FILE,
+        config,
+        steps=trainer.steps,
+        reward_before=evaluations[0].metrics["partial_credit"],
+        reward_after=evaluations[-1].metrics["partial_credit"],
+    )
+    run = Run(
+        algorithm=algorithm, seed=seed, evaluations=evaluations, adapter=str((out / ADAPTER_FILE).relative_to(folder))
+    )
+    written = {"run": run.model_dump(), "gallery_prompts": texts, "tasks": evaluator.tasks}
+    write_text_atomically(out / "run.json", json.dumps(written, indent=1) + "\n")
+
+
+def collect(plan: Plan, folder: Path) -> Path:
+    """Gather the finished runs into results.json, curves.csv and report.html."""
+    from dgpo_plugin.export import package_versions
+
+    from .evaluate import PRIMARY, metric_definitions
+
+    runs: list[Run] = []
+    gallery: dict[str, str] = {}
+    prompts: list[str] = []
+    tasks: list[str] = []
+    for algorithm in plan.algorithms:
+        for seed in plan.seeds:
+            file = _run_file(folder, algorithm, seed)
+            if not file.exists():
+                continue
+            record = json.loads(file.read_text(encoding="utf-8"))
+            runs.append(Run.model_validate(record["run"]))
+            prompts, tasks = record["gallery_prompts"], record["tasks"]
+            where = file.parent.relative_to(folder)
+            gallery.setdefault("base", str(where / "base.png"))
+            gallery.setdefault(algorithm, str(where / "gallery.png"))
+    results = Results(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        preset=plan.preset_name,
+        git_hash=_git_hash(),
+        packages=package_versions(),
+        machine=_machine(plan),
+        budget=plan.budget,
+        seeds=plan.seeds,
+        algorithms=plan.algorithms,
+        metrics=metric_definitions(tasks),
+        primary=PRIMARY,
+        settings={
+            a: plan.preset.run_config(a, plan.seeds[0]).model_dump(
+                mode="json", exclude={"logging": True, "training": {"iterations", "seed"}, "evaluation": True}
+            )
+            for a in plan.algorithms
+        },
+        runs=runs,
+        gallery=gallery,
+        gallery_prompts=prompts,
+        complete=len(runs) == len(plan.algorithms) * len(plan.seeds),
+    )
+    write_results(results, folder / "results.json")
+    write_curves(results, folder / "curves.csv")
+    return write_report(folder)
+
+
+def _git_hash() -> str | None:
+    """The checkout's commit, with ``+`` where it has changes; None where the package is not in a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed.strip() else "")
+
+
+def _machine(plan: Plan) -> dict[str, str]:
+    cpu = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cpu": cpu,
+        "cores": str(os.cpu_count()),
+        "runs at once": str(plan.jobs),
+        "threads a run": str(plan.threads),
+    }

@@ -1,0 +1,215 @@
+"""What every run is judged by: the verifier on held-out and out-of-domain prompts, and the statistics that expose
+reward hacking. The same prompts and noise every time, so that differences come from the weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from dgpo_plugin.algorithms.dgpo import matching_error
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.sampling import decode_in_batches, fixed_noise, sample_latents
+from dgpo_plugin.seeding import seeded_noise
+from dgpo_plugin.worlds import load_prompts
+from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE
+from dgpo_plugin.worlds.shapes.verify import Verdict, verify
+
+from .preset import EvaluationPlan
+from .results import Metric
+
+PRIMARY = "accuracy"
+DRIFT_SIGMAS = (0.9, 0.7, 0.5, 0.3)
+DRIFT_IMAGES = 32
+NOISE_SEED = 1_000_003
+"""Of the evaluation pictures; no training seed draws from it."""
+
+
+def metric_definitions(tasks: Sequence[str]) -> dict[str, Metric]:
+    """Every metric name of an evaluation, in the order of the report."""
+    named = {
+        "accuracy": Metric(
+            label="Held-out accuracy",
+            domain="in",
+            better="higher",
+            description="Strict verifier, prompts never trained on: exactly what was asked for; mean over task types.",
+        ),
+        "partial_credit": Metric(
+            label="Held-out partial credit",
+            domain="in",
+            better="higher",
+            description="The training reward on the same pictures: the share of what was asked; mean over task types.",
+        ),
+    }
+    for task in tasks:
+        label = task.replace("_", " ")
+        named[f"accuracy_{task}"] = Metric(
+            label=f"Accuracy, {label}", domain="in", better="higher", description=f"Strict, task type {label} alone."
+        )
+    out: list[tuple[str, str, str, str]] = [
+        ("ood_accuracy", "Out-of-domain accuracy", "higher", "Strict, on a whole task type that is never trained on."),
+        ("ood_partial_credit", "Out-of-domain partial credit", "higher", "Partial credit on that task type."),
+        ("palette_error", "Palette error", "lower", "Mean RGB distance of coloured pixels to the nearest pure colour."),
+        (
+            "diversity",
+            "Diversity",
+            "none",
+            "Mean pixel RMS distance between pictures of one prompt; a fall is collapse.",
+        ),
+        ("sharpness", "Sharpness", "none", "Standard deviation of the Laplacian of the brightness; a fall is blur."),
+        ("colour_entropy", "Colour entropy", "none", "Bits of an 8x8x8 RGB histogram; a fall is a poorer picture."),
+        ("brightness", "Brightness", "none", "Mean luminance; it should stay where the base has it."),
+        (
+            "drift",
+            "Drift from the base",
+            "lower",
+            "Mean squared velocity difference from the base on its own pictures.",
+        ),
+    ]
+    for name, label, better, description in out:
+        named[name] = Metric(label=label, domain="out", better=better, description=description)
+    return named
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The fixed prompts, noise and drift inputs of a comparison."""
+
+    plan: EvaluationPlan
+    held_out: list[Prompt]
+    out_of_domain: list[Prompt]
+    noise: Tensor
+    drift_inputs: list[tuple[float, Tensor, Tensor]]
+    drift_conditioning: Conditioning
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(prompt.metadata["task"] for prompt in self.held_out))
+
+    def measure(self, policy: Policy, weights: Sequence[Tensor]) -> dict[str, float]:
+        """All metrics of one copy of the adapter."""
+        prompts = self.held_out + self.out_of_domain
+        with policy.with_weights(weights):
+            latents = sample_latents(
+                policy.model, [p.text for p in prompts], self.noise, self.plan.steps, self.plan.guidance
+            )
+            drift = self._drift(policy)
+        images = decode_in_batches(policy.model.decode, latents).numpy()
+        verdicts = verify(images, [dict(prompt.metadata) for prompt in prompts])
+        split = len(self.held_out)
+        by_task = {
+            task: [v for v, p in zip(verdicts, self.held_out, strict=False) if p.metadata["task"] == task]
+            for task in self.tasks
+        }
+        outside = verdicts[split:]
+        return {
+            "accuracy": _mean(_strict(group) for group in by_task.values()),
+            "partial_credit": _mean(_mean(v.partial for v in group) for group in by_task.values()),
+            **{f"accuracy_{task}": _strict(group) for task, group in by_task.items()},
+            "ood_accuracy": _strict(outside),
+            "ood_partial_credit": _mean(v.partial for v in outside),
+            "palette_error": palette_error(images),
+            "diversity": diversity(images.reshape(-1, self.plan.images_per_prompt, *images.shape[1:])),
+            "sharpness": sharpness(images),
+            "colour_entropy": colour_entropy(images),
+            "brightness": float(images.mean()),
+            "drift": drift,
+        }
+
+    def _drift(self, policy: Policy) -> float:
+        """mean (v_policy - v_base)^2 over the base's own pictures, noised; weights in place are the policy's."""
+        errors = [
+            matching_error(policy.model.velocity(noisy, sigma, self.drift_conditioning), base).mean().item()
+            for sigma, noisy, base in self.drift_inputs
+        ]
+        return _mean(errors)
+
+
+def make_evaluator(plan: EvaluationPlan, policy: Policy) -> Evaluator:
+    """Fix the inputs; runs the base once for the pictures that drift is measured on."""
+    held_out = _slots(load_prompts(plan.held_out), plan)
+    out_of_domain = _slots(load_prompts(plan.out_of_domain), plan)
+    model = policy.model
+    noise = fixed_noise(model, len(held_out) + len(out_of_domain), NOISE_SEED)
+    step = max(1, len(held_out) // DRIFT_IMAGES)
+    chosen = held_out[::step][:DRIFT_IMAGES]
+    conditioning = model.encode([prompt.text for prompt in chosen])
+    with policy.as_reference():
+        latents = sample_latents(model, [p.text for p in chosen], noise[: len(chosen)], plan.steps, plan.guidance)
+        inputs = []
+        for sigma in DRIFT_SIGMAS:
+            fresh = seeded_noise(latents.shape, NOISE_SEED, "drift", str(sigma)).to(latents)
+            noisy = (1 - sigma) * latents + sigma * fresh
+            inputs.append((sigma, noisy, model.velocity(noisy, sigma, conditioning)))
+    return Evaluator(plan, held_out, out_of_domain, noise, inputs, conditioning)
+
+
+def _slots(prompts: list[Prompt], plan: EvaluationPlan) -> list[Prompt]:
+    """For each task type ``prompts_per_task`` prompts spread over the set, each ``images_per_prompt`` times."""
+    tasks = dict.fromkeys(prompt.metadata["task"] for prompt in prompts)
+    slots = []
+    for task in tasks:
+        members = [prompt for prompt in prompts if prompt.metadata["task"] == task]
+        for slot in range(plan.prompts_per_task):
+            index = slot * len(members) // plan.prompts_per_task if len(members) > plan.prompts_per_task else slot
+            slots += [members[index % len(members)]] * plan.images_per_prompt
+    return slots
+
+
+def gallery_prompts(evaluator: Evaluator) -> list[Prompt]:
+    """Eight prompts for the report: held-out ones of every task type, and out-of-domain ones."""
+    per_task = evaluator.plan.images_per_prompt * evaluator.plan.prompts_per_task
+    firsts = evaluator.held_out[::per_task]
+    seconds = evaluator.held_out[per_task - 1 :: per_task]
+    outside = evaluator.out_of_domain[:: max(1, len(evaluator.out_of_domain) // 2)]
+    unique = {prompt.text: prompt for prompt in [*firsts, *outside[:2], *reversed(seconds)]}
+    return list(unique.values())[:8]
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _strict(verdicts: Sequence[Verdict]) -> float:
+    return _mean(verdict.strict for verdict in verdicts)
+
+
+def sharpness(images: NDArray[np.float32]) -> float:
+    """Mean over pictures (N, 3, H, W) of the standard deviation of the brightness's Laplacian."""
+    return _mean(ndimage.laplace(image.mean(0)).std() for image in images)
+
+
+def colour_entropy(images: NDArray[np.float32]) -> float:
+    """Mean over pictures of the entropy in bits of their 8 x 8 x 8 RGB histogram."""
+    levels = np.minimum((images * 8).astype(int), 7)
+    entropies = []
+    for red, green, blue in levels:
+        share = np.bincount((red * 64 + green * 8 + blue).ravel(), minlength=512) / red.size
+        share = share[share > 0]
+        entropies.append(float(-(share * np.log2(share)).sum()))
+    return _mean(entropies)
+
+
+def palette_error(images: NDArray[np.float32]) -> float:
+    """Mean RGB distance of clearly coloured pixels to the nearest palette colour; 0 without any such pixel."""
+    pixels = images.transpose(0, 2, 3, 1).reshape(-1, 3)
+    pixels = pixels[np.linalg.norm(pixels - BACKGROUND, axis=1) > 0.4]
+    if not len(pixels):
+        return 0.0
+    distances = [np.linalg.norm(pixels - colour, axis=1) for colour in PALETTE.values()]
+    return float(np.min(distances, axis=0).mean())
+
+
+def diversity(groups: NDArray[np.float32]) -> float:
+    """Mean over groups (P, G, 3, H, W) and pairs of pictures of their root mean square pixel distance."""
+    flat = torch.from_numpy(groups.reshape(*groups.shape[:2], -1))
+    size = flat.shape[1]
+    distances = torch.cdist(flat, flat) / flat.shape[2] ** 0.5
+    return float(distances.sum((1, 2)).mean() / (size * (size - 1)))

@@ -1,0 +1,119 @@
+"""The result file of a comparison: a typed, versioned schema, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.files import write_text_atomically
+
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metric(_Record):
+    """What one number of an evaluation means.
+
+    Attributes:
+        label: for tables and axes.
+        domain: ``in`` for what was optimised (on held-out prompts), ``out`` for everything else.
+        better: which way is good; ``none`` for a statistic that should merely stay where the base has it.
+        description: one sentence for the reader of the report.
+    """
+
+    label: str
+    domain: Literal["in", "out"]
+    better: Literal["higher", "lower", "none"]
+    description: str
+
+
+class Evaluation(_Record):
+    """One evaluation of one run, taken outside the budget.
+
+    Attributes:
+        iteration: training iterations done.
+        seconds: training seconds spent so far (rollout, reward, training; no evaluation, no start-up).
+        denoiser_evaluations: images through the denoiser so far (a backward counts two).
+        metrics: values by metric name (the keys of ``Results.metrics``).
+    """
+
+    iteration: int
+    seconds: float
+    denoiser_evaluations: int
+    metrics: dict[str, float]
+
+
+class Run(_Record):
+    """One algorithm with one seed. The first evaluation is of the untrained base."""
+
+    algorithm: str
+    seed: int
+    evaluations: list[Evaluation]
+    adapter: str
+
+
+class Budget(_Record):
+    """What every run was given: ``seconds`` of training time, or denoiser ``evaluations``."""
+
+    kind: Literal["seconds", "evaluations"]
+    amount: float
+
+
+class Results(_Record):
+    """Everything that a report is drawn from.
+
+    Attributes:
+        metrics: the meaning of every metric name, in the order of the report's tables.
+        primary: the metric the verdict and the time-to-threshold are about.
+        settings: the full configuration of each algorithm, as in its run's ``config.yaml``.
+        gallery: PNG files beside ``results.json`` by name (``base`` and every algorithm): the same held-out
+            prompts and noise, one row of tiles, captions in ``gallery_prompts``.
+        complete: false while runs are missing.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    preset: str
+    git_hash: str | None
+    packages: dict[str, str]
+    machine: dict[str, str]
+    budget: Budget
+    seeds: list[int]
+    algorithms: list[str]
+    metrics: dict[str, Metric]
+    primary: str
+    settings: dict[str, dict[str, Any]]
+    runs: list[Run]
+    gallery: dict[str, str] = {}
+    gallery_prompts: list[str] = []
+    complete: bool
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write the result file, whole or not at all."""
+    write_text_atomically(path, results.model_dump_json(indent=1) + "\n")
+
+
+def read_results(path: Path) -> Results:
+    """Raises UserError: the file is missing, is not JSON, or is of another schema."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"results file {path}: {error.strerror}; name a folder made by `dgpo-bench compare`") from error
+    except ValueError as error:
+        raise UserError(f"results file {path}: not JSON ({error}); run `dgpo-bench compare` again") from error
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"results file {path}: schema version {version}, this program reads {SCHEMA_VERSION}")
+    try:
+        return Results.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"results file {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

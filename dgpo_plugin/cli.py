@@ -1,0 +1,168 @@
+"""The ``dgpo`` command."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from dgpo_plugin.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def quieten() -> None:
+    """Keep the libraries' start-up notices out of our output; their errors still show."""
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+
+
+def reports_user_errors(command: F) -> F:
+    """One line on standard error and exit code 2 for a UserError; 130 for Ctrl-C."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        quieten()
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            raise SystemExit(2) from error
+        except KeyboardInterrupt as error:
+            click.echo("stopped; what was finished is kept", err=True)
+            raise SystemExit(130) from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dgpo-plugin")
+def main() -> None:
+    """Fine-tune text-to-image models with a reward."""
+
+
+@main.command()
+@click.argument("config")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the run; must be new.")
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override any field, repeatable.")
+@reports_user_errors
+def train(config: str, output: Path, overrides: tuple[str, ...]) -> None:
+    """Train an adapter. CONFIG is a preset's name or a YAML file."""
+    from dgpo_plugin.config import load_config
+
+    loaded = load_config(config, overrides)
+    from dgpo_plugin import run
+
+    run.train(loaded, output, Console())
+
+
+@main.command()
+@click.argument("model")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter file; none for the base model.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw, repeatable.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="PNG file for the grid.")
+@click.option("--count", default=8, show_default=True, type=click.IntRange(1), help="Pictures a prompt (a row).")
+@click.option("--steps", default=10, show_default=True, type=click.IntRange(1))
+@click.option("--guidance", default=1.0, show_default=True, type=click.FloatRange(1))
+@click.option("--strength", default=1.0, show_default=True, type=float, help="Of the adapter.")
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--any-base", is_flag=True, help="Accept an adapter that was trained on other weights.")
+@reports_user_errors
+def sample(
+    model: str,
+    adapter: Path | None,
+    prompts: tuple[str, ...],
+    output: Path,
+    count: int,
+    steps: int,
+    guidance: float,
+    strength: float,
+    seed: int,
+    any_base: bool,
+) -> None:
+    """Draw pictures. MODEL is a preset's name, a diffusers folder or a hub id."""
+    from dgpo_plugin.config import ModelConfig, load_config, preset_names
+    from dgpo_plugin.export import apply_adapter
+    from dgpo_plugin.files import atomic_path
+    from dgpo_plugin.models import load_model
+    from dgpo_plugin.sampling import decode_in_batches, fixed_noise, image_grid, sample_latents
+
+    if output.suffix.lower() != ".png":
+        raise UserError(f"--output {output}: the name must end in .png")
+    if any(not prompt.strip() for prompt in prompts):
+        raise UserError("--prompt: is empty; say what to draw")
+    loaded = load_model(load_config(model).model if model in preset_names() else ModelConfig(path=model))
+    if adapter is not None:
+        apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
+    texts = [prompt for prompt in prompts for _ in range(count)]
+    noise = fixed_noise(loaded, count, seed).repeat(len(prompts), 1, 1, 1)
+    latents = sample_latents(loaded, texts, noise, steps, guidance)
+    images = decode_in_batches(loaded.decode, latents)
+    with atomic_path(output) as temporary:
+        image_grid(images, columns=count).save(temporary)
+    click.echo(str(output))
+
+
+@main.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@reports_user_errors
+def inspect(adapter: Path) -> None:
+    """Print an adapter's card."""
+    from dgpo_plugin.export import describe_adapter
+
+    rows = describe_adapter(adapter)
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        click.echo(f"{label:<{width}}  {value}")
+
+
+@main.command("list")
+@reports_user_errors
+def list_() -> None:
+    """List presets, models, prompt sets and rewards."""
+    from dgpo_plugin.config import preset_names
+    from dgpo_plugin.models.base import EMBEDDED
+    from dgpo_plugin.rewards import REWARDS
+    from dgpo_plugin.worlds import PROMPT_SETS
+
+    rows: dict[str, Mapping[str, Any]] = {
+        "presets": preset_names(),
+        "models": EMBEDDED,
+        "prompt sets": PROMPT_SETS,
+        "rewards": REWARDS,
+    }
+    for kind, names in rows.items():
+        click.echo(f"{kind + ':':<13}{', '.join(names)}")
+
+
+@main.group()
+def worlds() -> None:
+    """The embedded worlds."""
+
+
+@worlds.command()
+@click.argument("world", type=click.Choice(["shapes"]))
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the pipeline.")
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--iterations", type=click.IntRange(1), help="Of the denoiser; the shipped number if left out.")
+@click.option("--compile/--no-compile", "compile_model", default=True, help="torch.compile the denoiser.")
+@reports_user_errors
+def pretrain(world: str, output: Path, seed: int, iterations: int | None, compile_model: bool) -> None:
+    """Make a world's pipeline again, from nothing (about an hour on two cores)."""
+    from dgpo_plugin.worlds.shapes.pretrain import PretrainConfig
+    from dgpo_plugin.worlds.shapes.pretrain import pretrain as pretrain_shapes
+
+    if (output / "model_index.json").exists():
+        raise UserError(f"--output {output}: holds a pipeline already; choose another folder")
+    changes = {} if iterations is None else {"iterations": iterations}
+    pretrain_shapes(output, PretrainConfig(seed=seed, **changes), compile_model=compile_model)
+    click.echo(str(output))

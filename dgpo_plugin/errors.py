@@ -1,0 +1,8 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class UserError(Exception):
+    """Bad input. Its text is one line that says what is wrong, where, and what to do.
+
+    The command lines print it without a traceback and exit with code 2.
+    """

@@ -1,0 +1,212 @@
+"""The adapter file: one ``.safetensors`` that diffusers and ComfyUI read at the same strength (DESIGN section 5.4).
+
+alpha / rank is folded into lora_B in float32 and no ``.alpha`` tensor is written, because ComfyUI ignores the
+header and diffusers refuses the tensor. The header carries ModelSpec and kohya fields that people's tools show,
+and ours under ``dgpo.``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dgpo_plugin.config import RunConfig
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.files import atomic_path
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.models.base import Model
+
+PACKAGES = ("dgpo-plugin", "torch", "diffusers", "peft", "transformers", "safetensors")
+
+
+def folded_tensors(policy: Policy, weights: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The adapter's tensors by file key, float32, scale alpha / rank folded into lora_B.
+
+    Args:
+        weights: a copy of the adapter in the order of ``policy.names``.
+    """
+    scale = policy.config.alpha / policy.config.rank
+    return {
+        f"{policy.model.prefix}.{name}.weight": weight.float() * (scale if name.endswith("lora_B") else 1.0)
+        for name, weight in zip(policy.names, weights, strict=True)
+    }
+
+
+def export_adapter(
+    policy: Policy,
+    weights: Sequence[Tensor],
+    path: Path,
+    config: RunConfig,
+    *,
+    steps: int,
+    reward_before: float | None,
+    reward_after: float | None,
+) -> None:
+    """Write an adapter with its card. Rewards are means over the evaluation prompts; None if not measured."""
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in folded_tensors(policy, weights).items()}
+    rank = str(policy.config.rank)
+    algorithm, reward = config.algorithm.name, config.reward.name
+    title = path.parent.name if path.stem == "adapter" else path.stem
+    comment = f"{algorithm} on reward {reward}, {steps} optimizer steps"
+    dumped = config.model_dump_json()
+    header = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{policy.model.architecture}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.description": comment,
+        "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{policy.model.resolution}x{policy.model.resolution}",
+        "modelspec.hash_sha256": _tensors_hash(tensors),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        # Folded: whoever divides alpha by dim gets 1.
+        "ss_network_alpha": rank,
+        "ss_output_name": title,
+        "ss_base_model_version": policy.model.architecture,
+        "ss_training_comment": comment,
+        "dgpo.base_model": policy.model.identity["path"],
+        "dgpo.base_weights_hash": policy.model.identity["weights_hash"],
+        "dgpo.algorithm": algorithm,
+        "dgpo.reward": reward,
+        "dgpo.optimizer_steps": str(steps),
+        "dgpo.original_alpha": f"{policy.config.alpha:g}",
+        "dgpo.config": dumped,
+        "dgpo.config_hash": hashlib.sha256(dumped.encode()).hexdigest(),
+        "dgpo.packages": json.dumps(package_versions()),
+    }
+    if reward_before is not None:
+        header["dgpo.reward_before"] = f"{reward_before:.6f}"
+    if reward_after is not None:
+        header["dgpo.reward_after"] = f"{reward_after:.6f}"
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide an adapter's numbers."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            continue
+    return found
+
+
+def _tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of an adapter file.
+
+    Raises:
+        UserError: missing, not safetensors, or not a LoRA.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the handle itself is not iterable)
+    except OSError as error:
+        raise UserError(f"adapter {path}: {error.strerror or 'no such file'}; check the path") from error
+    except safetensors.SafetensorError as error:
+        raise UserError(f"adapter {path}: not a whole safetensors file ({error}); fetch or export it again") from error
+    if not any(".lora_A." in name for name in tensors):
+        raise UserError(f"adapter {path}: holds no lora_A tensors; name an adapter made by `dgpo train`")
+    return tensors, header
+
+
+@torch.no_grad()
+def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: bool = False) -> dict[str, str]:
+    """Merge an adapter into a model's denoiser, strictly: W <- W + strength B A.
+
+    Args:
+        any_base: accept an adapter whose base weights are not the model's.
+
+    Returns:
+        The header.
+
+    Raises:
+        UserError: another base, or any tensor that matches no weight.
+    """
+    tensors, header = read_adapter(path)
+    expected = header.get("dgpo.base_weights_hash")
+    if expected != model.identity["weights_hash"] and not any_base:
+        trained_on = header.get("dgpo.base_model", "an unnamed model")
+        raise UserError(
+            f"adapter {path}: was trained on {trained_on} with other weights than {model.identity['path']}'s; "
+            f"name that model, or pass --any-base to try it all the same"
+        )
+    modules = dict(model.denoiser.named_modules())
+    downs = {name: tensor for name, tensor in tensors.items() if name.endswith(".lora_A.weight")}
+    updates: list[tuple[nn.Linear, Tensor]] = []
+    used: set[str] = set()
+    for name, down in downs.items():
+        target = name.removeprefix(f"{model.prefix}.").removesuffix(".lora_A.weight")
+        partner = name.replace(".lora_A.", ".lora_B.")
+        layer = modules.get(target)
+        fits = isinstance(layer, nn.Linear) and partner in tensors
+        if fits and tuple(layer.weight.shape) == (tensors[partner].shape[0], down.shape[1]):  # type: ignore[union-attr]
+            updates.append((layer, tensors[partner].float() @ down.float()))  # type: ignore[arg-type]
+            used |= {name, partner}
+    unmatched = sorted(set(tensors) - used)
+    if unmatched:
+        raise UserError(
+            f"adapter {path}: {len(unmatched)} of {len(tensors)} tensors match no weight of {model.identity['path']} "
+            f"(first: {unmatched[0]}); it was made for another model or format"
+        )
+    for layer, update in updates:
+        layer.weight += (strength * update).to(layer.weight)
+    return header
+
+
+def describe_adapter(path: Path) -> list[tuple[str, str]]:
+    """The card that ``dgpo inspect`` prints: (label, value) rows."""
+    tensors, header = read_adapter(path)
+    ranks = sorted({tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name})
+    return [
+        ("file", f"{path} ({path.stat().st_size / 1024:.0f} KiB)"),
+        ("title", header.get("modelspec.title", "-")),
+        ("base model", header.get("dgpo.base_model", header.get("ss_base_model_version", "-"))),
+        ("base weights", header.get("dgpo.base_weights_hash", "-")),
+        ("architecture", header.get("modelspec.architecture", "-")),
+        ("algorithm", header.get("dgpo.algorithm", "-")),
+        ("reward", header.get("dgpo.reward", "-")),
+        ("reward before", header.get("dgpo.reward_before", "-")),
+        ("reward after", header.get("dgpo.reward_after", "-")),
+        ("optimizer steps", header.get("dgpo.optimizer_steps", "-")),
+        ("rank", ", ".join(map(str, ranks))),
+        ("alpha", _alpha_note(tensors, header)),
+        ("tensors", f"{len(tensors)}, {sum(t.numel() for t in tensors.values()):,} parameters"),
+        ("date", header.get("modelspec.date", "-")),
+        ("config hash", header.get("dgpo.config_hash", "-")),
+        ("content hash", _hash_note(tensors, header)),
+        ("packages", ", ".join(f"{n} {v}" for n, v in json.loads(header.get("dgpo.packages", "{}")).items()) or "-"),
+    ]
+
+
+def _alpha_note(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    if "dgpo.original_alpha" in header:
+        return f"folded into the weights (was {header['dgpo.original_alpha']}); load at strength 1"
+    return "as tensors" if any(name.endswith(".alpha") for name in tensors) else "not folded by this program"
+
+
+def _hash_note(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    written = header.get("modelspec.hash_sha256")
+    if written is None:
+        return "-"
+    return f"{written} ({'matches' if written == _tensors_hash(tensors) else 'DOES NOT MATCH the tensors'})"

@@ -1,0 +1,96 @@
+"""The policy: a base model with a LoRA adapter, run with it, without it, or with an older copy of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import peft
+import torch
+from torch import Tensor, nn
+
+from dgpo_plugin.config import LoraConfig
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.models.base import Model, guided_velocity
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.seeding import derive_seed
+
+ADAPTER = "policy"
+
+
+class Policy:
+    """A model whose denoiser carries a trainable adapter.
+
+    Attributes:
+        model: the base; its own weights stay frozen.
+        names: the adapter's parameters, ``<module>.lora_A`` / ``<module>.lora_B``.
+        parameters: in the order of ``names``, float32.
+        denoiser_evaluations: images through the denoiser so far; a forward counts 1, a backward 2.
+    """
+
+    def __init__(self, model: Model, config: LoraConfig, seed: int) -> None:
+        self.model = model
+        self.config = config
+        targets = config.target_modules or model.lora_targets
+        found = [name for name, module in model.denoiser.named_modules() if _ends_with(name, targets, module)]
+        if not found:
+            raise UserError(f"lora.target_modules: no linear layer of the denoiser ends with any of {list(targets)}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "lora"))
+            peft.inject_adapter_in_model(
+                peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=found),
+                model.denoiser,
+                adapter_name=ADAPTER,
+            )
+        trainable = {name: p for name, p in model.denoiser.named_parameters() if p.requires_grad}
+        for parameter in trainable.values():
+            parameter.data = parameter.data.float()
+        self.names = [name.replace(f".{ADAPTER}.weight", "") for name in trainable]
+        self.parameters: list[nn.Parameter] = list(trainable.values())
+        self._layers = [m for m in model.denoiser.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+        self._unconditional = model.encode([""])
+        self.denoiser_evaluations = 0
+
+    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning, guidance: float = 1.0) -> Tensor:
+        """The (guided) velocity under whichever weights are in place, (N, ...) float32."""
+        passes = len(latents) * (1 if guidance == 1 else 2)
+        self.denoiser_evaluations += passes * (3 if torch.is_grad_enabled() else 1)
+        return guided_velocity(self.model, latents, sigma, conditioning, self._unconditional, guidance)
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Run as the frozen base, without gradient."""
+        for layer in self._layers:
+            layer._disable_adapters = True
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for layer in self._layers:
+                layer._disable_adapters = False
+
+    @contextlib.contextmanager
+    def with_weights(self, copy: Sequence[Tensor]) -> Iterator[None]:
+        """Run with another copy of the adapter, without gradient."""
+        live = [parameter.data for parameter in self.parameters]
+        for parameter, other in zip(self.parameters, copy, strict=True):
+            parameter.data = other
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for parameter, own in zip(self.parameters, live, strict=True):
+                parameter.data = own
+
+    def copy_weights(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+
+def _ends_with(name: str, targets: Sequence[str], module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+@torch.no_grad()
+def move_towards(copy: list[Tensor], parameters: Sequence[Tensor], decay: float) -> None:
+    """copy <- decay copy + (1 - decay) parameters, in place and in float32: EMA and old policy."""
+    torch._foreach_lerp_(copy, list(parameters), 1 - decay)

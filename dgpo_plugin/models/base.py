@@ -1,0 +1,132 @@
+"""The face that every family shows to the rest of the library, and how a path becomes one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from dgpo_plugin.config import ModelConfig
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.models.conditioning import Conditioning
+
+EMBEDDED = {"shapes": "worlds/shapes/pipeline"}
+"""Pipelines shipped with the package, by name."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Model(Protocol):
+    """A loaded base model.
+
+    Attributes:
+        denoiser: the network that the adapter is attached to.
+        prefix: of the denoiser's keys in an adapter file (``transformer``).
+        lora_targets: module name endings that get an adapter by default.
+        architecture: ModelSpec's name of the base.
+        latent_shape: of one image, without the batch axis.
+        identity: ``path`` and ``weights_hash`` of the base, as written into adapters.
+    """
+
+    denoiser: nn.Module
+    prefix: str
+    lora_targets: tuple[str, ...]
+    architecture: str
+    latent_shape: tuple[int, ...]
+    resolution: int
+    identity: dict[str, str]
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """The text encoders' output, one row a text."""
+
+    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """The denoiser's velocity, (N, ...) like ``latents``, float32."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W), float32 in [0, 1]."""
+
+    def sigmas(self, steps: int, shift: float | None) -> list[float]:
+        """steps + 1 falling values from the pipeline's own schedule, the last 0."""
+
+
+def guided_velocity(
+    model: Model,
+    latents: Tensor,
+    sigma: float,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
+    guidance: float,
+) -> Tensor:
+    """Classifier-free guidance, v = v_empty + g (v_prompt - v_empty), in one pass of twice the batch; plain at g = 1.
+
+    Args:
+        unconditional: one row, the empty prompt's.
+    """
+    if guidance == 1:
+        return model.velocity(latents, sigma, conditioning)
+    empty = unconditional[torch.zeros(len(latents), dtype=torch.long, device=latents.device)]
+    both = Conditioning.concatenate([empty, conditioning])
+    without, with_prompt = model.velocity(torch.cat([latents, latents]), sigma, both).chunk(2)
+    return without + guidance * (with_prompt - without)
+
+
+def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> Model:
+    """Load a base model and pick its family by the pipeline class in ``model_index.json``.
+
+    Raises:
+        UserError: nothing there, or a pipeline class that no family knows.
+    """
+    from dgpo_plugin.models.sd3 import SD3Model
+
+    families: dict[str, Any] = {"StableDiffusion3Pipeline": SD3Model}
+    folder = _locate(config.path)
+    name = _pipeline_class(folder)
+    if name not in families:
+        raise UserError(f"model {config.path}: {name} is not supported; supported: {', '.join(families)}")
+    identity = {"path": config.path, "weights_hash": weights_hash(folder)}
+    model: Model = families[name](folder, config, identity, torch.device(device))
+    return model
+
+
+def _locate(path: str) -> Path:
+    if path in EMBEDDED:
+        return Path(str(resources.files("dgpo_plugin"))) / EMBEDDED[path]
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if path.count("/") != 1 or folder.is_absolute() or path.startswith("."):
+        raise UserError(f"model {path}: no such folder; name {', '.join(EMBEDDED)}, a diffusers folder or a hub id")
+    try:
+        return Path(DiffusionPipeline.download(path))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {path}: not a folder, and cannot be fetched from the hub ({reason})") from error
+
+
+def _pipeline_class(folder: Path) -> str:
+    index = folder / "model_index.json"
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except OSError as error:
+        raise UserError(f"model {folder}: has no model_index.json; it must be a diffusers pipeline folder") from error
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{index}: not a diffusers model index; fetch the model again") from error
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the denoiser's weight files, so that an adapter can tell its base from another."""
+    files = sorted([*folder.glob("transformer/*.safetensors"), *folder.glob("unet/*.safetensors")])
+    if not files:
+        raise UserError(f"model {folder}: no safetensors weights under transformer/ or unet/")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Pure step functions on tensors, and the loops that call them with a velocity function."""

@@ -1,0 +1,60 @@
+"""Sampling as users do it: Euler on the pipeline's own schedule, fixed seeds, with whatever adapter is in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dgpo_plugin.models.base import Model, guided_velocity
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.samplers.ode import sample_ode
+from dgpo_plugin.seeding import seeded_noise
+
+
+def fixed_noise(model: Model, count: int, seed: int) -> Tensor:
+    """(count, ...): the noise of pictures 0 .. count - 1, each seeded alone, so a longer list starts the same."""
+    return torch.stack([seeded_noise(model.latent_shape, seed, "picture", index) for index in range(count)])
+
+
+@torch.no_grad()
+def sample_latents(
+    model: Model, texts: Sequence[str], noise: Tensor, steps: int, guidance: float, batch_size: int = 256
+) -> Tensor:
+    """Clean latents (N, ...) for N texts from N noises.
+
+    Equal to the diffusers pipeline's for the same noise, steps and guidance.
+    """
+    unique = sorted(set(texts))
+    encoded = Conditioning.concatenate([model.encode([text]) for text in ("", *unique)])
+    device = next(iter(encoded.tensors.values())).device
+    rows = torch.tensor([1 + unique.index(text) for text in texts], device=device)
+    sigmas = model.sigmas(steps, None)
+    parts = []
+    for chosen in torch.arange(len(texts)).split(batch_size):
+        conditioning = encoded[rows[chosen]]
+
+        def velocity(x: Tensor, sigma: float, asked: Conditioning = conditioning) -> Tensor:
+            return guided_velocity(model, x, sigma, asked, encoded[:1], guidance)
+
+        parts.append(sample_ode(velocity, noise[chosen].to(device), sigmas, "euler"))
+    return torch.cat(parts)
+
+
+def decode_in_batches(decode: Callable[[Tensor], Tensor], latents: Tensor, batch_size: int = 256) -> Tensor:
+    """Pictures (N, 3, H, W) in [0, 1], float32 on the CPU."""
+    return torch.cat([decode(part).cpu() for part in latents.split(batch_size)])
+
+
+def image_grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
+    """Pictures (N, 3, H, W) in [0, 1] row by row on white."""
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for index, image in enumerate((images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return Image.fromarray(sheet)

@@ -1,0 +1,1 @@
+"""Shapes on a dark ground: renderer, captions, verifier, and the shipped pipeline with how it was made."""

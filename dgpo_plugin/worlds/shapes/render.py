@@ -1,0 +1,96 @@
+"""Draw a scene that satisfies a requirement: flat, anti-aliased shapes on a dark ground."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgpo_plugin.worlds.shapes.scenes import COLOURS, SHAPES, Requirement
+
+SIZE = 64
+"""Pixels a side."""
+BACKGROUND = np.array([0.07, 0.07, 0.09], dtype=np.float32)
+PALETTE = {
+    "red": np.array([0.90, 0.16, 0.18], dtype=np.float32),
+    "green": np.array([0.15, 0.72, 0.28], dtype=np.float32),
+    "blue": np.array([0.20, 0.38, 0.95], dtype=np.float32),
+    "yellow": np.array([0.96, 0.83, 0.16], dtype=np.float32),
+}
+"""RGB in [0, 1]."""
+RADII = (7.0, 9.5)
+"""Half the side of a shape's bounding box, in pixels."""
+GAP = 3.0
+"""Least free space between two bounding boxes and at the picture's edge, in pixels."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawn object; centre and radius in pixels."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+
+
+def layout(requirement: Requirement, rng: np.random.Generator) -> list[Thing]:
+    """Place the required objects at random, without overlap; what the caption leaves open is drawn at random."""
+    kinds = [
+        (item["shape"], item["colour"] or str(rng.choice(COLOURS)))
+        for item in requirement["objects"]
+        for _ in range(item["count"])
+    ]
+    while True:
+        things: list[Thing] = []
+        for shape, colour in kinds:
+            radius = float(rng.uniform(*RADII))
+            x, y = rng.uniform(radius + GAP, SIZE - radius - GAP, size=2)
+            things.append(Thing(shape, colour, float(x), float(y), radius))
+        apart = all(_apart(a, b) for i, a in enumerate(things) for b in things[:i])
+        if apart and (not requirement["relation"] or _clearly(requirement["relation"], *things)):
+            return things
+
+
+def _apart(a: Thing, b: Thing) -> bool:
+    return max(abs(a.x - b.x), abs(a.y - b.y)) >= a.radius + b.radius + GAP
+
+
+def _clearly(relation: str, a: Thing, b: Thing) -> bool:
+    """The relation holds along its axis, and that axis is the larger distance, so no other word fits better."""
+    dx, dy = b.x - a.x, b.y - a.y
+    if relation in ("left of", "right of"):
+        return abs(dx) > abs(dy) and (dx > 0) == (relation == "left of")
+    return abs(dy) > abs(dx) and (dy > 0) == (relation == "above")
+
+
+def draw(things: list[Thing]) -> NDArray[np.float32]:
+    """A picture, float32 (3, 64, 64) in [0, 1], later things over earlier ones."""
+    picture = np.broadcast_to(BACKGROUND[:, None, None], (3, SIZE, SIZE)).copy()
+    for thing in things:
+        cover = _coverage(thing)
+        picture += cover * (PALETTE[thing.colour][:, None, None] - picture)
+    return picture
+
+
+def _coverage(thing: Thing) -> NDArray[np.float32]:
+    """How much of each pixel the thing covers, from the distance to its outline (one pixel wide edge)."""
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
+    u, v, r = columns - thing.x, rows - thing.y, thing.radius
+    if thing.shape == "circle":
+        distance = np.hypot(u, v) - r
+    elif thing.shape == "square":
+        distance = np.maximum(np.abs(u), np.abs(v)) - r
+    elif thing.shape == "triangle":  # apex (0, -r), base from (-r, r) to (r, r)
+        distance = np.maximum((2 * np.abs(u) - v - r) / np.sqrt(5.0), v - r)
+    else:
+        raise ValueError(f"unknown shape {thing.shape!r}; known: {SHAPES}")
+    cover: NDArray[np.float32] = np.clip(0.5 - distance, 0, 1).astype(np.float32)
+    return cover
+
+
+def render(requirement: Requirement, rng: np.random.Generator) -> NDArray[np.float32]:
+    """One random picture of the requirement, float32 (3, 64, 64) in [0, 1]."""
+    return draw(layout(requirement, rng))

@@ -1,0 +1,106 @@
+"""What the shapes world can say: six task types (GenEval's), their captions, and the train / held-out split.
+
+A requirement is plain JSON, because it travels as a prompt's metadata::
+
+    {"task": "position", "objects": [{"shape": "circle", "colour": "red", "count": 1},
+                                     {"shape": "square", "colour": null, "count": 1}], "relation": "left of"}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from typing import Any
+
+from dgpo_plugin.prompts import Prompt
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS = ("red", "green", "blue", "yellow")
+RELATIONS = ("left of", "right of", "above", "below")
+NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
+TASKS = ("single_object", "two_objects", "counting", "colours", "colour_attribution", "position")
+OUT_OF_DOMAIN_TASK = "position"
+"""The task type that is never trained on; all its prompts are for out-of-domain evaluation."""
+HELD_OUT_FRACTION = 0.25
+
+Requirement = dict[str, Any]
+_Kinds = list[tuple[str, str | None]]
+"""(shape, colour or None) of each noun of a caption."""
+
+
+def all_prompts() -> list[Prompt]:
+    """Every prompt of the world, task by task, in a fixed order (481 of them)."""
+    return [Prompt(caption(requirement), requirement) for task in TASKS for requirement in _requirements(task)]
+
+
+def train_prompts() -> list[Prompt]:
+    """The in-domain prompts that reinforcement learning may see."""
+    return [p for p in all_prompts() if p.metadata["task"] != OUT_OF_DOMAIN_TASK and not _is_held_out(p)]
+
+
+def held_out_prompts() -> list[Prompt]:
+    """In-domain prompts whose scenes (whatever the order of words) are in no training prompt."""
+    return [p for p in all_prompts() if p.metadata["task"] != OUT_OF_DOMAIN_TASK and _is_held_out(p)]
+
+
+def out_of_domain_prompts() -> list[Prompt]:
+    """Every prompt of the task type that is never trained on."""
+    return [p for p in all_prompts() if p.metadata["task"] == OUT_OF_DOMAIN_TASK]
+
+
+def caption(requirement: Requirement) -> str:
+    """The words for a requirement: "two red circles", "a circle left of a blue square"."""
+    joiner = f" {requirement['relation']} " if requirement["relation"] else " and "
+    return joiner.join(_noun_phrase(**item) for item in requirement["objects"])
+
+
+def _noun_phrase(shape: str, colour: str | None, count: int) -> str:
+    noun = f"{colour} {shape}" if colour else shape
+    return f"a {noun}" if count == 1 else f"{NUMBER_WORDS[count]} {noun}s"
+
+
+def _requirements(task: str) -> list[Requirement]:
+    things: _Kinds = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+    pairs = list(itertools.permutations(SHAPES, 2))
+    if task == "single_object":
+        return [_requirement(task, [(shape, None)]) for shape in SHAPES]
+    if task == "two_objects":
+        return [_requirement(task, [(first, None), (second, None)]) for first, second in pairs]
+    if task == "counting":
+        kinds: _Kinds = [(shape, colour) for shape in SHAPES for colour in (None, *COLOURS)]
+        return [_requirement(task, [kind], count=count) for kind in kinds for count in NUMBER_WORDS]
+    if task == "colours":
+        return [_requirement(task, [thing]) for thing in things]
+    if task == "colour_attribution":
+        return [_requirement(task, [a, b]) for a, b in itertools.permutations(things, 2) if a[1] != b[1]]
+    plain: list[_Kinds] = [[(first, None), (second, None)] for first, second in pairs]
+    coloured: list[_Kinds] = [[a, b] for a, b in itertools.permutations(things, 2) if a[0] != b[0] and a[1] != b[1]]
+    return [_requirement(task, pair, relation=relation) for pair in plain + coloured for relation in RELATIONS]
+
+
+def _requirement(task: str, kinds: _Kinds, count: int = 1, relation: str | None = None) -> Requirement:
+    objects = [{"shape": shape, "colour": colour, "count": count} for shape, colour in kinds]
+    return {"task": task, "objects": objects, "relation": relation}
+
+
+def _scene_key(prompt: Prompt) -> str:
+    """Equal for two captions of the same scene ("a circle and a square", "a square and a circle")."""
+    objects = sorted(json.dumps(item, sort_keys=True) for item in prompt.metadata["objects"])
+    return hashlib.blake2b(json.dumps([prompt.metadata["task"], objects]).encode(), digest_size=8).hexdigest()
+
+
+def _held_out_keys() -> frozenset[str]:
+    held_out: set[str] = set()
+    for task in TASKS:
+        keys = sorted({_scene_key(Prompt(caption(r), r)) for r in _requirements(task)})
+        held_out.update(keys[: math.ceil(len(keys) * HELD_OUT_FRACTION)])
+    return frozenset(held_out)
+
+
+_HELD_OUT_KEYS = _held_out_keys()
+
+
+def _is_held_out(prompt: Prompt) -> bool:
+    return _scene_key(prompt) in _HELD_OUT_KEYS

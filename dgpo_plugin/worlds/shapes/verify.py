@@ -1,0 +1,185 @@
+"""Read a picture back and judge it against its requirement, by rules, the way GenEval does with a detector.
+
+A pixel belongs to the palette colour whose direction from the background it shares; a thing is a connected
+component of one colour; it is a circle, a square or a triangle if it overlaps that figure, fitted to its
+bounding box, with an intersection over union of at least ``MIN_IOU``, and is neither a fragment nor a blur.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+
+from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE
+from dgpo_plugin.worlds.shapes.scenes import COLOURS, SHAPES, Requirement
+
+MIN_AREA = 12
+"""Smaller components (pixels) are specks, not things."""
+MIN_IOU = 0.82
+MAX_ASPECT = 1.35
+"""Longer over shorter side of the bounding box, for a thing that may be named."""
+MIN_SIDE = 11
+"""Pixels of the longer side: things are drawn 13 and up, and the top half of a triangle is a triangle again."""
+MIN_SOLIDITY = 0.75
+"""Mean coverage of a thing's pixels: 0.89 and up as drawn, below this once blurred by 4 pixels (any blob is round)."""
+MIN_COSINE = 0.93
+"""Below this a coloured pixel is of no palette colour."""
+MIN_COVERAGE = 0.5
+"""A pixel is foreground from half of the full colour on."""
+MIN_OFFSET = 8.0
+"""Pixels between two centres along an axis for one to be left of / above the other."""
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One thing found in a picture. ``x`` and ``y`` are its bounding box's centre in pixels."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    area: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``strict``: exactly what was asked for and nothing else. ``partial``: the share of it, in [0, 1]."""
+
+    strict: bool
+    partial: float
+
+
+def detect(images: NDArray[np.float32]) -> list[list[Detection]]:
+    """Find the things in each picture.
+
+    Args:
+        images: float (N, 3, H, W) in [0, 1].
+    """
+    count, _, height, width = images.shape
+    masks, coverage = _colour_masks(images)
+    in_plane = np.zeros((3, 3, 3), dtype=int)
+    in_plane[1] = [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
+    labels, found = ndimage.label(masks.reshape(-1, height, width), structure=in_plane)
+    detections: list[list[Detection]] = [[] for _ in range(count)]
+    if not found:
+        return detections
+    plane, row, column = np.nonzero(labels)
+    label = labels[plane, row, column] - 1
+    area = np.bincount(label, minlength=found)
+    boxes = ndimage.find_objects(labels)
+    low_row, high_row = (np.array([getattr(box[1], side) for box in boxes], dtype=float) for side in ("start", "stop"))
+    low_column, high_column = (
+        np.array([getattr(box[2], side) for box in boxes], dtype=float) for side in ("start", "stop")
+    )
+    owner = np.array([box[0].start for box in boxes])
+    x, y = (low_column + high_column) / 2, (low_row + high_row) / 2
+    half_width, half_height = (high_column - low_column) / 2, (high_row - low_row) / 2
+    u = (column + 0.5 - x[label]) / half_width[label]
+    v = (row + 0.5 - y[label]) / half_height[label]
+    ious = np.stack([_iou(shape, u, v, label, area, 4 * half_width * half_height) for shape in SHAPES])
+    aspect = np.maximum(half_width, half_height) / np.minimum(half_width, half_height)
+    side = 2 * np.maximum(half_width, half_height)
+    colours = (*COLOURS, UNKNOWN)
+    solidity = np.bincount(label, coverage[plane // len(colours), row, column], minlength=found) / area
+    named = (ious.max(0) >= MIN_IOU) & (aspect <= MAX_ASPECT) & (side >= MIN_SIDE) & (solidity >= MIN_SOLIDITY)
+    best = ious.argmax(0)
+    for index in np.nonzero(area >= MIN_AREA)[0]:
+        shape = SHAPES[best[index]] if named[index] else UNKNOWN
+        picture, colour = divmod(int(owner[index]), len(colours))
+        detections[picture].append(
+            Detection(shape, colours[colour], float(x[index]), float(y[index]), int(area[index]))
+        )
+    return detections
+
+
+def _colour_masks(images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Which pixels are of which colour, and how much of it they have.
+
+    Returns:
+        (N, colours + 1, H, W), the last plane for no palette colour; and coverage (N, H, W), 0 background, 1 full.
+    """
+    offset = images - BACKGROUND[:, None, None]
+    directions = np.stack([PALETTE[colour] - BACKGROUND for colour in COLOURS])
+    lengths = np.linalg.norm(directions, axis=1)
+    along = np.einsum("kc,nchw->nkhw", directions / lengths[:, None], offset)
+    norm = np.linalg.norm(offset, axis=1)
+    best = along.argmax(1)
+    highest = along.max(1)
+    pure = highest >= MIN_COSINE * norm
+    coverage: NDArray[np.float32] = np.where(pure, highest / lengths[best], norm / lengths.min())
+    foreground = coverage >= MIN_COVERAGE
+    plane = np.where(pure, best, len(COLOURS))
+    planes: NDArray[np.bool_] = (plane[:, None] == np.arange(len(COLOURS) + 1)[:, None, None]) & foreground[:, None]
+    return planes, coverage
+
+
+def _iou(
+    shape: str,
+    u: NDArray[np.float64],
+    v: NDArray[np.float64],
+    label: NDArray[np.int64],
+    area: NDArray[np.int64],
+    box_area: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Overlap of each component with the figure inscribed in its bounding box, (u, v) in [-1, 1]."""
+    if shape == "circle":
+        inside, share = u**2 + v**2 <= 1, np.pi / 4
+    elif shape == "square":
+        inside, share = np.ones_like(u, dtype=bool), 1.0
+    else:
+        inside, share = 2 * np.abs(u) <= v + 1, 0.5
+    overlap = np.bincount(label[inside], minlength=len(area))
+    iou: NDArray[np.float64] = overlap / (area + share * box_area - overlap)
+    return iou
+
+
+def judge(found: Sequence[Detection], requirement: Requirement) -> Verdict:
+    """Compare what was found with what was asked for.
+
+    Partial credit is the best one-to-one assignment of found to required things (half for the shape, half for
+    the colour where one is asked for), over the larger of the two counts, so that a missing and a superfluous
+    thing cost the same. A relation counts as one more thing, and only between things of the right shape.
+    """
+    wanted = [item for item in requirement["objects"] for _ in range(item["count"])]
+    size = max(len(wanted), len(found))
+    scores = np.array([[_match(thing, item) for thing in found] for item in wanted]).reshape(len(wanted), len(found))
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    credit = float(scores[rows, columns].sum())
+    if requirement["relation"]:
+        size += 1
+        # Equally good assignments may differ in the relation: the best counts, whatever the order of ``found``.
+        first, second = ([i for i, thing in enumerate(found) if thing.shape == item["shape"]] for item in wanted)
+        related = [
+            float(scores[0, i] + scores[1, j]) + 1
+            for i, j in itertools.product(first, second)
+            if i != j and _holds(requirement["relation"], found[i], found[j])
+        ]
+        credit = max([credit, *related])
+    partial = credit / size
+    return Verdict(strict=partial > 1 - 1e-9, partial=partial)
+
+
+def _match(thing: Detection, item: Requirement) -> float:
+    shape = float(thing.shape == item["shape"])
+    if item["colour"] is None:
+        # A thing of no palette colour is not a clean "circle" either.
+        return shape if thing.colour != UNKNOWN else 0.5 * shape
+    return 0.5 * shape + 0.5 * float(thing.colour == item["colour"])
+
+
+def _holds(relation: str, a: Detection, b: Detection) -> bool:
+    dx, dy = b.x - a.x, b.y - a.y
+    offset = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
+    return bool(offset >= MIN_OFFSET)
+
+
+def verify(images: NDArray[np.float32], requirements: Sequence[Requirement]) -> list[Verdict]:
+    """One verdict a picture; images float (N, 3, 64, 64) in [0, 1], as many requirements."""
+    return [judge(found, wanted) for found, wanted in zip(detect(images), requirements, strict=True)]

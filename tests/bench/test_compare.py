@@ -1,0 +1,196 @@
+"""The harness end to end on a budget of seconds: equal cost, continuation, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from dgpo_bench.cli import main, parse_budget
+from dgpo_bench.evaluate import colour_entropy, diversity, palette_error, sharpness
+from dgpo_bench.preset import bench_preset_names, load_preset
+from dgpo_bench.results import Results, read_results
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE, SIZE, Thing, draw
+
+EVALUATIONS = 1500
+
+
+def small_preset(folder: Path) -> str:
+    """The shipped comparison with everything that costs time made small."""
+    values = yaml.safe_load(bench_preset_names()["shapes"].read_text())
+    values["shared"]["rollout"] = {"steps": 4}
+    values["shared"]["training"] |= {"prompts_per_iteration": 4, "group_size": 4}
+    values["algorithms"]["dgpo"]["algorithm"] |= {"noisiest_steps": 3, "timesteps": 2}
+    values["algorithms"]["flow-grpo-fast"]["algorithm"] |= {"window": 1, "window_range": 2}
+    for name in ("flow-grpo", "flow-grpo-fast"):
+        values["algorithms"][name]["training"]["updates_per_iteration"] = 2
+    values["evaluation"] |= {"prompts_per_task": 1, "images_per_prompt": 2, "steps": 3, "schedule": [0.5]}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def compare(preset: str, output: Path, *extra: str) -> Result:
+    arguments = ["compare", preset, "--output", str(output), "--seeds", "1", "--threads", "1", *extra]
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("compare")
+    preset = small_preset(folder)
+    result = compare(preset, folder / "out", "--evaluations", str(EVALUATIONS))
+    assert result.exit_code == 0, (result.output, result.exception)
+    return preset, folder / "out"
+
+
+@pytest.mark.slow
+def test_every_run_is_there_and_within_the_budget(finished: tuple[str, Path]) -> None:
+    results = read_results(finished[1] / "results.json")
+    assert results.complete
+    assert sorted(run.algorithm for run in results.runs) == ["dgpo", "flow-grpo", "flow-grpo-fast"]
+    for run in results.runs:
+        first, *_, last = run.evaluations
+        assert (first.iteration, first.seconds, first.denoiser_evaluations) == (0, 0, 0)
+        assert 0.5 * EVALUATIONS < last.denoiser_evaluations <= EVALUATIONS
+        assert last.seconds > 0
+        assert set(first.metrics) == set(results.metrics)
+        assert (finished[1] / run.adapter).exists()
+        costs = [evaluation.denoiser_evaluations for evaluation in run.evaluations]
+        assert costs == sorted(costs)
+        assert len(costs) >= 3
+
+
+@pytest.mark.slow
+def test_all_runs_start_from_the_same_base(finished: tuple[str, Path]) -> None:
+    results = read_results(finished[1] / "results.json")
+    bases = [run.evaluations[0].metrics for run in results.runs]
+    assert all(base == bases[0] for base in bases)
+    assert bases[0]["drift"] == pytest.approx(0, abs=1e-9)
+    assert {settings["lora"]["rank"] for settings in results.settings.values()} == {16}
+
+
+@pytest.mark.slow
+def test_files_for_people_and_programs(finished: tuple[str, Path]) -> None:
+    folder = finished[1]
+    html = (folder / "report.html").read_text()
+    assert "DGPO" in html
+    assert html.count("data:image/png;base64,") >= 4
+    with (folder / "curves.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == sum(len(run.evaluations) for run in read_results(folder / "results.json").runs)
+    assert "accuracy" in rows[0]
+
+
+@pytest.mark.slow
+def test_report_is_drawn_again_from_the_results(finished: tuple[str, Path]) -> None:
+    before = (finished[1] / "report.html").read_text()
+    (finished[1] / "report.html").unlink()
+    assert CliRunner().invoke(main, ["report", str(finished[1])]).exit_code == 0
+    assert (finished[1] / "report.html").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_stopped_comparison_goes_on_with_what_is_missing(finished: tuple[str, Path]) -> None:
+    preset, folder = finished
+    kept = folder / "runs" / "dgpo-seed0" / "run.json"
+    lost = folder / "runs" / "flow-grpo-fast-seed0" / "run.json"
+    stamp, before = kept.stat().st_mtime_ns, json.loads(lost.read_text())["run"]["evaluations"]
+    lost.unlink()
+    result = compare(preset, folder, "--evaluations", str(EVALUATIONS))
+    assert result.exit_code == 0, result.output
+    assert kept.stat().st_mtime_ns == stamp
+    after = json.loads(lost.read_text())["run"]["evaluations"]
+    # The same seed gives the same numbers; only the clock differs.
+    assert [e["metrics"] for e in after] == [e["metrics"] for e in before]
+    assert read_results(folder / "results.json").complete
+
+
+@pytest.mark.slow
+def test_another_plan_does_not_mix_with_an_old_folder(finished: tuple[str, Path]) -> None:
+    preset, folder = finished
+    result = compare(preset, folder, "--evaluations", str(EVALUATIONS + 1))
+    assert result.exit_code == 2
+    assert "another budget" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_budget_for_no_iteration_is_refused(tmp_path: Path) -> None:
+    result = compare(small_preset(tmp_path), tmp_path / "out", "--evaluations", "10", "--algorithms", "dgpo")
+    assert result.exit_code == 2
+    assert "one iteration of dgpo takes" in result.stderr
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "shape"], "did you mean 'shapes'"),
+        (["compare", "shapes", "--algorithms", "dgpo,flowgrpo"], "did you mean 'flow-grpo'"),
+        (["compare", "shapes", "--budget", "soon"], "write a time such as 120s"),
+        (["compare", "shapes", "--budget", "0s"], "more than nothing"),
+        (["compare", "shapes", "--evaluations", "0"], "more than nothing"),
+        (["compare", "shapes", "--budget", "1s", "--evaluations", "5"], "one of the two"),
+        (["report", "nowhere"], "nowhere/results.json"),
+        (["evaluate", "shapes", "--adapter", "no.safetensors"], "no.safetensors"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.fast
+def test_budgets_are_read() -> None:
+    assert [parse_budget(text).amount for text in ("90", "120s", "2m", "0.5h")] == [90, 120, 120, 1800]
+
+
+@pytest.mark.fast
+def test_shipped_presets_share_what_must_be_equal() -> None:
+    for name in bench_preset_names():
+        preset = load_preset(name)
+        configs = [preset.run_config(algorithm, 0) for algorithm in preset.algorithms]
+        assert {config.lora for config in configs} == {configs[0].lora}
+        assert {config.prompts for config in configs} == {configs[0].prompts}
+        assert {config.model for config in configs} == {configs[0].model}
+        geometry = {(c.training.prompts_per_iteration, c.training.group_size, c.rollout.steps) for c in configs}
+        assert len(geometry) == 1
+
+
+@pytest.mark.fast
+def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"schema_version": 99}))
+    with pytest.raises(UserError, match="schema version 99"):
+        read_results(tmp_path / "results.json")
+    assert Results.model_fields["schema_version"].default == 1
+
+
+def picture(*things: Thing) -> np.ndarray:
+    return draw(list(things))
+
+
+@pytest.mark.fast
+def test_statistics_notice_what_they_are_for() -> None:
+    sharp = picture(Thing("square", "red", 20, 20, 8), Thing("circle", "blue", 44, 44, 8))
+    blurred = sum(np.roll(sharp, shift, axis) for shift in (-1, 0, 1) for axis in (1, 2)) / 6
+    assert sharpness(blurred[None]) < 0.6 * sharpness(sharp[None])
+    faded = sharp * 0.6
+    assert palette_error(faded[None]) > palette_error(sharp[None]) + 0.05
+    blank = np.broadcast_to(BACKGROUND[:, None, None], sharp.shape).astype(np.float32)
+    assert palette_error(blank[None]) == 0
+    assert colour_entropy(blank[None]) == pytest.approx(0)
+    half = blank.copy()
+    half[:, :, : SIZE // 2] = PALETTE["yellow"][:, None, None]
+    assert colour_entropy(half[None]) == pytest.approx(1)
+    assert diversity(np.stack([[sharp, sharp]])) == pytest.approx(0, abs=1e-6)
+    distance = np.sqrt(np.mean((sharp - blank) ** 2))
+    assert diversity(np.stack([[sharp, blank]])) == pytest.approx(float(distance), rel=1e-4)

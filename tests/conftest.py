@@ -1,0 +1,47 @@
+"""Shared by all tests: one thread (equal bits, no contention), quiet libraries, the shipped pipeline loaded once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from dgpo_plugin.cli import quieten
+from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig, load_config
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.models import load_model
+
+quieten()
+torch.set_num_threads(1)
+
+SMALL = (
+    "training.prompts_per_iteration=2",
+    "training.group_size=4",
+    "training.iterations=2",
+    "evaluation.images=8",
+    "evaluation.steps=4",
+    "logging.sample_images=4",
+    "rollout.steps=4",
+    "algorithm.timesteps=2",
+    "algorithm.noisiest_steps=3",
+)
+"""Overrides that make the shapes preset a matter of a second or two."""
+
+
+@pytest.fixture
+def small_config() -> RunConfig:
+    return load_config("shapes", SMALL)
+
+
+@pytest.fixture
+def policy() -> Policy:
+    """A fresh policy whose adapter does something: lora_B is not zero as after peft's start."""
+    policy = Policy(load_model(ModelConfig(max_sequence_length=1)), LoraConfig(rank=4, alpha=8), seed=0)
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in zip(policy.names, policy.parameters, strict=True):
+        if name.endswith("lora_B"):
+            parameter.data.normal_(0, 0.05, generator=generator)
+    return policy

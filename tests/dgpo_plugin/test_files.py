@@ -1,0 +1,91 @@
+"""Whatever happens while a file is written, it is the old one or the new one, and nothing is left beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.files import atomic_path, write_text_atomically
+
+pytestmark = pytest.mark.fast
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_file_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "a.json"
+    with atomic_path(target) as temporary:
+        temporary.write_text("half")
+        assert not target.exists()
+        temporary.write_text("whole")
+        assert temporary.parent == target.parent  # the same disk, so that the rename is atomic
+        assert temporary.suffix == target.suffix
+    assert target.read_text() == "whole"
+    assert names(target.parent) == ["a.json"]
+
+
+def test_the_old_file_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old and longer")
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old and longer"
+    assert target.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()])
+def test_on_an_exception_the_old_file_stays_and_nothing_else_does(tmp_path: Path, error: BaseException) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def fail() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def fail() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device"):
+        fail()
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    # A file in the folder's place: tests may run as root, whom permissions do not stop.
+    (tmp_path / "file").write_text("in the way")
+    target = tmp_path / "file" / "below" / "a.txt"
+    with pytest.raises(UserError, match="cannot write") as caught:
+        write_text_atomically(target, "text")
+    assert str(target) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_in_the_files_place(tmp_path: Path) -> None:
+    (tmp_path / "a.txt" / "inside").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot write"):
+        write_text_atomically(tmp_path / "a.txt", "text")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_text_is_utf8(tmp_path: Path) -> None:
+    write_text_atomically(tmp_path / "a.txt", "é ☃")
+    assert (tmp_path / "a.txt").read_bytes() == "é ☃".encode()

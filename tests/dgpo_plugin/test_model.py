@@ -1,0 +1,205 @@
+"""Our model against diffusers' own pipeline: conditioning, sampling, decoding, and the adapter in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.export import apply_adapter, describe_adapter, export_adapter, folded_tensors, read_adapter
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.models import load_model
+from dgpo_plugin.models.base import EMBEDDED, _locate
+from dgpo_plugin.models.sd3 import SD3Model
+from dgpo_plugin.sampling import fixed_noise, sample_latents
+
+pytestmark = pytest.mark.fast
+PROMPTS = ["a red circle", "two blue squares", "a green triangle left of a yellow circle"]
+
+
+def plain_pipeline() -> StableDiffusion3Pipeline:
+    """What a user has who knows nothing of us."""
+    pipeline = StableDiffusion3Pipeline.from_pretrained(_locate("shapes"))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pipeline_latents(pipeline: StableDiffusion3Pipeline, noise: torch.Tensor, guidance: float) -> torch.Tensor:
+    return pipeline(
+        PROMPTS,
+        latents=noise.clone(),
+        num_inference_steps=10,
+        guidance_scale=guidance,
+        max_sequence_length=1,
+        output_type="latent",
+    ).images
+
+
+def test_shipped_pipeline_is_small_float32_and_runs_plainly() -> None:
+    folder = _locate(EMBEDDED and "shapes")
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 10 * 2**20
+    assert not [file for file in folder.rglob("*") if file.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+    pipeline = plain_pipeline()
+    assert pipeline.transformer.dtype == pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32
+    assert pipeline.transformer.config.attention_head_dim == 64
+    assert pipeline.transformer.config.in_channels == 16
+    assert pipeline("a red circle", num_inference_steps=2).images[0].size == (64, 64)
+
+
+def test_conditioning_is_the_pipelines_own() -> None:
+    encoded = load_model(ModelConfig(max_sequence_length=1)).encode(PROMPTS)
+    context, _, pooled, _ = plain_pipeline().encode_prompt(
+        prompt=PROMPTS, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False, max_sequence_length=1
+    )
+    assert torch.equal(encoded.tensors["context"], context)
+    assert torch.equal(encoded.tensors["pooled"], pooled)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_sampling_is_the_pipelines_own(guidance: float) -> None:
+    model = load_model(ModelConfig(max_sequence_length=1))
+    noise = fixed_noise(model, len(PROMPTS), 0)
+    ours = sample_latents(model, PROMPTS, noise, 10, guidance)
+    assert torch.allclose(ours, pipeline_latents(plain_pipeline(), noise, guidance), atol=1e-4)
+
+
+def test_decoding_is_the_pipelines_own() -> None:
+    model = load_model(ModelConfig(max_sequence_length=1))
+    noise = fixed_noise(model, len(PROMPTS), 0)
+    ours = model.decode(sample_latents(model, PROMPTS, noise, 10, 1.0)).permute(0, 2, 3, 1).numpy()
+    theirs = plain_pipeline()(
+        PROMPTS, latents=noise, num_inference_steps=10, guidance_scale=1.0, max_sequence_length=1, output_type="np"
+    ).images
+    assert np.abs(ours - theirs).max() < 1e-4
+
+
+def test_schedule_is_the_pipelines_own_and_shift_overrides_it() -> None:
+    model = load_model(ModelConfig(max_sequence_length=1))
+    assert isinstance(model, SD3Model)
+    pipeline = plain_pipeline()
+    pipeline.scheduler.set_timesteps(10)
+    assert model.sigmas(10, None) == pytest.approx(pipeline.scheduler.sigmas.tolist(), abs=0)
+    assert model.sigmas(10, 1.0)[5] < model.sigmas(10, 3.0)[5]
+
+
+def save(policy: Policy, path: Path) -> None:
+    export_adapter(policy, policy.copy_weights(), path, RunConfig(), steps=7, reward_before=0.25, reward_after=0.5)
+
+
+def test_adapter_gives_the_same_pictures_in_diffusers(policy: Policy, tmp_path: Path) -> None:
+    noise = fixed_noise(policy.model, len(PROMPTS), 0)
+    ours = sample_latents(policy.model, PROMPTS, noise, 10, 1.0)
+    save(policy, tmp_path / "adapter.safetensors")
+    pipeline = plain_pipeline()
+    base = pipeline_latents(pipeline, noise, 1.0)
+    pipeline.load_lora_weights(tmp_path / "adapter.safetensors")
+    theirs = pipeline_latents(pipeline, noise, 1.0)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert (ours - base).abs().max() > 0.05, "the adapter of this test must change the pictures"
+
+
+def test_adapter_merged_strictly_gives_the_policys_pictures(policy: Policy, tmp_path: Path) -> None:
+    save(policy, tmp_path / "adapter.safetensors")
+    merged = load_model(ModelConfig(max_sequence_length=1))
+    apply_adapter(merged, tmp_path / "adapter.safetensors")
+    noise = fixed_noise(policy.model, len(PROMPTS), 0)
+    ours = sample_latents(policy.model, PROMPTS, noise, 10, 1.0)
+    assert torch.allclose(sample_latents(merged, PROMPTS, noise, 10, 1.0), ours, atol=1e-4)
+
+
+def test_adapter_has_alpha_folded_and_says_what_it_is(policy: Policy, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    save(policy, path)
+    tensors, header = read_adapter(path)
+    assert all(name.startswith("transformer.transformer_blocks.") for name in tensors)
+    assert not [name for name in tensors if "alpha" in name]
+    name = next(name for name in policy.names if name.endswith("lora_B"))
+    raw = policy.parameters[policy.names.index(name)].detach()
+    assert torch.equal(tensors[f"transformer.{name}.weight"], raw * 2.0)  # alpha 8 over rank 4
+    assert header["ss_network_dim"] == header["ss_network_alpha"] == "4"
+    assert header["dgpo.original_alpha"] == "8"
+    assert header["modelspec.architecture"] == "stable-diffusion-3-medium/lora"
+    card = dict(describe_adapter(path))
+    assert card["reward before"] == "0.250000"
+    assert card["optimizer steps"] == "7"
+    assert card["content hash"].endswith("(matches)")
+
+
+def test_adapter_for_another_base_is_refused(policy: Policy, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    policy.model.identity = {"path": "somebody/else", "weights_hash": "0" * 64}
+    save(policy, path)
+    fresh = load_model(ModelConfig(max_sequence_length=1))
+    with pytest.raises(UserError, match="trained on somebody/else"):
+        apply_adapter(fresh, path)
+    apply_adapter(fresh, path, any_base=True)
+
+
+def test_keys_that_match_nothing_are_counted(policy: Policy, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name.replace("attn.to_q", "attn.to_nowhere"): t for name, t in _folded(policy).items()}
+    save_file(tensors, tmp_path / "bad.safetensors")
+    wrong = sum("to_nowhere" in name for name in tensors)
+    with pytest.raises(UserError, match=f"{wrong} of {len(tensors)} tensors match no weight"):
+        apply_adapter(load_model(ModelConfig(max_sequence_length=1)), tmp_path / "bad.safetensors", any_base=True)
+
+
+def _folded(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in folded_tensors(policy, policy.copy_weights()).items()}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not safetensors at all", b"\x10" + b"\0" * 40])
+def test_broken_adapter_file_is_one_clear_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "adapter.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="adapter .*adapter.safetensors") as caught:
+        read_adapter(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        load_model(ModelConfig(path="./nowhere"))
+    with pytest.raises(UserError, match="no model_index.json"):
+        load_model(ModelConfig(path=str(tmp_path)))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "OtherPipeline"}')
+    with pytest.raises(UserError, match="OtherPipeline is not supported; supported: StableDiffusion3Pipeline"):
+        load_model(ModelConfig(path=str(tmp_path)))
+
+
+def test_reference_and_copies_leave_the_policy_as_it_was(policy: Policy) -> None:
+    noise = fixed_noise(policy.model, 3, 0)
+    asked = policy.model.encode(PROMPTS)
+    with torch.no_grad():
+        before = policy.velocity(noise, 0.5, asked)
+        with policy.as_reference():
+            base = policy.velocity(noise, 0.5, asked)
+        with policy.with_weights([torch.zeros_like(parameter) for parameter in policy.parameters]):
+            zeroed = policy.velocity(noise, 0.5, asked)
+        after = policy.velocity(noise, 0.5, asked)
+    assert torch.equal(before, after)
+    assert torch.allclose(base, zeroed, atol=1e-6)
+    assert not torch.allclose(base, before, atol=1e-3)
+
+
+def test_lora_targets_that_match_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="lora.target_modules"):
+        Policy(load_model(ModelConfig()), LoraConfig(target_modules=("attn.nope",)), seed=0)
+
+
+def test_denoiser_evaluations_are_counted(policy: Policy) -> None:
+    noise, asked = fixed_noise(policy.model, 3, 0), policy.model.encode(PROMPTS)
+    with torch.no_grad():
+        policy.velocity(noise, 0.5, asked)
+        assert policy.denoiser_evaluations == 3
+        policy.velocity(noise, 0.5, asked, guidance=2.0)
+    assert policy.denoiser_evaluations == 9
+    policy.velocity(noise, 0.5, asked)
+    assert policy.denoiser_evaluations == 18

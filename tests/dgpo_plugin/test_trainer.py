@@ -1,0 +1,212 @@
+"""The loop: geometry, micro-batches, determinism, learning, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_plugin.advantages import normalise
+from dgpo_plugin.algorithms import Draw, make_algorithm
+from dgpo_plugin.config import RunConfig, load_config
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.rollout import Rollout
+from dgpo_plugin.trainer import Trainer
+from tests.conftest import SMALL
+
+ALGORITHMS = ["dgpo", "flow-grpo", "flow-grpo-fast"]
+PLAIN = [override for override in SMALL if not override.startswith("algorithm.")]
+
+
+def config_for(algorithm: str, *overrides: str) -> RunConfig:
+    own = {
+        "dgpo": ["algorithm.timesteps=2", "algorithm.noisiest_steps=3"],
+        "flow-grpo": ["algorithm.name=flow-grpo", "algorithm.guidance=1", "algorithm.kl_weight=0.04"],
+        "flow-grpo-fast": ["algorithm.name=flow-grpo-fast", "algorithm.window_range=3"],
+    }
+    return load_config("shapes", [*PLAIN, *own[algorithm], *overrides])
+
+
+def in_float64(policy: Policy) -> None:
+    """Run the denoiser in float64, so that the order of summation cannot hide or explain a difference."""
+    policy.model.denoiser.double()
+    velocity = policy.model.velocity
+
+    def double_velocity(latents: Tensor, sigma: float, conditioning: object) -> Tensor:
+        model = policy.model
+        tensors = conditioning.tensors  # type: ignore[attr-defined]
+        return model.denoiser(
+            hidden_states=latents.double(),
+            encoder_hidden_states=tensors["context"].double(),
+            pooled_projections=tensors["pooled"].double(),
+            timestep=torch.full((len(latents),), sigma * 1000).double(),
+            return_dict=False,
+        )[0]
+
+    del velocity
+    policy.model.velocity = double_velocity  # type: ignore[method-assign]
+
+
+def rollout_and_advantages(config: RunConfig, policy: Policy) -> tuple[Rollout, Tensor]:
+    algorithm = make_algorithm(config, policy)
+    conditioning = policy.model.encode(["a red circle", "two blue squares"])
+    rollout = algorithm.sample(policy, conditioning, [0, 1], 4, Draw(0, 0))
+    rewards = torch.rand(2, 4, generator=torch.Generator().manual_seed(1)).double()
+    return rollout, normalise(rewards, algorithm.advantage_std)
+
+
+def gradients(config: RunConfig, policy: Policy, rollout: Rollout, advantages: Tensor, steps: int = 0) -> list[Tensor]:
+    """The gradient of one update; ``steps`` > 0 makes the old policy another than the policy."""
+    algorithm = make_algorithm(config, policy)
+    if steps:
+        algorithm.after_step(policy, steps)
+        for old in getattr(algorithm, "old_weights", []):
+            old.mul_(0.9)
+    for parameter in policy.parameters:
+        parameter.grad = None
+    algorithm.accumulate_gradient(policy, rollout, advantages, Draw(0, 0), lambda loss: loss.backward())
+    return [parameter.grad.clone() for parameter in policy.parameters]  # type: ignore[union-attr]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("algorithm", "extra"),
+    [
+        ("dgpo", []),
+        ("dgpo", ["algorithm.kl_weight=0.5", "algorithm.clip=0.001"]),
+        ("dgpo", ["algorithm.reference=old_policy", "algorithm.kl_weight=0.5"]),
+        ("dgpo", ["algorithm.reference_guidance=3", "algorithm.rollout_guidance=2"]),
+        ("flow-grpo", []),
+        ("flow-grpo-fast", []),
+    ],
+)
+def test_micro_batch_size_never_changes_the_gradient(policy: Policy, algorithm: str, extra: list[str]) -> None:
+    in_float64(policy)
+    config = config_for(algorithm, *extra)
+    rollout, advantages = rollout_and_advantages(config, policy)
+    whole = gradients(config, policy, rollout, advantages, steps=3)
+    assert max(float(g.abs().max()) for g in whole) > 0
+    for size in (1, 3, 4, 7):
+        parts = config_for(algorithm, *extra, f"training.micro_batch_size={size}")
+        for a, b in zip(whole, gradients(parts, policy, rollout, advantages, steps=3), strict=True):
+            # float32 parameters under float64 sums: only the last float32 bits may differ.
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_order_of_images_in_a_group_does_not_matter(policy: Policy, algorithm: str) -> None:
+    in_float64(policy)
+    config = config_for(algorithm)
+    rollout, advantages = rollout_and_advantages(config, policy)
+    order = torch.tensor([2, 0, 3, 1])
+    images = torch.cat([order, 4 + order])
+    trajectory = rollout.trajectory and type(rollout.trajectory)(
+        rollout.trajectory.steps,
+        rollout.trajectory.noisy_latents[:, images],
+        rollout.trajectory.next_latents[:, images],
+        rollout.trajectory.log_probability[:, images],
+    )
+    shuffled = Rollout(
+        rollout.conditioning[images], rollout.latents[images], rollout.sigmas, 4, rollout.slots, trajectory
+    )
+    plain = gradients(config, policy, rollout, advantages)
+    for a, b in zip(plain, gradients(config, policy, shuffled, advantages[:, order]), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_training_is_deterministic_and_seeded(algorithm: str) -> None:
+    def weights(seed: int) -> list[Tensor]:
+        trainer = Trainer(config_for(algorithm, f"training.seed={seed}"))
+        for _ in trainer.iterations():
+            pass
+        return trainer.policy.copy_weights()
+
+    first, again, other = weights(0), weights(0), weights(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_first_ratio_is_one_and_kl_zero(policy: Policy, algorithm: str) -> None:
+    """The policy that sampled is the one that is trained: nothing is clipped on the first update."""
+    config = config_for(algorithm)
+    rollout, advantages = rollout_and_advantages(config, policy)
+    logged = make_algorithm(config, policy).accumulate_gradient(
+        policy, rollout, advantages, Draw(0, 0), lambda loss: None
+    )
+    assert logged["clip_fraction"] == 0
+    if "ratio" in logged:
+        assert logged["ratio"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.fast
+def test_training_noise_is_shared_inside_a_group_and_not_between(policy: Policy) -> None:
+    draw = Draw(0, 3)
+    noise = draw.initial_noise((2, 2), [0, 1], 2)
+    assert len({tuple(n.flatten().tolist()) for n in noise}) == 4
+    assert torch.equal(draw.noise((4,), "training noise", 1, 0), draw.noise((4,), "training noise", 1, 0))
+    assert not torch.equal(draw.noise((4,), "training noise", 1, 0), draw.noise((4,), "training noise", 1, 1))
+    assert not torch.equal(draw.noise((4,), "training noise", 1, 0), Draw(0, 4).noise((4,), "training noise", 1, 0))
+
+
+class Scripted:
+    """A reward that returns what the test wants."""
+
+    def __init__(self, values: Callable[[int], Tensor]) -> None:
+        self.values = values
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return self.values(len(images))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda n: torch.full((n,), float("nan")), "8 of 8 values are not finite"),
+        (lambda n: torch.tensor([float("inf")] + [0.0] * (n - 1)), "1 of 8 values are not finite"),
+        (lambda n: torch.zeros(n - 1), r"returned shape \(7,\) for 8 images"),
+        (lambda n: torch.zeros(n, 1), r"returned shape \(8, 1\) for 8 images"),
+    ],
+)
+def test_broken_rewards_stop_the_run(small_config: RunConfig, values: Callable[[int], Tensor], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        next(Trainer(small_config, reward=Scripted(values)).iterations())
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_rewards_that_never_differ_train_nothing_but_the_kl_term(algorithm: str) -> None:
+    trainer = Trainer(config_for(algorithm, "algorithm.kl_weight=0"), reward=Scripted(torch.ones))
+    before = trainer.policy.copy_weights()
+    record = next(trainer.iterations())
+    assert record["constant_groups"] == 1
+    assert record["grad_norm"] == 0
+    change = max(float((a - b).abs().max()) for a, b in zip(before, trainer.policy.parameters, strict=True))
+    assert change < 1e-6  # weight decay alone
+
+
+@pytest.mark.fast
+def test_updates_split_the_groups_and_count_as_steps() -> None:
+    trainer = Trainer(config_for("flow-grpo", "training.updates_per_iteration=2"))
+    next(trainer.iterations())
+    assert trainer.steps == 2
+
+
+@pytest.mark.slow
+def test_dgpo_learns(small_config: RunConfig) -> None:
+    """A short run of the shipped preset raises the held-out reward of the averaged weights."""
+    config = load_config("shapes", ["training.iterations=8", "evaluation.images=128"])
+    trainer = Trainer(config)
+    before = trainer.held_out_reward()
+    for _ in trainer.iterations():
+        pass
+    assert trainer.held_out_reward() > before + 0.02
