@@ -184,7 +184,7 @@ def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listene
     due = [share * budget.amount for share in plan.preset.evaluation.schedule]
     out = _run_folder(folder, algorithm, seed)
     out.mkdir(parents=True, exist_ok=True)
-    iteration = 0
+    iteration, dearest = 0, 0.0
     with (out / "metrics.jsonl").open("w", encoding="utf-8") as log:
         for record in trainer.iterations():
             iteration = int(record["iteration"])
@@ -199,8 +199,9 @@ def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listene
             log.flush()
             share = min(1.0, spent[budget.kind] / budget.amount)
             listen(Event(name, share, f"iteration {iteration}, reward {record['reward']:.3f}", evaluated=False))
-            # Never over the budget: stop where one more iteration would not fit.
-            if spent[budget.kind] + cost[budget.kind] > budget.amount:
+            # Stop where one more iteration, as dear as the dearest so far, would not fit into the budget.
+            dearest = max(dearest, cost[budget.kind])
+            if spent[budget.kind] + dearest > budget.amount:
                 break
             if due and spent[budget.kind] >= due[0]:
                 due = [at for at in due if at > spent[budget.kind]]

@@ -134,8 +134,8 @@ class Evaluator:
 
 def make_evaluator(plan: EvaluationPlan, policy: Policy) -> Evaluator:
     """Fix the inputs; runs the base once for the pictures that drift is measured on."""
-    held_out = _slots(load_prompts(plan.held_out), plan)
-    out_of_domain = _slots(load_prompts(plan.out_of_domain), plan)
+    held_out = _slots(load_prompts(plan.held_out), plan.prompts_per_task, plan.images_per_prompt)
+    out_of_domain = _slots(load_prompts(plan.out_of_domain), plan.out_of_domain_prompts, plan.images_per_prompt)
     model = policy.model
     noise = fixed_noise(model, len(held_out) + len(out_of_domain), NOISE_SEED)
     step = max(1, len(held_out) // DRIFT_IMAGES)
@@ -151,15 +151,15 @@ def make_evaluator(plan: EvaluationPlan, policy: Policy) -> Evaluator:
     return Evaluator(plan, held_out, out_of_domain, noise, inputs, conditioning)
 
 
-def _slots(prompts: list[Prompt], plan: EvaluationPlan) -> list[Prompt]:
-    """For each task type ``prompts_per_task`` prompts spread over the set, each ``images_per_prompt`` times."""
-    tasks = dict.fromkeys(prompt.metadata["task"] for prompt in prompts)
+def _slots(prompts: list[Prompt], per_task: int, images: int) -> list[Prompt]:
+    """For each task type ``per_task`` prompts spread over the set, each ``images`` times in a row."""
     slots = []
-    for task in tasks:
+    for task in dict.fromkeys(prompt.metadata["task"] for prompt in prompts):
         members = [prompt for prompt in prompts if prompt.metadata["task"] == task]
-        for slot in range(plan.prompts_per_task):
-            index = slot * len(members) // plan.prompts_per_task if len(members) > plan.prompts_per_task else slot
-            slots += [members[index % len(members)]] * plan.images_per_prompt
+        spread = len(members) > per_task
+        for slot in range(per_task):
+            index = slot * len(members) // per_task if spread else slot % len(members)
+            slots += [members[index]] * images
     return slots
 
 

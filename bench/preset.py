@@ -19,7 +19,8 @@ class EvaluationPlan(BaseModel):
 
     Attributes:
         held_out, out_of_domain: prompt sets.
-        prompts_per_task: prompt slots for each task type, filled in turn from the set.
+        prompts_per_task: held-out prompts for each task type, taken in turn from the set.
+        out_of_domain_prompts: likewise for each out-of-domain task type.
         images_per_prompt: pictures a slot; at least two, for diversity.
         steps, guidance: of the sampler, for base and adapters alike.
         schedule: shares of the budget at which to evaluate, rising, besides the start and the end.
@@ -30,6 +31,7 @@ class EvaluationPlan(BaseModel):
     held_out: str
     out_of_domain: str
     prompts_per_task: int = Field(10, ge=1)
+    out_of_domain_prompts: int = Field(25, ge=1)
     images_per_prompt: int = Field(4, ge=2)
     steps: int = Field(10, ge=1)
     guidance: float = Field(1.0, ge=1)

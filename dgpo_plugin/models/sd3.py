@@ -43,6 +43,8 @@ class SD3Model:
         except (OSError, ValueError) as error:
             raise UserError(f"model {config.path}: cannot be loaded ({str(error).splitlines()[0]})") from error
         pipeline.set_progress_bar_config(disable=True)
+        # Convolutions are faster with channels last, on CPUs and GPUs alike; the numbers are the same.
+        pipeline.vae.to(memory_format=torch.channels_last)
         self.pipeline = pipeline.to(device)
         self.identity = identity
         self.denoiser = pipeline.transformer.requires_grad_(False).eval()
