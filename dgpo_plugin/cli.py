@@ -71,8 +71,8 @@ def train(config: str, output: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw, repeatable.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="PNG file for the grid.")
 @click.option("--count", default=8, show_default=True, type=click.IntRange(1), help="Pictures a prompt (a row).")
-@click.option("--steps", default=10, show_default=True, type=click.IntRange(1))
-@click.option("--guidance", default=1.0, show_default=True, type=click.FloatRange(1))
+@click.option("--steps", type=click.IntRange(1), help="Of the sampler.  [default: as the preset evaluates]")
+@click.option("--guidance", type=click.FloatRange(1), help="Likewise.")
 @click.option("--strength", default=1.0, show_default=True, type=float, help="Of the adapter.")
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--any-base", is_flag=True, help="Accept an adapter that was trained on other weights.")
@@ -83,14 +83,14 @@ def sample(
     prompts: tuple[str, ...],
     output: Path,
     count: int,
-    steps: int,
-    guidance: float,
+    steps: int | None,
+    guidance: float | None,
     strength: float,
     seed: int,
     any_base: bool,
 ) -> None:
     """Draw pictures. MODEL is a preset's name, a diffusers folder or a hub id."""
-    from dgpo_plugin.config import ModelConfig, load_config, preset_names
+    from dgpo_plugin.config import ModelConfig, RunConfig, load_config, preset_names
     from dgpo_plugin.export import apply_adapter
     from dgpo_plugin.files import atomic_path
     from dgpo_plugin.models import load_model
@@ -100,12 +100,14 @@ def sample(
         raise UserError(f"--output {output}: the name must end in .png")
     if any(not prompt.strip() for prompt in prompts):
         raise UserError("--prompt: is empty; say what to draw")
-    loaded = load_model(load_config(model).model if model in preset_names() else ModelConfig(path=model))
+    config = load_config(model) if model in preset_names() else RunConfig(model=ModelConfig(path=model))
+    loaded = load_model(config.model)
     if adapter is not None:
         apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
     texts = [prompt for prompt in prompts for _ in range(count)]
     noise = fixed_noise(loaded, count, seed).repeat(len(prompts), 1, 1, 1)
-    latents = sample_latents(loaded, texts, noise, steps, guidance)
+    evaluation = config.evaluation
+    latents = sample_latents(loaded, texts, noise, steps or evaluation.steps, guidance or evaluation.guidance)
     images = decode_in_batches(loaded.decode, latents)
     with atomic_path(output) as temporary:
         image_grid(images, columns=count).save(temporary)

@@ -181,10 +181,15 @@ class TrainingConfig(_Config):
 
 
 class EvaluationConfig(_Config):
-    """How a finished adapter is sampled and scored: what its users will do."""
+    """How a finished adapter is sampled and scored: what its users will do.
 
-    steps: int = Field(10, ge=1)
-    guidance: float = Field(1.0, ge=1)
+    Attributes:
+        steps, guidance: of the pipeline's own Euler sampler.
+        images: pictures that ``reward before / after`` is the mean of.
+    """
+
+    steps: int = Field(40, ge=1)
+    guidance: float = Field(4.5, ge=1)
     images: int = Field(128, ge=2)
 
 
@@ -241,7 +246,8 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: no such preset or file, not YAML, an unknown key, or a value out of range.
     """
     values = read_yaml(source, preset_names(), "preset")
-    for override in overrides:
+    # The algorithm's name first, because it clears the fields of the one before it.
+    for override in sorted(overrides, key=lambda text: not text.startswith("algorithm.name=")):
         _override(values, override)
     return parse_config(values, source)
 
@@ -271,6 +277,8 @@ def read_yaml(source: str, presets: Mapping[str, Path], kind: str) -> dict[str, 
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
@@ -306,8 +314,12 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """The first mistake in one line: where, what, and the near key if it is a typo."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if part not in ("dgpo", "flow-grpo", "flow-grpo-fast")]
-    where = ".".join(location) or "configuration"
+    # pydantic puts the union's tag behind "algorithm"; it is no key of the user's.
+    places = list(first["loc"])
+    if len(places) > 2 and places[0] == "algorithm":
+        del places[1]
+    location = [str(part) for part in places]
+    where = " ".join(".".join(location).split()) or "configuration"
     if first["type"] == "extra_forbidden":
         known = _fields_at(root, first["loc"][:-1])
         return f"unknown key {where}{did_you_mean(location[-1], known)}"

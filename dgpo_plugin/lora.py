@@ -60,6 +60,7 @@ class Policy:
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
         """Run as the frozen base, without gradient."""
+        # peft's own switch also flips requires_grad, which a graph that is still to be differentiated must keep.
         for layer in self._layers:
             layer._disable_adapters = True
         try:

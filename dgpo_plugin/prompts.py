@@ -42,7 +42,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"prompt file {path}: the name must end in .txt or .jsonl")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UserError(f"prompt file {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
@@ -60,6 +60,8 @@ def _prompt_from_json(line: str, where: str) -> Prompt:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: JSON that is nested too deep or holds too long a number") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
         raise UserError(f'{where}: needs a JSON object with a non-empty text under "prompt"')
     return Prompt(record.pop("prompt"), record)

@@ -49,8 +49,8 @@ def clipped(error: Tensor, old_error: Tensor, advantages: Tensor, clip: float) -
 def dgpo_loss(error: Tensor, weight: Tensor, advantages: Tensor, is_clipped: Tensor) -> Tensor:
     """w A d for each image, (N,); gradient flows through d alone, and not through clipped images' d.
 
-    Its mean is the gradient of -log sigmoid(-S) without the factor beta / G (DESIGN section 4): beta shapes the
-    weight, not the step.
+    The gradient of its mean over all images is that of the mean over groups of -log sigmoid(-S), divided by beta:
+    beta shapes the weight, not the step.
     """
     kept = torch.where(is_clipped, error.detach(), error)
     return weight.detach() * advantages * kept

@@ -30,7 +30,13 @@ def small_preset(folder: Path) -> str:
     values["algorithms"]["flow-grpo-fast"]["algorithm"] |= {"window": 1, "window_range": 2}
     for name in ("flow-grpo", "flow-grpo-fast"):
         values["algorithms"][name]["training"]["updates_per_iteration"] = 2
-    values["evaluation"] |= {"prompts_per_task": 1, "out_of_domain_prompts": 1, "images_per_prompt": 2, "steps": 3, "schedule": [0.5]}
+    values["evaluation"] |= {
+        "prompts_per_task": 1,
+        "out_of_domain_prompts": 1,
+        "images_per_prompt": 2,
+        "steps": 3,
+        "schedule": [0.5],
+    }
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)

@@ -228,26 +228,22 @@ def test_mistaken_overrides(tmp_path: Path, override: str, says: str) -> None:
     assert says in mistake(tmp_path, "training: {seed: 1}", override)
 
 
-# ---- known faults, to be mended in config.py
+# ---- faults that were found once
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="explain() drops the key from its location, then indexes it")
 @pytest.mark.parametrize("name", ["dgpo", "flow-grpo", "flow-grpo-fast"])
 def test_an_algorithms_name_as_a_section(tmp_path: Path, name: str) -> None:
     assert f"unknown key {name}" in mistake(tmp_path, f"{name}: {{clip: 1}}")
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="read_yaml does not expect text in another encoding")
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     mistake(tmp_path, "model: {path: é}".encode("latin-1"))
 
 
-@pytest.mark.xfail(strict=True, reason="explain() puts a key's line break into the message")
 def test_a_line_break_in_a_key(tmp_path: Path) -> None:
     mistake(tmp_path, '"trai\\nning": {}')
 
 
-@pytest.mark.xfail(strict=True, reason="set_dotted: the algorithm's name silently drops fields set before it")
 def test_the_order_of_overrides_of_different_fields_is_without_effect() -> None:
     overrides = ["algorithm.clip=0.1", "algorithm.name=flow-grpo"]
     assert load_config("shapes", overrides) == load_config("shapes", overrides[::-1])

@@ -75,7 +75,6 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="read_prompts splits lines with str.splitlines, which cuts at U+2028 and U+0085")
 @pytest.mark.parametrize("separator", ["\u2028", "\u0085"])
 def test_only_line_feeds_end_a_line(tmp_path: Path, separator: str) -> None:
     text = f"a{separator}b"
@@ -83,13 +82,11 @@ def test_only_line_feeds_end_a_line(tmp_path: Path, separator: str) -> None:
     assert [prompt.text for prompt in read_prompts(path)] == [text]
 
 
-@pytest.mark.xfail(strict=True, reason="read_prompts reads as utf-8, not utf-8-sig: Windows editors' byte order mark")
 @pytest.mark.parametrize(("name", "content"), [("a.txt", "a"), ("a.jsonl", '{"prompt": "a"}')])
 def test_a_byte_order_mark_is_no_part_of_the_prompt(tmp_path: Path, name: str, content: str) -> None:
     assert read_prompts(write(tmp_path, name, b"\xef\xbb\xbf" + content.encode())) == [Prompt("a")]
 
 
-@pytest.mark.xfail(strict=True, reason="_prompt_from_json lets ValueError (long integer) and RecursionError through")
 @pytest.mark.parametrize(
     "line", ['{"prompt": "a", "x": ' + "1" * 5000 + "}", "[" * 100_000], ids=["long integer", "deep nesting"]
 )

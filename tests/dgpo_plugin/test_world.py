@@ -357,6 +357,20 @@ def test_a_picture_is_judged_alone() -> None:
     """Batches are labelled together: no thing may grow from one picture into the next."""
     pairs = [(requirement, draw(things)) for requirement, things in truths()[:40]]
     assert verdicts(pairs) == [verdicts([pair])[0] for pair in pairs]
+    requirement, things = {**wanted("a red circle"), "task": "colours"}, [Thing("circle", "red", 32.0, 32.0, 8.0)]
+    neighbours = [
+        (requirement, grey_object(requirement, things, np.random.default_rng(0))),
+        (requirement, draw(things)),
+    ]
+    assert verdicts(neighbours) == [Verdict(False, 0.5), Verdict(True, 1.0)]
+
+
+@pytest.mark.parametrize("colours", [("red", "green"), ("green", "blue"), ("blue", "yellow"), ("red", "yellow")])
+def test_things_of_two_colours_may_touch(colours: tuple[str, str]) -> None:
+    side_by_side = [Thing("square", colour, x, 32.0, 8.0) for colour, x in zip(colours, (24.0, 40.0), strict=True)]
+    assert sorted((d.shape, d.colour) for d in detect(draw(side_by_side)[None])[0]) == sorted(
+        ("square", colour) for colour in colours
+    )
 
 
 # ---- judge, by hand

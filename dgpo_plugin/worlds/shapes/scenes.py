@@ -31,7 +31,7 @@ _Kinds = list[tuple[str, str | None]]
 
 
 def all_prompts() -> list[Prompt]:
-    """Every prompt of the world, task by task, in a fixed order (481 of them)."""
+    """Every prompt of the world, task by task, in a fixed order (486 of them)."""
     return [Prompt(caption(requirement), requirement) for task in TASKS for requirement in _requirements(task)]
 
 
