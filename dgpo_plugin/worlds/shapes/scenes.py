@@ -36,8 +36,15 @@ def all_prompts() -> list[Prompt]:
 
 
 def train_prompts() -> list[Prompt]:
-    """The in-domain prompts that reinforcement learning may see."""
-    return [p for p in all_prompts() if p.metadata["task"] != OUT_OF_DOMAIN_TASK and not _is_held_out(p)]
+    """The in-domain prompts that reinforcement learning may see, 400 of them, 128 different.
+
+    Small task types are repeated until all weigh the same, as they do in the mean accuracy: 80 of the 128 prompts
+    are of one task type, and a run would hardly meet the others.
+    """
+    seen = [p for p in all_prompts() if p.metadata["task"] != OUT_OF_DOMAIN_TASK and not _is_held_out(p)]
+    by_task = [[p for p in seen if p.metadata["task"] == task] for task in TASKS if task != OUT_OF_DOMAIN_TASK]
+    size = max(len(prompts) for prompts in by_task)
+    return [prompts[index % len(prompts)] for prompts in by_task for index in range(size)]
 
 
 def held_out_prompts() -> list[Prompt]:
