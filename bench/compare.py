@@ -208,7 +208,7 @@ def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listene
                 evaluate(iteration)
     evaluate(iteration)
     prompts = gallery_prompts(evaluator)
-    noise = fixed_noise(trainer.model, len(prompts), 7)
+    noise = fixed_noise(trainer.model, range(len(prompts)), 7)
     texts, setting = [p.text for p in prompts], plan.preset.evaluation
 
     def gallery() -> Any:
@@ -225,14 +225,19 @@ def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listene
         out / ADAPTER_FILE,
         config,
         steps=trainer.steps,
-        reward_before=evaluations[0].metrics["partial_credit"],
-        reward_after=evaluations[-1].metrics["partial_credit"],
+        reward_before=_reward(evaluations[0]),
+        reward_after=_reward(evaluations[-1]),
     )
     run = Run(
         algorithm=algorithm, seed=seed, evaluations=evaluations, adapter=str((out / ADAPTER_FILE).relative_to(folder))
     )
     written = {"run": run.model_dump(), "gallery_prompts": texts, "tasks": evaluator.tasks}
     write_text_atomically(out / "run.json", json.dumps(written, indent=1) + "\n")
+
+
+def _reward(evaluation: Evaluation) -> float:
+    """What was trained on, on the held-out pictures."""
+    return (evaluation.metrics["accuracy"] + evaluation.metrics["partial_credit"]) / 2
 
 
 def collect(plan: Plan, folder: Path) -> Path:

@@ -45,7 +45,7 @@ def metric_definitions(tasks: Sequence[str]) -> dict[str, Metric]:
             label="Held-out partial credit",
             domain="in",
             better="higher",
-            description="The training reward on the same pictures: the share of what was asked; mean over task types.",
+            description="The share of what was asked for, on the same pictures; with accuracy the training reward.",
         ),
     }
     for task in tasks:
@@ -137,7 +137,7 @@ def make_evaluator(plan: EvaluationPlan, policy: Policy) -> Evaluator:
     held_out = _slots(load_prompts(plan.held_out), plan.prompts_per_task, plan.images_per_prompt)
     out_of_domain = _slots(load_prompts(plan.out_of_domain), plan.out_of_domain_prompts, plan.images_per_prompt)
     model = policy.model
-    noise = fixed_noise(model, len(held_out) + len(out_of_domain), NOISE_SEED)
+    noise = fixed_noise(model, range(len(held_out) + len(out_of_domain)), NOISE_SEED)
     step = max(1, len(held_out) // DRIFT_IMAGES)
     chosen = held_out[::step][:DRIFT_IMAGES]
     conditioning = model.encode([prompt.text for prompt in chosen])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.errors import Stopped, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +37,9 @@ def reports_user_errors(command: F) -> F:
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             raise SystemExit(2) from error
+        except Stopped as error:
+            click.echo(str(error), err=True)
+            raise SystemExit(130) from error
         except KeyboardInterrupt as error:
             click.echo("stopped; what was finished is kept", err=True)
             raise SystemExit(130) from error
@@ -63,6 +66,16 @@ def train(config: str, output: Path, overrides: tuple[str, ...]) -> None:
     from dgpo_plugin import run
 
     run.train(loaded, output, Console())
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@reports_user_errors
+def resume(run: Path) -> None:
+    """Go on with a run that was stopped or killed. RUN is its folder."""
+    from dgpo_plugin import run as runs
+
+    runs.resume(run, Console())
 
 
 @main.command()
@@ -105,7 +118,7 @@ def sample(
     if adapter is not None:
         apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
     texts = [prompt for prompt in prompts for _ in range(count)]
-    noise = fixed_noise(loaded, count, seed).repeat(len(prompts), 1, 1, 1)
+    noise = fixed_noise(loaded, range(count), seed).repeat(len(prompts), 1, 1, 1)
     evaluation = config.evaluation
     latents = sample_latents(loaded, texts, noise, steps or evaluation.steps, guidance or evaluation.guidance)
     images = decode_in_batches(loaded.decode, latents)

@@ -48,9 +48,17 @@ class LoraConfig(_Config):
 
 
 class RewardConfig(_Config):
-    """``name`` as in ``dgpo list``."""
+    """What is to be raised.
+
+    Attributes:
+        name: as in ``dgpo list``.
+        retries: further attempts after an exception or a time-out.
+        timeout: seconds an attempt may take; null for any.
+    """
 
     name: str = "shapes"
+    retries: int = Field(2, ge=0)
+    timeout: float | None = Field(None, gt=0)
 
 
 class RolloutConfig(_Config):
@@ -109,6 +117,7 @@ class FlowGRPOConfig(_Config):
         clip: half-width of the clipped probability ratio.
         kl_weight: on the KL divergence from the base of every trained step.
         guidance: classifier-free guidance, in the rollout and in training.
+        reference_guidance: of the frozen base in the KL term; null for ``guidance``, as published.
     """
 
     name: Literal["flow-grpo"] = "flow-grpo"
@@ -116,6 +125,7 @@ class FlowGRPOConfig(_Config):
     clip: float = Field(1e-4, gt=0)
     kl_weight: float = Field(0.04, ge=0)
     guidance: float = Field(4.5, ge=1)
+    reference_guidance: float | None = Field(None, ge=1)
     advantage_std: AdvantageStd = "iteration"
 
 
@@ -132,6 +142,7 @@ class FlowGRPOFastConfig(_Config):
     clip: float = Field(1e-5, gt=0)
     kl_weight: float = Field(0.0, ge=0)
     guidance: float = Field(1.0, ge=1)
+    reference_guidance: float | None = Field(None, ge=1)
     advantage_std: AdvantageStd = "iteration"
     window: int = Field(2, ge=1)
     window_range: int = Field(5, ge=1)
@@ -153,8 +164,8 @@ class TrainingConfig(_Config):
         iterations: rollout, reward, optimizer step(s).
         prompts_per_iteration: P prompt groups an iteration.
         group_size: G images a group.
-        micro_batch_size: images that go through the denoiser at once; changes the memory, never the result.
-            Null for all of an iteration's.
+        micro_batch_size: images that go through the denoiser at once, per process; changes the memory, never the
+            result. Null for all of a process's.
         updates_per_iteration: optimizer steps an iteration; the prompt groups are split evenly among them.
     """
 
@@ -201,6 +212,18 @@ class LoggingConfig(_Config):
     sample_images: int = Field(16, ge=1)
 
 
+class CheckpointConfig(_Config):
+    """What ``dgpo resume`` goes on from.
+
+    Attributes:
+        every: iterations between two checkpoints; the last iteration has one in any case.
+        keep: newest checkpoints kept, besides the best (by mean reward since the one before).
+    """
+
+    every: int = Field(10, ge=1)
+    keep: int = Field(2, ge=1)
+
+
 class PromptsConfig(_Config):
     """Prompt sets: a ``.txt`` or ``.jsonl`` file, or a built-in set such as ``shapes/train``.
 
@@ -225,6 +248,7 @@ class RunConfig(_Config):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")
     def _steps_reach(self) -> RunConfig:

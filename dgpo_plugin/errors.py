@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command lines print it without a traceback and exit with code 2.
     """
+
+
+class Stopped(Exception):
+    """A run was told to stop, and did, with everything saved; the message says how to go on."""

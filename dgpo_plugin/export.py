@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dgpo_plugin.config import RunConfig
@@ -50,8 +51,15 @@ def export_adapter(
     steps: int,
     reward_before: float | None,
     reward_after: float | None,
+    date: str | None = None,
 ) -> None:
-    """Write an adapter with its card. Rewards are means over the evaluation prompts; None if not measured."""
+    """Write an adapter with its card.
+
+    Args:
+        weights: a copy of the adapter in the order of ``policy.names``.
+        reward_before, reward_after: means over the evaluation prompts; None if not measured.
+        date: ISO 8601; None for now.
+    """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in folded_tensors(policy, weights).items()}
     rank = str(policy.config.rank)
     algorithm, reward = config.algorithm.name, config.reward.name
@@ -64,7 +72,7 @@ def export_adapter(
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.description": comment,
-        "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "modelspec.date": date or creation_date(),
         "modelspec.resolution": f"{policy.model.resolution}x{policy.model.resolution}",
         "modelspec.hash_sha256": _tensors_hash(tensors),
         "ss_network_module": "networks.lora",
@@ -89,7 +97,24 @@ def export_adapter(
     if reward_after is not None:
         header["dgpo.reward_after"] = f"{reward_after:.6f}"
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        temporary.write_bytes(_in_order(save(tensors, metadata=header)))
+
+
+def _in_order(blob: bytes) -> bytes:
+    """A safetensors file with its header sorted: the writer's order of metadata changes from call to call."""
+    size = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + blob[8 + size :]
+
+
+def creation_date() -> str:
+    """Now in UTC, ISO 8601; ``SOURCE_DATE_EPOCH`` if it is set, so that the same run gives the same file."""
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    now = datetime.fromtimestamp(int(given), timezone.utc) if given else datetime.now(timezone.utc)
+    return now.isoformat(timespec="seconds")
 
 
 def package_versions() -> dict[str, str]:

@@ -51,6 +51,10 @@ class Policy:
         self._unconditional = model.encode([""])
         self.denoiser_evaluations = 0
 
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning, guidance: float = 1.0) -> Tensor:
         """The (guided) velocity under whichever weights are in place, (N, ...) float32."""
         passes = len(latents) * (1 if guidance == 1 else 2)

@@ -7,6 +7,7 @@ text becomes metadata).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if path.suffix == ".txt":
         return [Prompt(line) for _, line in numbered]
     return [_prompt_from_json(line, f"{path}:{number}") for number, line in numbered]
+
+
+def prompts_hash(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of texts, metadata and order."""
+    lines = [json.dumps([prompt.text, dict(prompt.metadata)], sort_keys=True) for prompt in prompts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _prompt_from_json(line: str, where: str) -> Prompt:

@@ -1,9 +1,9 @@
-"""Everything sampled in one iteration, flat over images: image n = p * G + g is image g of prompt group p."""
+"""Everything sampled in one iteration. Image n = p * G + g is image g of prompt group p, whoever samples it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,61 +27,76 @@ class Trajectory:
     next_latents: Tensor
     log_probability: Tensor
 
+    def __getitem__(self, rows: Tensor) -> Trajectory:
+        return Trajectory(
+            self.steps, self.noisy_latents[:, rows], self.next_latents[:, rows], self.log_probability[:, rows]
+        )
+
 
 @dataclass(frozen=True)
 class Rollout:
-    """What one iteration sampled.
+    """Images of one iteration: all, one process's share of them, or a micro-batch.
 
     Attributes:
-        conditioning: of every image, (N, ...).
+        images: which of the iteration's P * G they are, (N,), int64.
+        conditioning: of each, (N, ...).
         latents: clean, (N, ...).
         sigmas: the sampler's schedule, steps + 1 falling values.
-        group_size: G; N = P * G.
-        slots: the place of each prompt group in the iteration, (P,): the key of its random draws.
         trajectory: None for deterministic samplers.
+        first_group: where the part of the iteration starts that these images are of.
     """
 
+    images: Tensor
     conditioning: Conditioning
     latents: Tensor
     sigmas: list[float]
-    group_size: int
-    slots: list[int]
     trajectory: Trajectory | None = None
+    first_group: int = 0
 
-    @property
-    def groups(self) -> int:
-        return len(self.slots)
-
-    def split(self, parts: int) -> Iterator[tuple[slice, Rollout]]:
-        """The rollout in equal parts of whole prompt groups, each with its slice of the groups."""
-        size = self.groups // parts
-        for start in range(0, self.groups, size):
-            groups = slice(start, start + size)
-            images = slice(start * self.group_size, (start + size) * self.group_size)
-            yield groups, self._take(groups, images)
-
-    def _take(self, groups: slice, images: slice) -> Rollout:
-        trajectory = self.trajectory and Trajectory(
-            self.trajectory.steps,
-            self.trajectory.noisy_latents[:, images],
-            self.trajectory.next_latents[:, images],
-            self.trajectory.log_probability[:, images],
-        )
+    def __getitem__(self, rows: Tensor) -> Rollout:
         return Rollout(
-            self.conditioning[images],
-            self.latents[images],
+            self.images[rows],
+            self.conditioning[rows],
+            self.latents[rows],
             self.sigmas,
-            self.group_size,
-            self.slots[groups],
-            trajectory,
+            None if self.trajectory is None else self.trajectory[rows],
+            self.first_group,
         )
 
+    def places(self, group_size: int) -> Tensor:
+        """(N,): where each image stands among the images of its part of the iteration."""
+        return self.images - self.first_group * group_size
 
-def micro_batches(indices: Tensor, size: int | None) -> tuple[Tensor, ...]:
-    """Split image indices (N,) into micro-batches; the whole if ``size`` is None."""
-    return tuple(indices.split(size or max(1, len(indices))))
+    def split(self, groups: int, group_size: int, parts: int) -> Iterator[tuple[slice, Rollout]]:
+        """Equal parts of an iteration's P prompt groups, each with its slice of the groups."""
+        size = groups // parts
+        for first in range(0, groups, size):
+            group = self.images // group_size
+            inside = ((group >= first) & (group < first + size)).nonzero().flatten()
+            yield slice(first, first + size), replace(self[inside], first_group=first)
 
 
-def per_image(group_values: Tensor, group_size: int) -> Tensor:
-    """(P, ...) -> (N, ...): each group's value for each of its images."""
-    return torch.repeat_interleave(group_values, group_size, dim=0)
+def join(parts: Sequence[Rollout]) -> Rollout:
+    """Micro-batches of one iteration, in their order, as one rollout."""
+    first = parts[0]
+    trajectory = None
+    if first.trajectory is not None:
+        tracks = [part.trajectory for part in parts if part.trajectory is not None]
+        trajectory = Trajectory(
+            first.trajectory.steps,
+            torch.cat([track.noisy_latents for track in tracks], dim=1),
+            torch.cat([track.next_latents for track in tracks], dim=1),
+            torch.cat([track.log_probability for track in tracks], dim=1),
+        )
+    return Rollout(
+        torch.cat([part.images for part in parts]),
+        Conditioning.concatenate([part.conditioning for part in parts]),
+        torch.cat([part.latents for part in parts]),
+        first.sigmas,
+        trajectory,
+    )
+
+
+def micro_batches(rows: Tensor, size: int | None) -> tuple[Tensor, ...]:
+    """Split rows (N,) into micro-batches; one if ``size`` is None, none if there are no rows."""
+    return tuple(rows.split(size or len(rows))) if len(rows) else ()

@@ -1,25 +1,44 @@
-"""A training run on disk: a folder with config.yaml, metrics.jsonl, samples/ and, at the end, adapter.safetensors."""
+"""A training run on disk: config.yaml, metrics.jsonl, checkpoints/, samples/ and, at the end, adapter.safetensors."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dgpo_plugin.config import RunConfig
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import export_adapter
+from dgpo_plugin.checkpoint import (
+    Checkpoint,
+    State,
+    check_same_run,
+    checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from dgpo_plugin.config import RunConfig, load_config
+from dgpo_plugin.errors import Stopped, UserError
+from dgpo_plugin.export import creation_date, export_adapter, package_versions
 from dgpo_plugin.files import atomic_path, write_text_atomically
+from dgpo_plugin.processes import Processes, join_processes
+from dgpo_plugin.prompts import prompts_hash
 from dgpo_plugin.sampling import image_grid
 from dgpo_plugin.trainer import Trainer
 
 ADAPTER_FILE = "adapter.safetensors"
 CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
 
 
 def check_folder(output: Path) -> None:
@@ -29,7 +48,9 @@ def check_folder(output: Path) -> None:
         UserError: the folder holds a run already, or cannot be made or written to.
     """
     if (output / CONFIG_FILE).exists():
-        raise UserError(f"output {output}: holds a run already; choose another --output or remove it")
+        raise UserError(
+            f"output {output}: holds a run already; go on with it by `dgpo resume {output}`, or choose another --output"
+        )
     existing = output
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -38,39 +59,74 @@ def check_folder(output: Path) -> None:
 
 
 def train(config: RunConfig, output: Path, console: Console) -> Path:
-    """Train and write the adapter; Ctrl-C writes what there is and raises KeyboardInterrupt again.
+    """Start a run and write its adapter.
+
+    Ctrl-C (or SIGTERM) ends it after the iteration under way, with a checkpoint and the adapter as it is then; a
+    second Ctrl-C ends it at once.
 
     Returns:
         The adapter's path.
+
+    Raises:
+        Stopped: by such a signal.
     """
-    check_folder(output)
+    processes = join_processes()
+    processes.on_main(lambda: check_folder(output))
+    return _run(config, output, console, processes, None)
+
+
+def resume(output: Path, console: Console) -> Path:
+    """Go on with a run from its last checkpoint (from the beginning if it has none), as if it had never stopped.
+
+    Raises:
+        UserError: no run there, settings that were changed since, or a damaged checkpoint.
+    """
+    if not (output / CONFIG_FILE).exists():
+        raise UserError(f"{output}: holds no run (no {CONFIG_FILE}); start one with `dgpo train`")
+    config = load_config(str(output / CONFIG_FILE))
+    found = checkpoints(output)
+    return _run(config, output, console, join_processes(), load_checkpoint(found[-1]) if found else None)
+
+
+def _run(
+    config: RunConfig, output: Path, console: Console, processes: Processes, checkpoint: Checkpoint | None
+) -> Path:
+    console = console if processes.is_main else Console(quiet=True)
     with console.status("loading the model"):
-        trainer = Trainer(config)
-        config_text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        write_text_atomically(output / CONFIG_FILE, config_text)
+        trainer = Trainer(config, failures=output / "failed-reward")
+        fixed = State(
+            iteration=0,
+            steps=0,
+            started=creation_date(),
+            config=config.model_dump(mode="json"),
+            base_weights_hash=trainer.model.identity["weights_hash"],
+            prompts_sha256=prompts_hash([*trainer.prompts, *trainer.held_out]),
+            packages=package_versions(),
+        )
+        if checkpoint is not None:
+            check_same_run(checkpoint, fixed)
+            fixed = fixed.model_copy(update={"started": checkpoint.state.started})
+            trainer.restore(checkpoint.tensors, checkpoint.state.iteration, checkpoint.state.steps)
+            if trainer.accelerator.scaler is not None and checkpoint.state.gradient_scaler:
+                trainer.accelerator.scaler.load_state_dict(dict(checkpoint.state.gradient_scaler))
+        processes.on_main(lambda: _prepare_folder(output, fixed.config, trainer.iteration))
         _start_trackers(trainer, config, output)
-        before = trainer.held_out_reward()
+        before = trainer.held_out_reward() if checkpoint is None else checkpoint.state.reward_before
+        fixed = fixed.model_copy(update={"reward_before": before})
     console.print(f"held-out reward of the base: {before:.3f}")
-    _save_samples(trainer, config, output, 0)
-    adapter = output / ADAPTER_FILE
+    if checkpoint is None:
+        _save_samples(trainer, config, output, 0)
+    else:
+        console.print(f"going on after iteration {trainer.iteration}, from {checkpoint.path}", soft_wrap=True)
+        if fixed.packages != checkpoint.state.packages:
+            console.print("other package versions than before: the result will differ in the last bits")
     started = time.perf_counter()
-    after: float | None = None
+    adapter = output / ADAPTER_FILE
     try:
-        with _progress(console) as bar, (output / "metrics.jsonl").open("w", encoding="utf-8") as log:
-            task = bar.add_task(config.algorithm.name, total=config.training.iterations)
-            for record in trainer.iterations():
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                trainer.accelerator.log(record, step=int(record["iteration"]))
-                bar.update(task, advance=1)
-                bar.console.print(_line(record), highlight=False)
-                every = config.logging.sample_every
-                if every and record["iteration"] % every == 0:
-                    _save_samples(trainer, config, output, int(record["iteration"]))
-        after = trainer.held_out_reward()
-    finally:
-        trainer.accelerator.end_training()
-        if trainer.steps:
+        _iterate(trainer, config, output, console, fixed)
+        after = trainer.held_out_reward() if trainer.iteration >= config.training.iterations else None
+
+        def export() -> None:
             export_adapter(
                 trainer.policy,
                 trainer.evaluation_weights,
@@ -79,12 +135,94 @@ def train(config: RunConfig, output: Path, console: Console) -> Path:
                 steps=trainer.steps,
                 reward_before=before,
                 reward_after=after,
+                date=fixed.started,
             )
+
+        processes.on_main(export)
+    finally:
+        trainer.accelerator.end_training()  # trackers, and the process group
+    if after is None:
+        raise Stopped(
+            f"stopped after iteration {trainer.iteration} of {config.training.iterations}, all of it saved; "
+            f"go on with: dgpo resume {output}"
+        )
     console.print(
         f"held-out reward {before:.3f} -> {after:.3f} in {time.perf_counter() - started:.0f} s; adapter: {adapter}",
         soft_wrap=True,
     )
     return adapter
+
+
+def _iterate(trainer: Trainer, config: RunConfig, output: Path, console: Console, fixed: State) -> None:
+    """Train to the end, or until a signal asks to stop; what is done by then has a checkpoint."""
+    processes, rewards = trainer.processes, list[float]()
+    log_path = output / METRICS_FILE if processes.is_main else Path(os.devnull)
+    with _progress(console) as bar, log_path.open("a", encoding="utf-8") as log, _stop_asked(bar.console) as asked:
+        total = config.training.iterations
+        task = bar.add_task(config.algorithm.name, total=total, completed=trainer.iteration)
+        for record in trainer.iterations():
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            trainer.accelerator.log(record, step=trainer.iteration)
+            bar.update(task, advance=1)
+            bar.console.print(_line(record), highlight=False)
+            if config.logging.sample_every and trainer.iteration % config.logging.sample_every == 0:
+                _save_samples(trainer, config, output, trainer.iteration)
+            rewards.append(record["reward"])
+            stop = bool(processes.sum(torch.tensor(float(len(asked)), device=trainer.policy.device)))
+            if stop or trainer.iteration % config.checkpoint.every == 0 or trainer.iteration == total:
+                scaler = trainer.accelerator.scaler
+                state = fixed.model_copy(
+                    update={
+                        "iteration": trainer.iteration,
+                        "steps": trainer.steps,
+                        "mean_reward": sum(rewards) / len(rewards),
+                        "gradient_scaler": {} if scaler is None else dict(scaler.state_dict()),
+                    }
+                )
+                save = functools.partial(save_checkpoint, output, state, trainer.state(), config.checkpoint.keep)
+                processes.on_main(save)
+                rewards.clear()
+            if stop:
+                return
+
+
+@contextlib.contextmanager
+def _stop_asked(console: Console) -> Iterator[list[int]]:
+    """Signals that came in the block, only noted; but a second Ctrl-C acts.
+
+    SIGTERM never does: launchers send it after Ctrl-C, and clusters before they take a machine back.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        if len(asked) == 1:
+            console.print("stopping after this iteration; Ctrl-C again stops at once")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _prepare_folder(output: Path, config: dict[str, Any], iteration: int) -> None:
+    """config.yaml, and metrics.jsonl without what comes after an iteration and is about to be done again."""
+    if not (output / CONFIG_FILE).exists():
+        write_text_atomically(output / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
+    path, kept = output / METRICS_FILE, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):  # the last line, cut by a kill
+            if json.loads(line)["iteration"] <= iteration:
+                kept.append(line + "\n")
+    write_text_atomically(path, "".join(kept))
 
 
 def _start_trackers(trainer: Trainer, config: RunConfig, output: Path) -> None:
@@ -106,8 +244,12 @@ def _save_samples(trainer: Trainer, config: RunConfig, output: Path, iteration: 
         return
     prompts = [trainer.held_out[index % len(trainer.held_out)] for index in range(count)]
     grid = image_grid(trainer.sample(prompts, seed=1), columns=min(8, count))
-    with atomic_path(output / "samples" / f"{iteration:06d}.png") as temporary:
-        grid.save(temporary)
+
+    def write() -> None:
+        with atomic_path(output / "samples" / f"{iteration:06d}.png") as temporary:
+            grid.save(temporary)
+
+    trainer.processes.on_main(write)
 
 
 def _progress(console: Console) -> Progress:

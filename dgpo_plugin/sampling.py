@@ -15,9 +15,9 @@ from dgpo_plugin.samplers.ode import sample_ode
 from dgpo_plugin.seeding import seeded_noise
 
 
-def fixed_noise(model: Model, count: int, seed: int) -> Tensor:
-    """(count, ...): the noise of pictures 0 .. count - 1, each seeded alone, so a longer list starts the same."""
-    return torch.stack([seeded_noise(model.latent_shape, seed, "picture", index) for index in range(count)])
+def fixed_noise(model: Model, pictures: Sequence[int], seed: int) -> Tensor:
+    """(N, ...): the noise of the numbered pictures, each seeded alone."""
+    return torch.stack([seeded_noise(model.latent_shape, seed, "picture", number) for number in pictures])
 
 
 @torch.no_grad()
@@ -47,6 +47,11 @@ def sample_latents(
 def decode_in_batches(decode: Callable[[Tensor], Tensor], latents: Tensor, batch_size: int = 256) -> Tensor:
     """Pictures (N, 3, H, W) in [0, 1], float32 on the CPU."""
     return torch.cat([decode(part).cpu() for part in latents.split(batch_size)])
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """One picture (3, H, W) in [0, 1]."""
+    return image_grid(image[None], columns=1)
 
 
 def image_grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:

@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from dgpo_plugin.advantages import normalise
@@ -18,10 +21,14 @@ from dgpo_plugin.algorithms import Draw, make_algorithm
 from dgpo_plugin.config import RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy, move_towards
-from dgpo_plugin.models import Conditioning, load_model
+from dgpo_plugin.models import load_model
+from dgpo_plugin.processes import join_processes, runs_on_cpu
 from dgpo_plugin.prompts import Prompt, draw_prompt_groups
-from dgpo_plugin.rewards import Reward, checked_rewards, load_reward
+from dgpo_plugin.rewards import Reward, load_reward
+from dgpo_plugin.rewards.scoring import Scorer
+from dgpo_plugin.rollout import join, micro_batches
 from dgpo_plugin.sampling import decode_in_batches, fixed_noise, sample_latents
+from dgpo_plugin.seeding import derive_seed
 from dgpo_plugin.worlds import load_prompts
 
 
@@ -50,59 +57,77 @@ class Trainer:
     Attributes:
         policy: the model with its adapter.
         evaluation_weights: the averaged copy of the adapter that is evaluated and exported.
+        iteration: iterations done.
         steps: optimizer steps done.
     """
 
-    def __init__(self, config: RunConfig, *, reward: Reward | None = None) -> None:
+    def __init__(self, config: RunConfig, *, reward: Reward | None = None, failures: Path | None = None) -> None:
         self.config = config
-        self.accelerator = Accelerator(mixed_precision="fp16" if config.model.precision == "fp16" else "no")
-        if self.accelerator.num_processes > 1:
-            raise UserError("training on several processes is not supported yet; start one process")
+        training = config.training
+        self.processes = join_processes()
+        self.accelerator = Accelerator(
+            mixed_precision="fp16" if config.model.precision == "fp16" else "no", cpu=runs_on_cpu()
+        )
+        self._images = training.prompts_per_iteration * training.group_size
+        if self.processes.count > self._images:
+            raise UserError(
+                f"{self.processes.count} processes for {training.prompts_per_iteration} x {training.group_size} images "
+                f"an iteration; start at most {self._images} or raise training.prompts_per_iteration"
+            )
         self.prompts = load_prompts(config.prompts.train)
         self.held_out = load_prompts(config.prompts.held_out) if config.prompts.held_out else self.prompts
-        self.reward = reward or load_reward(config.reward)
+        self.scorer = Scorer(reward or load_reward(config.reward), config.reward, failures)
         self.model = load_model(config.model, self.accelerator.device)
-        self.policy = Policy(self.model, config.lora, config.training.seed)
+        self.policy = Policy(self.model, config.lora, training.seed)
         self.algorithm = make_algorithm(config, self.policy)
-        training = config.training
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(self.policy.parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
         )
         self.evaluation_weights = self.policy.copy_weights()
+        self.iteration = 0
         self.steps = 0
         self._conditioning = self.model.encode([prompt.text for prompt in self.prompts])
 
     def iterations(self) -> Iterator[dict[str, float]]:
-        """Train, yielding one record an iteration (the line of ``metrics.jsonl``)."""
-        for iteration in range(self.config.training.iterations):
-            yield self._iterate(iteration)
+        """Train on from where the run is, yielding one record an iteration (the line of ``metrics.jsonl``)."""
+        while self.iteration < self.config.training.iterations:
+            record = self._iterate(self.iteration)
+            self.iteration += 1
+            yield record
 
     def _iterate(self, iteration: int) -> dict[str, float]:
         training, clock = self.config.training, Clock()
         clock.start()
         evaluations_before = self.policy.denoiser_evaluations
         draw = Draw(training.seed, iteration)
-        count, groups, size = len(self.prompts), training.prompts_per_iteration, training.group_size
-        rows = draw_prompt_groups(count, groups, iteration, training.seed)
-        rollout = self.algorithm.sample(
-            self.policy, self._conditioning[torch.tensor(rows)], list(range(groups)), size, draw
-        )
-        clock.lap("rollout_seconds")
-        images = decode_in_batches(self.model.decode, rollout.latents, training.micro_batch_size or groups * size)
-        clock.lap("decode_seconds")
-        prompts = [self.prompts[row] for row in rows for _ in range(size)]
-        rewards = checked_rewards(self.reward, images, prompts, self.config.reward.name).view(groups, size)
-        clock.lap("reward_seconds")
-        advantages = normalise(rewards, self.algorithm.advantage_std).to(self.accelerator.device)
+        # Whatever draws from the global generators (a reward, dropout) draws the same in a resumed run.
+        set_seed(derive_seed(training.seed, iteration, "global") % 2**32)
+        groups, size = training.prompts_per_iteration, training.group_size
+        rows = draw_prompt_groups(len(self.prompts), groups, iteration, training.seed)
+        parts, futures = [], []
+        for images in micro_batches(self.processes.share(self._images), training.micro_batch_size):
+            asked = [rows[n // size] for n in images.tolist()]
+            part = self.algorithm.sample(self.policy, self._conditioning[torch.tensor(asked)], images, size, draw)
+            parts.append(part)
+            clock.lap("rollout_seconds")
+            pictures = self.model.decode(part.latents).cpu()
+            futures.append(self.scorer.submit(pictures, [self.prompts[row] for row in asked]))
+            clock.lap("decode_seconds")
+        rollout = join(parts)
+        rewards = self._gather_rewards(futures, rollout.images)
+        clock.lap("reward_wait_seconds")
+        advantages = normalise(rewards, self.algorithm.advantage_std)
         record: dict[str, float] = {}
-        parts = training.updates_per_iteration
-        for chosen, part in rollout.split(parts):
+        updates = training.updates_per_iteration
+        for chosen, part in rollout.split(groups, size, updates):
             logged = self.algorithm.accumulate_gradient(
-                self.policy, part, advantages[chosen], draw, self.accelerator.backward
+                self.policy, part, advantages[chosen], draw, self.accelerator.backward, self.processes
             )
             logged["grad_norm"] = self._step()
             for name, value in logged.items():
-                record[name] = record.get(name, 0.0) + value / parts
+                record[name] = record.get(name, 0.0) + value / updates
+        evaluations = torch.tensor(self.policy.denoiser_evaluations - evaluations_before, device=rewards.device)
+        evaluations = self.processes.sum(evaluations)
         clock.lap("training_seconds")
         return {
             "iteration": iteration + 1,
@@ -112,15 +137,32 @@ class Trainer:
             "constant_groups": (rewards == rewards[:, :1]).all(1).float().mean().item(),
             **record,
             **{name: round(seconds, 4) for name, seconds in clock.parts.items()},
+            "reward_seconds": round(sum(future.result()[1] for future in futures), 4),
             "seconds": round(sum(clock.parts.values()), 4),
-            "denoiser_evaluations": self.policy.denoiser_evaluations - evaluations_before,
+            "denoiser_evaluations": int(evaluations),
         }
+
+    def _gather_rewards(self, futures: list[Future[tuple[Tensor, float]]], images: Tensor) -> Tensor:
+        """(P, G), every process's; a reward that failed anywhere ends them all."""
+        problem: str | None = None
+        values = torch.zeros(len(images))
+        try:
+            values = torch.cat([future.result()[0] for future in futures])
+        except UserError as error:
+            problem = str(error)
+        self.processes.fail_together(problem)
+        everyone = self.processes.assemble(values.to(self.accelerator.device), images, self._images)
+        return everyone.view(-1, self.config.training.group_size)
 
     def _step(self) -> float:
         """Clip, step, and refresh the weight copies; an update in which nothing had a gradient moves nothing."""
-        if all(parameter.grad is None for parameter in self.policy.parameters):
+        parameters = self.policy.parameters
+        has_gradient = torch.tensor(float(parameters[0].grad is not None), device=self.policy.device)
+        if not self.processes.sum(has_gradient):
             return 0.0
-        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters, self.config.training.max_grad_norm))
+        if self.processes.count > 1:
+            self._sum_gradients()
+        norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.training.max_grad_norm))
         if not norm < float("inf"):
             raise UserError(
                 f"optimizer step {self.steps}: the gradient is not finite; lower training.learning_rate "
@@ -136,21 +178,76 @@ class Trainer:
             move_towards(self.evaluation_weights, self.policy.parameters, decay)
         return norm
 
+    def _sum_gradients(self) -> None:
+        """Each process has the gradient of its images' share of the global mean: the sum is the whole."""
+        parameters = self.policy.parameters
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        flat = self.processes.sum(flat)
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+
     def sample(self, prompts: Sequence[Prompt], seed: int) -> Tensor:
-        """Pictures under the evaluation weights, from fixed noises, (N, 3, H, W) in [0, 1]."""
+        """Pictures under the evaluation weights, from fixed noises, (N, 3, H, W) in [0, 1], on every process."""
         evaluation = self.config.evaluation
-        noise = fixed_noise(self.model, len(prompts), seed)
+        # Shares of equal size, because a sharded base needs every process in every forward; what is beyond the last
+        # prompt repeats it and is thrown away.
+        share = self.processes.share(-(-len(prompts) // self.processes.count) * self.processes.count)
+        texts = [prompts[min(n, len(prompts) - 1)].text for n in share.tolist()]
+        noise = fixed_noise(self.model, share.tolist(), seed)
         with self.policy.with_weights(self.evaluation_weights):
-            latents = sample_latents(
-                self.model, [p.text for p in prompts], noise, evaluation.steps, evaluation.guidance
-            )
-        return decode_in_batches(self.model.decode, latents)
+            latents = sample_latents(self.model, texts, noise, evaluation.steps, evaluation.guidance)
+        pictures = decode_in_batches(self.model.decode, latents)
+        own = share < len(prompts)
+        if self.processes.count == 1:
+            return pictures
+        whole = pictures[own].to(self.accelerator.device)
+        return self.processes.assemble(whole, share[own], len(prompts)).cpu()
 
     def held_out_reward(self) -> float:
         """Mean reward of ``evaluation.images`` pictures of the held-out prompts under the evaluation weights."""
-        prompts = [self.held_out[index % len(self.held_out)] for index in range(self.config.evaluation.images)]
+        count = self.config.evaluation.images
+        prompts = [self.held_out[index % len(self.held_out)] for index in range(count)]
         images = self.sample(prompts, seed=0)
-        return checked_rewards(self.reward, images, prompts, self.config.reward.name).mean().item()
+        own = self.processes.share(count)
+        problem: str | None = None
+        values = torch.zeros(len(own))
+        try:
+            if len(own):
+                values = self.scorer.submit(images[own], [prompts[n] for n in own.tolist()]).result()[0]
+        except UserError as error:
+            problem = str(error)
+        self.processes.fail_together(problem)
+        return self.processes.assemble(values.to(self.accelerator.device), own, count).mean().item()
 
+    def state(self) -> dict[str, list[Tensor]]:
+        """Everything that changes in training, by name, each a tensor a parameter of the adapter."""
+        parameters = self.policy.parameters
+        states = [self.optimizer.state.get(p, {}) for p in parameters]
+        moments = {
+            f"optimizer.{name}": [
+                state.get(name, torch.zeros(()) if name == "step" else torch.zeros_like(p))
+                for state, p in zip(states, parameters, strict=True)
+            ]
+            for name in ("step", "exp_avg", "exp_avg_sq")
+        }
+        weights = [p.detach() for p in parameters]
+        return {"policy": weights, "evaluation": self.evaluation_weights, **self.algorithm.state(), **moments}
 
-__all__ = ["Clock", "Conditioning", "Trainer"]
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Sequence[Tensor]], iteration: int, steps: int) -> None:
+        """Become the run that ``state()`` was taken from."""
+        for name, tensors in self.state().items():
+            if name.startswith("optimizer."):
+                continue
+            for ours, saved in zip(tensors, state[name], strict=True):
+                ours.copy_(saved)
+        moments = {name.removeprefix("optimizer."): state[name] for name in state if name.startswith("optimizer.")}
+        for index, parameter in enumerate(self.policy.parameters):
+            # A parameter without a step yet has no entry: AdamW makes one on the first.
+            if moments["step"][index] > 0:
+                self.optimizer.state[parameter] = {
+                    name: tensors[index].clone().to(tensors[index].device if name == "step" else parameter.device)
+                    for name, tensors in moments.items()
+                }
+        self.iteration, self.steps = iteration, steps
+        self.algorithm.resume(steps)

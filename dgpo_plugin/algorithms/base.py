@@ -13,6 +13,7 @@ from dgpo_plugin.advantages import AdvantageStd
 from dgpo_plugin.config import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RunConfig
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.processes import Processes
 from dgpo_plugin.rollout import Rollout
 from dgpo_plugin.seeding import derive_seed, seeded_noise
 
@@ -31,18 +32,27 @@ class Draw:
     def noise(self, shape: Sequence[int], *purpose: int | str) -> Tensor:
         return seeded_noise(shape, self.seed, self.iteration, *purpose)
 
-    def initial_noise(self, shape: Sequence[int], slots: Sequence[int], group_size: int) -> Tensor:
-        """(P * G, ...): one draw for each image of each prompt group."""
-        return torch.stack([self.noise(shape, "initial noise", p, g) for p in slots for g in range(group_size)])
+    def image_noise(self, shape: Sequence[int], images: Tensor, group_size: int, *purpose: int | str) -> Tensor:
+        """(N, ...): one draw for each of the iteration's images n = p * G + g."""
+        return torch.stack([self.noise(shape, *purpose, *divmod(n, group_size)) for n in images.tolist()])
 
-    def step_noise(self, shape: Sequence[int], slots: Sequence[int], group_size: int, step: int) -> Tensor:
-        """(P * G, ...): the fresh noise of one stochastic sampler step."""
-        return torch.stack([self.noise(shape, "step noise", step, p, g) for p in slots for g in range(group_size)])
+    def group_noise(self, shape: Sequence[int], images: Tensor, group_size: int, *purpose: int | str) -> Tensor:
+        """(N, ...): one draw for each prompt group, the same for all its images."""
+        groups = [n // group_size for n in images.tolist()]
+        drawn = {group: self.noise(shape, *purpose, group) for group in sorted(set(groups))}
+        # A process may have no image of a small part of the iteration.
+        return torch.stack([drawn[group] for group in groups]) if groups else torch.zeros(0, *shape)
 
     def choose(self, count: int, among: int, *purpose: int | str) -> list[int]:
         """``count`` of ``range(among)`` without replacement, in rising order."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.iteration, *purpose))
         return sorted(torch.randperm(among, generator=generator)[:count].tolist())
+
+
+def average(totals: Metrics, count: int, processes: Processes, device: torch.device) -> Metrics:
+    """What all processes' sums come to, a mean over ``count``."""
+    summed = processes.sum(torch.tensor(list(totals.values()), device=device))
+    return dict(zip(totals, (summed / max(1, count)).tolist(), strict=True))
 
 
 class Algorithm(Protocol):
@@ -51,17 +61,34 @@ class Algorithm(Protocol):
     advantage_std: AdvantageStd
 
     def sample(
-        self, policy: Policy, conditioning: Conditioning, slots: list[int], group_size: int, draw: Draw
+        self, policy: Policy, conditioning: Conditioning, images: Tensor, group_size: int, draw: Draw
     ) -> Rollout:
-        """G images for each prompt (P rows of ``conditioning``), without gradient."""
+        """The given images of the iteration, (N,), each from its row of ``conditioning``; without gradient."""
 
     def accumulate_gradient(
-        self, policy: Policy, rollout: Rollout, advantages: Tensor, draw: Draw, backward: Backward
+        self,
+        policy: Policy,
+        rollout: Rollout,
+        advantages: Tensor,
+        draw: Draw,
+        backward: Backward,
+        processes: Processes,
     ) -> Metrics:
-        """Add one optimizer step's gradient for advantages (P, G); returns what to log."""
+        """Add this process's share of one optimizer step's gradient, and say what to log.
+
+        Args:
+            rollout: this process's images of one part of the iteration.
+            advantages: (P, G) of that part, of all processes' images.
+        """
 
     def after_step(self, policy: Policy, step: int) -> None:
         """Called after optimizer step ``step`` (from 0)."""
+
+    def state(self) -> dict[str, list[Tensor]]:
+        """Copies of the adapter to checkpoint, by name, restored in place."""
+
+    def resume(self, steps: int) -> None:
+        """Called when ``state`` was restored to what it was after ``steps`` optimizer steps."""
 
 
 def make_algorithm(config: RunConfig, policy: Policy) -> Algorithm:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.advantages import AdvantageStd
-from dgpo_plugin.algorithms.base import Backward, Draw, Metrics
+from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average
 from dgpo_plugin.config import DGPOConfig, RolloutConfig
 from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.rollout import Rollout, micro_batches, per_image
+from dgpo_plugin.processes import Processes
+from dgpo_plugin.rollout import Rollout, micro_batches
 from dgpo_plugin.samplers.ode import sample_ode
 
 _Predict = Callable[..., Tensor]
@@ -81,41 +82,43 @@ class DGPO:
 
     @torch.no_grad()
     def sample(
-        self, policy: Policy, conditioning: Conditioning, slots: list[int], group_size: int, draw: Draw
+        self, policy: Policy, conditioning: Conditioning, images: Tensor, group_size: int, draw: Draw
     ) -> Rollout:
-        model = policy.model
-        sigmas = model.sigmas(self._rollout.steps, self._rollout.shift)
-        device = next(iter(conditioning.tensors.values())).device
-        noise = draw.initial_noise(model.latent_shape, slots, group_size).to(device)
-        repeated = conditioning[per_image(torch.arange(len(slots), device=device), group_size)]
+        sigmas = policy.model.sigmas(self._rollout.steps, self._rollout.shift)
+        noise = draw.image_noise(policy.model.latent_shape, images, group_size, "initial noise").to(policy.device)
         from_old = self._steps_done >= self.config.old_policy_after and not self._old_is_policy
-        parts = []
+
+        def velocity(x: Tensor, sigma: float) -> Tensor:
+            return policy.velocity(x, sigma, conditioning, self.config.rollout_guidance)
+
         with policy.with_weights(self.old_weights) if from_old else contextlib.nullcontext():
-            for rows in micro_batches(torch.arange(len(noise), device=device), self._micro_batch_size):
-                asked = repeated[rows]
-
-                def velocity(x: Tensor, sigma: float, asked: Conditioning = asked) -> Tensor:
-                    return policy.velocity(x, sigma, asked, self.config.rollout_guidance)
-
-                parts.append(sample_ode(velocity, noise[rows], sigmas, self.config.sampler))
-        return Rollout(repeated, torch.cat(parts), sigmas, group_size, slots)
+            latents = sample_ode(velocity, noise, sigmas, self.config.sampler)
+        return Rollout(images, conditioning, latents, sigmas)
 
     def accumulate_gradient(
-        self, policy: Policy, rollout: Rollout, advantages: Tensor, draw: Draw, backward: Backward
+        self,
+        policy: Policy,
+        rollout: Rollout,
+        advantages: Tensor,
+        draw: Draw,
+        backward: Backward,
+        processes: Processes,
     ) -> Metrics:
         config = self.config
-        total = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0, "group_weight": 0.0}
+        total = dict.fromkeys(("loss", "kl", "clip_fraction", "group_weight"), 0.0)
+        group_size = advantages.shape[1]
+        places = rollout.places(group_size)
+        own_advantages = advantages.flatten()[places]
         chosen = draw.choose(config.timesteps, config.noisiest_steps, "timesteps")
-        batches = micro_batches(
-            torch.arange(len(rollout.latents), device=rollout.latents.device), self._micro_batch_size
-        )
-        flat_advantages = advantages.flatten()
+        count = len(chosen) * advantages.numel()
+        # A group of equal rewards moves nothing; only the KL term would still need it.
+        needed = (advantages != 0).any(1)[places // group_size] | (config.kl_weight > 0)
+        batches = micro_batches(needed.nonzero().flatten(), self._micro_batch_size)
+        shape = rollout.latents.shape[1:]
         for step in chosen:
             sigma = rollout.sigmas[step]
-            shape = rollout.latents.shape[1:]
             # One noise for a whole prompt group: its images then differ in the picture alone.
-            noise = torch.stack([draw.noise(shape, "training noise", step, slot) for slot in rollout.slots])
-            noise = per_image(noise.to(rollout.latents), rollout.group_size)
+            noise = draw.group_noise(shape, rollout.images, group_size, "training noise", step).to(rollout.latents)
             noisy, target = (1 - sigma) * rollout.latents + sigma * noise, noise - rollout.latents
 
             def predict(rows: Tensor, guidance: float = 1.0, x: Tensor = noisy, s: float = sigma) -> Tensor:
@@ -125,32 +128,32 @@ class DGPO:
             # The group's weight needs every d of the group before any gradient: a first pass without one, which a
             # single micro-batch saves by using the pass it differentiates.
             ahead = predict(batches[0]) if len(batches) == 1 else None
-            if ahead is not None:
-                errors = matching_error(ahead.detach(), target)
-            else:
+            errors = target.new_zeros(len(target), 2)
+            for rows, part in zip(batches, frozen, strict=True):
                 with torch.no_grad():
-                    errors = torch.cat([matching_error(predict(rows), target[rows]) for rows in batches])
-            reference = torch.cat([part.reference_error for part in frozen])
-            weight = group_weight(errors.view_as(advantages), reference.view_as(advantages), advantages, config.beta)
-            weights = per_image(weight, rollout.group_size)
+                    predicted = predict(rows) if ahead is None else ahead
+                    errors[rows, 0] = matching_error(predicted, target[rows])
+                errors[rows, 1] = part.reference_error
+            everyone = processes.assemble(errors, places, advantages.numel())
+            error, reference = everyone.T.reshape(2, *advantages.shape)
+            weight = group_weight(error, reference, advantages, config.beta)
+            weights = weight[places // group_size]
             for rows, part in zip(batches, frozen, strict=True):
                 predicted = predict(rows) if ahead is None else ahead
-                error = matching_error(predicted, target[rows])
-                out = torch.zeros_like(error, dtype=torch.bool)
+                own_error = matching_error(predicted, target[rows])
+                out = torch.zeros_like(own_error, dtype=torch.bool)
                 if part.old_error is not None and config.clip is not None:
-                    out = clipped(error.detach(), part.old_error, flat_advantages[rows], config.clip)
-                loss = dgpo_loss(error, weights[rows], flat_advantages[rows], out).sum()
+                    out = clipped(own_error.detach(), part.old_error, own_advantages[rows], config.clip)
+                loss = dgpo_loss(own_error, weights[rows], own_advantages[rows], out).sum()
                 if part.base_velocity is not None:
                     kl = matching_error(predicted, part.base_velocity).sum()
                     loss = loss + config.kl_weight * kl
                     total["kl"] += kl.item()
-                loss = loss / (len(chosen) * len(rollout.latents))
-                backward(loss)
+                backward(loss / count)
                 total["loss"] += loss.item()
                 total["clip_fraction"] += out.sum().item()
-            total["group_weight"] += weight.sum().item() * rollout.group_size
-        count = len(chosen) * len(rollout.latents)
-        return {name: value if name == "loss" else value / count for name, value in total.items()}
+            total["group_weight"] += weights.sum().item()
+        return average(total, count, processes, rollout.latents.device)
 
     @torch.no_grad()
     def _measure_frozen(self, policy: Policy, predict: _Predict, target: Tensor, rows: Tensor) -> _Frozen:
@@ -178,5 +181,12 @@ class DGPO:
         """old <- mu old + (1 - mu) policy, mu = min(0.3, 0.001 step)."""
         keep = min(0.3, 0.001 * step)
         move_towards(self.old_weights, policy.parameters, keep)
-        self._old_is_policy = keep == 0
-        self._steps_done = step + 1
+        self.resume(step + 1)
+
+    def state(self) -> dict[str, list[Tensor]]:
+        return {"old": self.old_weights}
+
+    def resume(self, steps: int) -> None:
+        self._steps_done = steps
+        # Before the first step, and after it with mu = 0, the copy is the policy itself.
+        self._old_is_policy = steps <= 1

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.advantages import AdvantageStd
-from dgpo_plugin.algorithms.base import Backward, Draw, Metrics
+from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average
 from dgpo_plugin.config import FlowGRPOConfig, FlowGRPOFastConfig, RolloutConfig
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.rollout import Rollout, Trajectory, micro_batches, per_image
+from dgpo_plugin.processes import Processes
+from dgpo_plugin.rollout import Rollout, Trajectory, micro_batches
 from dgpo_plugin.samplers.ode import euler_step
 from dgpo_plugin.samplers.sde import (
     SdeStep,
@@ -50,26 +51,21 @@ class FlowGRPO:
 
     @torch.no_grad()
     def sample(
-        self, policy: Policy, conditioning: Conditioning, slots: list[int], group_size: int, draw: Draw
+        self, policy: Policy, conditioning: Conditioning, images: Tensor, group_size: int, draw: Draw
     ) -> Rollout:
-        model = policy.model
-        sigmas = model.sigmas(self._rollout.steps, self._rollout.shift)
-        device = next(iter(conditioning.tensors.values())).device
-        x = draw.initial_noise(model.latent_shape, slots, group_size).to(device)
-        repeated = conditioning[per_image(torch.arange(len(slots), device=device), group_size)]
-        batches = micro_batches(torch.arange(len(x), device=device), self._micro_batch_size)
+        shape = policy.model.latent_shape
+        sigmas = policy.model.sigmas(self._rollout.steps, self._rollout.shift)
+        x = draw.image_noise(shape, images, group_size, "initial noise").to(policy.device)
         trained = self._trained_steps(draw)
         before, after, log_probabilities = [], [], []
         for step in range(len(sigmas) - 1):
-            velocity = torch.cat(
-                [policy.velocity(x[rows], sigmas[step], repeated[rows], self.config.guidance) for rows in batches]
-            )
+            velocity = policy.velocity(x, sigmas[step], conditioning, self.config.guidance)
             # The full variant's last step is stochastic too, but its noise is too small to be trained on.
             if self.config.name == "flow-grpo-fast" and step not in trained:
                 x = euler_step(x, velocity, sigmas[step], sigmas[step + 1])
                 continue
             gaussian = self._gaussian(x, velocity, sigmas, step)
-            fresh = draw.step_noise(model.latent_shape, slots, group_size, step).to(device)
+            fresh = draw.image_noise(shape, images, group_size, "step noise", step).to(policy.device)
             x_next = gaussian.mean + gaussian.std * fresh
             if step in trained:
                 before.append(x)
@@ -77,7 +73,7 @@ class FlowGRPO:
                 log_probabilities.append(self._log_probability(x_next, gaussian))
             x = x_next
         trajectory = Trajectory(trained, torch.stack(before), torch.stack(after), torch.stack(log_probabilities))
-        return Rollout(repeated, x, sigmas, group_size, slots, trajectory)
+        return Rollout(images, conditioning, x, sigmas, trajectory)
 
     def _trained_steps(self, draw: Draw) -> list[int]:
         if isinstance(self.config, FlowGRPOConfig):
@@ -96,37 +92,49 @@ class FlowGRPO:
         return cps_log_probability(x_next, gaussian)
 
     def accumulate_gradient(
-        self, policy: Policy, rollout: Rollout, advantages: Tensor, draw: Draw, backward: Backward
+        self,
+        policy: Policy,
+        rollout: Rollout,
+        advantages: Tensor,
+        draw: Draw,
+        backward: Backward,
+        processes: Processes,
     ) -> Metrics:
         config, trajectory = self.config, rollout.trajectory
         assert trajectory is not None
-        flat_advantages = advantages.flatten()
+        own_advantages = advantages.flatten()[rollout.places(advantages.shape[1])]
         # An image no better or worse than its group's mean moves nothing and is dropped, its KL term with it.
-        kept = flat_advantages.nonzero().flatten()
-        total = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0, "ratio": 0.0}
-        count = len(trajectory.steps) * len(kept)
+        batches = micro_batches(own_advantages.nonzero().flatten(), self._micro_batch_size)
+        reference_guidance = config.reference_guidance or config.guidance
+        total = dict.fromkeys(("loss", "kl", "clip_fraction", "ratio"), 0.0)
+        count = len(trajectory.steps) * int(advantages.count_nonzero())
         for index, step in enumerate(trajectory.steps):
-            for rows in micro_batches(kept, self._micro_batch_size) if len(kept) else ():
+            for rows in batches:
                 x, x_next = trajectory.noisy_latents[index][rows], trajectory.next_latents[index][rows]
                 asked = rollout.conditioning[rows]
                 velocity = policy.velocity(x, rollout.sigmas[step], asked, config.guidance)
                 gaussian = self._gaussian(x, velocity, rollout.sigmas, step)
                 log_ratio = self._log_probability(x_next, gaussian) - trajectory.log_probability[index][rows]
                 ratio = torch.exp(log_ratio)
-                loss = policy_loss(ratio, flat_advantages[rows], config.clip).sum()
+                loss = policy_loss(ratio, own_advantages[rows], config.clip).sum()
                 if config.kl_weight > 0:
                     with policy.as_reference():
-                        base = policy.velocity(x, rollout.sigmas[step], asked, config.guidance)
+                        base = policy.velocity(x, rollout.sigmas[step], asked, reference_guidance)
                         base_mean = self._gaussian(x, base, rollout.sigmas, step).mean
                     kl = kl_divergence(gaussian.mean, base_mean, gaussian.diffusion).sum()
                     loss = loss + config.kl_weight * kl
                     total["kl"] += kl.item()
-                loss = loss / count
-                backward(loss)
+                backward(loss / count)
                 total["loss"] += loss.item()
                 total["ratio"] += ratio.detach().sum().item()
                 total["clip_fraction"] += ((ratio.detach() - 1).abs() > config.clip).sum().item()
-        return {name: value if name == "loss" else value / max(1, count) for name, value in total.items()}
+        return average(total, count, processes, rollout.latents.device)
 
     def after_step(self, policy: Policy, step: int) -> None:
         """Nothing to keep: the old policy is the one that took the trajectory."""
+
+    def state(self) -> dict[str, list[Tensor]]:
+        return {}
+
+    def resume(self, steps: int) -> None:
+        """Nothing depends on it."""

@@ -63,14 +63,14 @@ def test_conditioning_is_the_pipelines_own() -> None:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_sampling_is_the_pipelines_own(guidance: float) -> None:
     model = load_model(ModelConfig(max_sequence_length=1))
-    noise = fixed_noise(model, len(PROMPTS), 0)
+    noise = fixed_noise(model, range(len(PROMPTS)), 0)
     ours = sample_latents(model, PROMPTS, noise, 10, guidance)
     assert torch.allclose(ours, pipeline_latents(plain_pipeline(), noise, guidance), atol=1e-4)
 
 
 def test_decoding_is_the_pipelines_own() -> None:
     model = load_model(ModelConfig(max_sequence_length=1))
-    noise = fixed_noise(model, len(PROMPTS), 0)
+    noise = fixed_noise(model, range(len(PROMPTS)), 0)
     ours = model.decode(sample_latents(model, PROMPTS, noise, 10, 1.0)).permute(0, 2, 3, 1).numpy()
     theirs = plain_pipeline()(
         PROMPTS, latents=noise, num_inference_steps=10, guidance_scale=1.0, max_sequence_length=1, output_type="np"
@@ -92,7 +92,7 @@ def save(policy: Policy, path: Path) -> None:
 
 
 def test_adapter_gives_the_same_pictures_in_diffusers(policy: Policy, tmp_path: Path) -> None:
-    noise = fixed_noise(policy.model, len(PROMPTS), 0)
+    noise = fixed_noise(policy.model, range(len(PROMPTS)), 0)
     ours = sample_latents(policy.model, PROMPTS, noise, 10, 1.0)
     save(policy, tmp_path / "adapter.safetensors")
     pipeline = plain_pipeline()
@@ -107,7 +107,7 @@ def test_adapter_merged_strictly_gives_the_policys_pictures(policy: Policy, tmp_
     save(policy, tmp_path / "adapter.safetensors")
     merged = load_model(ModelConfig(max_sequence_length=1))
     apply_adapter(merged, tmp_path / "adapter.safetensors")
-    noise = fixed_noise(policy.model, len(PROMPTS), 0)
+    noise = fixed_noise(policy.model, range(len(PROMPTS)), 0)
     ours = sample_latents(policy.model, PROMPTS, noise, 10, 1.0)
     assert torch.allclose(sample_latents(merged, PROMPTS, noise, 10, 1.0), ours, atol=1e-4)
 
@@ -175,7 +175,7 @@ def test_models_that_are_none_are_refused(tmp_path: Path) -> None:
 
 
 def test_reference_and_copies_leave_the_policy_as_it_was(policy: Policy) -> None:
-    noise = fixed_noise(policy.model, 3, 0)
+    noise = fixed_noise(policy.model, range(3), 0)
     asked = policy.model.encode(PROMPTS)
     with torch.no_grad():
         before = policy.velocity(noise, 0.5, asked)
@@ -195,7 +195,7 @@ def test_lora_targets_that_match_nothing_are_refused() -> None:
 
 
 def test_denoiser_evaluations_are_counted(policy: Policy) -> None:
-    noise, asked = fixed_noise(policy.model, 3, 0), policy.model.encode(PROMPTS)
+    noise, asked = fixed_noise(policy.model, range(3), 0), policy.model.encode(PROMPTS)
     with torch.no_grad():
         policy.velocity(noise, 0.5, asked)
         assert policy.denoiser_evaluations == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from dgpo_plugin.algorithms import Draw, make_algorithm
 from dgpo_plugin.config import RunConfig, load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy
+from dgpo_plugin.processes import Processes
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rollout import Rollout
 from dgpo_plugin.trainer import Trainer
@@ -54,7 +56,8 @@ def in_float64(policy: Policy) -> None:
 def rollout_and_advantages(config: RunConfig, policy: Policy) -> tuple[Rollout, Tensor]:
     algorithm = make_algorithm(config, policy)
     conditioning = policy.model.encode(["a red circle", "two blue squares"])
-    rollout = algorithm.sample(policy, conditioning, [0, 1], 4, Draw(0, 0))
+    images = torch.arange(8)
+    rollout = algorithm.sample(policy, conditioning[images // 4], images, 4, Draw(0, 0))
     rewards = torch.rand(2, 4, generator=torch.Generator().manual_seed(1)).double()
     return rollout, normalise(rewards, algorithm.advantage_std)
 
@@ -68,7 +71,7 @@ def gradients(config: RunConfig, policy: Policy, rollout: Rollout, advantages: T
             old.mul_(0.9)
     for parameter in policy.parameters:
         parameter.grad = None
-    algorithm.accumulate_gradient(policy, rollout, advantages, Draw(0, 0), lambda loss: loss.backward())
+    algorithm.accumulate_gradient(policy, rollout, advantages, Draw(0, 0), lambda loss: loss.backward(), Processes())
     return [parameter.grad.clone() for parameter in policy.parameters]  # type: ignore[union-attr]
 
 
@@ -105,15 +108,8 @@ def test_order_of_images_in_a_group_does_not_matter(policy: Policy, algorithm: s
     rollout, advantages = rollout_and_advantages(config, policy)
     order = torch.tensor([2, 0, 3, 1])
     images = torch.cat([order, 4 + order])
-    trajectory = rollout.trajectory and type(rollout.trajectory)(
-        rollout.trajectory.steps,
-        rollout.trajectory.noisy_latents[:, images],
-        rollout.trajectory.next_latents[:, images],
-        rollout.trajectory.log_probability[:, images],
-    )
-    shuffled = Rollout(
-        rollout.conditioning[images], rollout.latents[images], rollout.sigmas, 4, rollout.slots, trajectory
-    )
+    # The same places in the iteration, other pictures in them.
+    shuffled = replace(rollout[images], images=rollout.images)
     plain = gradients(config, policy, rollout, advantages)
     for a, b in zip(plain, gradients(config, policy, shuffled, advantages[:, order]), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-8)
@@ -140,7 +136,7 @@ def test_first_ratio_is_one_and_kl_zero(policy: Policy, algorithm: str) -> None:
     config = config_for(algorithm)
     rollout, advantages = rollout_and_advantages(config, policy)
     logged = make_algorithm(config, policy).accumulate_gradient(
-        policy, rollout, advantages, Draw(0, 0), lambda loss: None
+        policy, rollout, advantages, Draw(0, 0), lambda loss: None, Processes()
     )
     assert logged["clip_fraction"] == 0
     if "ratio" in logged:
@@ -150,11 +146,16 @@ def test_first_ratio_is_one_and_kl_zero(policy: Policy, algorithm: str) -> None:
 @pytest.mark.fast
 def test_training_noise_is_shared_inside_a_group_and_not_between(policy: Policy) -> None:
     draw = Draw(0, 3)
-    noise = draw.initial_noise((2, 2), [0, 1], 2)
-    assert len({tuple(n.flatten().tolist()) for n in noise}) == 4
-    assert torch.equal(draw.noise((4,), "training noise", 1, 0), draw.noise((4,), "training noise", 1, 0))
-    assert not torch.equal(draw.noise((4,), "training noise", 1, 0), draw.noise((4,), "training noise", 1, 1))
-    assert not torch.equal(draw.noise((4,), "training noise", 1, 0), Draw(0, 4).noise((4,), "training noise", 1, 0))
+    images = torch.arange(4)
+    assert len({tuple(n.flatten().tolist()) for n in draw.image_noise((2, 2), images, 2, "initial noise")}) == 4
+    noise = draw.group_noise((4,), images, 2, "training noise", 1)
+    assert torch.equal(noise[0], noise[1])
+    assert torch.equal(noise[2], noise[3])
+    assert not torch.equal(noise[0], noise[2])
+    # One process's share draws what it would have drawn among all.
+    assert torch.equal(draw.group_noise((4,), images[1::2], 2, "training noise", 1), noise[1::2])
+    assert not torch.equal(noise, draw.group_noise((4,), images, 2, "training noise", 2))
+    assert not torch.equal(noise, Draw(0, 4).group_noise((4,), images, 2, "training noise", 1))
 
 
 class Scripted:

@@ -1,0 +1,111 @@
+"""How an iteration's images are split over processes, and what the processes tell each other (DESIGN section 5.1).
+
+Image n of an iteration belongs to process n modulo their number, so that every prompt group is spread over all of
+them. Whatever depends on a whole group (advantages, DGPO's weight) is computed from the whole group everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, reduce
+from torch import Tensor
+
+from dgpo_plugin.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among ``count``; alone by default, and then nothing is sent anywhere."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, total: int) -> Tensor:
+        """The indices below ``total`` that are this process's, rising."""
+        return torch.arange(self.rank, total, self.count)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.count == 1:
+            return tensor
+        with _others_alive():
+            summed: Tensor = reduce(tensor, reduction="sum")
+        return summed
+
+    def assemble(self, values: Tensor, places: Tensor, total: int) -> Tensor:
+        """Every process's (n, ...) values at their places in one (total, ...) tensor, the same everywhere, exactly."""
+        whole = values.new_zeros(total, *values.shape[1:])
+        whole[places.to(values.device)] = values
+        return self.sum(whole)
+
+    def fail_together(self, problem: str | None) -> None:
+        """Raise the first process's problem on all of them, so that none waits for one that has left.
+
+        Raises:
+            UserError: ``problem`` is not None on some process.
+        """
+        problems = [problem]
+        if self.count > 1:
+            with _others_alive():
+                problems = gather_object([problem])
+        for rank, message in enumerate(problems):
+            if message is not None:
+                raise UserError(message if self.count == 1 else f"process {rank}: {message}")
+
+    def on_main(self, work: Callable[[], object]) -> None:
+        """Do something on the first process alone; a UserError from it is raised on all."""
+        problem: str | None = None
+        if self.is_main:
+            try:
+                work()
+            except UserError as error:
+                problem = str(error)
+        if self.count > 1:
+            with _others_alive():
+                (problem,) = broadcast_object_list([problem])
+        if problem is not None:
+            raise UserError(problem)
+
+
+def join_processes() -> Processes:
+    """Meet the other processes of ``accelerate launch`` or ``torchrun``, if there are any; on CPUs through gloo.
+
+    Raises:
+        UserError: the launcher started several, but they did not find each other.
+    """
+    # accelerate looks for the others on CPUs only if it is told to.
+    state = PartialState(cpu=runs_on_cpu())
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != state.num_processes:
+        raise UserError(
+            f"{started} processes were started but {state.num_processes} found each other; "
+            f"check the accelerate configuration"
+        )
+    return Processes(state.process_index, state.num_processes)
+
+
+def runs_on_cpu() -> bool:
+    """Asked for by ``ACCELERATE_USE_CPU``, or for want of anything else."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
+
+
+@contextlib.contextmanager
+def _others_alive() -> Iterator[None]:
+    """The backend's error about a process that is gone, as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"another process is gone, see what it said before ({reason}); go on with dgpo resume"
+        ) from error

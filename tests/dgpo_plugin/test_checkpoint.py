@@ -1,0 +1,328 @@
+"""Checkpoints: whole or not there, checked bit by bit, pruned; and a run that goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dgpo_plugin import checkpoint as module
+from dgpo_plugin import run
+from dgpo_plugin.checkpoint import State, checkpoints, load_checkpoint, save_checkpoint
+from dgpo_plugin.config import load_config
+from dgpo_plugin.errors import Stopped, UserError
+from dgpo_plugin.trainer import Trainer
+from tests.conftest import SMALL
+from tests.dgpo_plugin.test_trainer import ALGORITHMS, config_for
+
+FULL = "No space left on device"
+
+
+def state(iteration: int, mean_reward: float = 0.0) -> State:
+    return State(
+        iteration=iteration,
+        steps=iteration,
+        mean_reward=mean_reward,
+        started="2026-01-01T00:00:00+00:00",
+        config={},
+        base_weights_hash="base",
+        prompts_sha256="prompts",
+        packages={},
+    )
+
+
+def tensors(iteration: int) -> dict[str, list[Tensor]]:
+    generator = torch.Generator().manual_seed(iteration)
+    return {name: [torch.randn(3, 4, generator=generator) for _ in range(12)] for name in ("policy", "optimizer.step")}
+
+
+def save(folder: Path, iteration: int, *, keep: int = 9, mean_reward: float = 0.0) -> Path:
+    return save_checkpoint(folder, state(iteration, mean_reward), tensors(iteration), keep)
+
+
+def check(path: Path) -> None:
+    back = load_checkpoint(path)
+    expected = tensors(back.state.iteration)
+    assert back.tensors.keys() == expected.keys()
+    for name, originals in expected.items():
+        assert all(torch.equal(a, b) for a, b in zip(back.tensors[name], originals, strict=True))
+
+
+# ---- one checkpoint
+
+
+@pytest.mark.fast
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    check(save(tmp_path, 7))
+    assert [path.name for path in checkpoints(tmp_path)] == ["000007"]
+
+
+@pytest.mark.fast
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for iteration, reward in [(10, 0.1), (20, 0.9), (30, 0.5), (40, 0.3), (50, 0.4)]:
+        save(tmp_path, iteration, keep=2, mean_reward=reward)
+    assert [path.name for path in checkpoints(tmp_path)] == ["000020", "000040", "000050"]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("harm", ["truncated", "emptied", "altered", "removed"])
+def test_damage_is_found_and_the_checkpoint_before_named(tmp_path: Path, name: str, harm: str) -> None:
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    content = (path / name).read_bytes()
+    middle = len(content) // 2
+    if harm == "removed":
+        (path / name).unlink()
+    else:
+        changed = bytes([content[middle] ^ 1])
+        harmed = {
+            "truncated": content[:middle],
+            "emptied": b"",
+            "altered": content[:middle] + changed + content[middle + 1 :],
+        }
+        (path / name).write_bytes(harmed[harm])
+    with pytest.raises(UserError, match=r"000020 is damaged .*remove that folder to go on from 000010"):
+        load_checkpoint(path)
+    check(tmp_path / "checkpoints" / "000010")
+
+
+@pytest.mark.fast
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 10)
+
+    def full(path: Path, content: bytes) -> None:
+        path.write_bytes(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, FULL)
+
+    monkeypatch.setattr(module, "_write", full)
+    with pytest.raises(UserError, match=f"cannot write checkpoint .*{FULL}; make room, then go on with: dgpo resume"):
+        save(tmp_path, 20)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000010"]
+    check(tmp_path / "checkpoints" / "000010")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+@pytest.mark.fast
+def test_killed_between_any_two_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Die before the k-th call that changes the disk, for every k: each checkpoint in sight is whole."""
+    calls, fatal = 0, 0
+
+    def dying(name: str) -> None:
+        owner = module.shutil if name == "rmtree" else os
+        original = getattr(owner, name)
+
+        def call(*args: object, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == fatal:
+                raise Killed
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for name in ("rename", "mkdir", "fsync", "unlink", "rmdir", "rmtree"):
+        dying(name)
+    survived, target = False, 0
+    while not survived:
+        target, fatal = target + 1, 0
+        folder = tmp_path / str(target)
+        for iteration in (10, 20, 30):
+            save(folder, iteration, keep=1)  # pruning is on its way too
+        calls, fatal = 0, target
+        try:
+            save(folder, 40, keep=1)
+            survived = True
+        except Killed:
+            pass
+        fatal = 0
+        found = checkpoints(folder)
+        assert found
+        assert found[-1].name in ("000030", "000040")
+        for path in found:
+            check(path)
+        save(folder, 50, keep=1)  # and the next one cleans up
+        assert [path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")] == []
+    assert target > 8
+
+
+# ---- a run
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_restored_trainer_is_the_one_that_was_saved(algorithm: str, tmp_path: Path) -> None:
+    """After three iterations the old policy differs from the policy and is what the rollout comes from."""
+    extra = ["training.iterations=6", "training.updates_per_iteration=2", "training.ema_every=3"]
+    if algorithm == "dgpo":
+        extra += ["algorithm.old_policy_after=2", "algorithm.clip=0.01", "algorithm.reference=old_policy"]
+    config = config_for(algorithm, *extra)
+    whole = Trainer(config)
+    records = whole.iterations()
+    for _ in range(3):
+        next(records)
+    path = save_checkpoint(tmp_path, state(3).model_copy(update={"steps": whole.steps}), whole.state(), keep=1)
+    rest = [record["reward"] for record in records]
+    again = Trainer(config)
+    back = load_checkpoint(path)
+    again.restore(back.tensors, back.state.iteration, back.state.steps)
+    assert [record["reward"] for record in again.iterations()] == rest
+    assert len(rest) == 3
+    for name, ours in whole.state().items():
+        assert all(torch.equal(a, b) for a, b in zip(ours, again.state()[name], strict=True)), name
+
+
+def small(**changes: object) -> list[str]:
+    return [*SMALL, "training.iterations=6", "checkpoint.every=2", *(f"{k}={v}" for k, v in changes.items())]
+
+
+def train(folder: Path, **changes: object) -> Path:
+    return run.train(load_config("shapes", small(**changes)), folder / "run", Console(quiet=True))
+
+
+def rewrite(config: Path, old: str, new: str) -> None:
+    text = config.read_text()
+    assert old in text
+    config.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def fixed_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fixed_date")
+def test_a_run_told_to_go_on_longer_equals_one_that_was_long(tmp_path: Path) -> None:
+    long = train(tmp_path / "long")
+    short = train(tmp_path / "short", **{"training.iterations": 3})
+    rewrite(short.parent / "config.yaml", "iterations: 3", "iterations: 6")
+    resumed = run.resume(short.parent, Console(quiet=True))
+    a, b = load_file(long), load_file(resumed)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_what_a_resumed_run_may_not_change(tmp_path: Path) -> None:
+    adapter = train(tmp_path, **{"training.iterations": 2})
+    config = adapter.parent / "config.yaml"
+    before = config.read_text()
+    rewrite(config, "learning_rate: 0.002", "learning_rate: 0.003")
+    with pytest.raises(UserError, match=r"training.learning_rate is 0.003, but .* was trained with 0.002; put it back"):
+        run.resume(adapter.parent, Console(quiet=True))
+    config.write_text(before.replace("seed: 0", "seed: 0\n  sede: 1"))
+    with pytest.raises(UserError, match="unknown key training.sede; did you mean 'seed'"):
+        run.resume(adapter.parent, Console(quiet=True))
+    config.write_text(before)
+    with pytest.raises(UserError, match="holds a run already; go on with it by `dgpo resume"):
+        train(tmp_path)
+    with pytest.raises(UserError, match="holds no run"):
+        run.resume(tmp_path, Console(quiet=True))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fixed_date")
+def test_other_prompts_are_refused(tmp_path: Path) -> None:
+    from dgpo_plugin.worlds import load_prompts
+
+    file = tmp_path / "mine.jsonl"
+    lines = [json.dumps({"prompt": p.text, **p.metadata}) for p in load_prompts("shapes/train")[:9]]
+    file.write_text("\n".join(lines))
+    adapter = train(tmp_path, **{"training.iterations": 2, "prompts.train": file})
+    file.write_text("\n".join(lines[:8]))
+    with pytest.raises(UserError, match="the prompts are not those"):
+        run.resume(adapter.parent, Console(quiet=True))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dgpo_plugin", *arguments]
+
+
+def train_command(folder: Path) -> list[str]:
+    changes = small(**{"checkpoint.every": 1, "logging.sample_every": 2})
+    return command("train", "shapes", "--output", str(folder), *(part for c in changes for part in ("--set", c)))
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "1700000000"}
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """Without the seconds, which are no result."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_ends_bit_identical(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
+    subprocess.run(train_command(whole), env=environment(), check=True, capture_output=True)
+    moments, kills = random.Random(4), 0
+    while not (broken / "adapter.safetensors").exists():
+        going_on = (broken / "config.yaml").exists()
+        arguments = command("resume", str(broken)) if going_on else train_command(broken)
+        process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert process.stdout is not None
+        process.stdout.readline()  # the base's reward: imports are over, files are being written
+        time.sleep(moments.uniform(0, 0.8))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        assert kills < 40
+    assert kills > 1
+    subprocess.run(command("resume", str(broken)), env=environment(), check=True, capture_output=True)
+    assert (broken / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+    assert metrics(broken) == metrics(whole)
+    last = "checkpoints/000006/state.safetensors"
+    assert (broken / last).read_bytes() == (whole / last).read_bytes()
+    for picture in ("000000.png", "000006.png"):
+        assert (broken / "samples" / picture).read_bytes() == (whole / "samples" / picture).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fixed_date")
+def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(tmp_path / "whole", **{"checkpoint.every": 100})
+    original = Trainer._iterate
+
+    def interrupted(trainer: Trainer, iteration: int) -> dict[str, float]:
+        if iteration == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(trainer, iteration)
+
+    monkeypatch.setattr(Trainer, "_iterate", interrupted)
+    with pytest.raises(Stopped, match=r"stopped after iteration 3 of 6, all of it saved; go on with: dgpo resume "):
+        train(tmp_path / "stopped", **{"checkpoint.every": 100})
+    folder = tmp_path / "stopped" / "run"
+    assert (folder / "adapter.safetensors").exists()
+    assert [path.name for path in checkpoints(folder)] == ["000003"]
+    assert run.resume(folder, Console(quiet=True)).read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(trainer: Trainer, iteration: int) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+        return {}
+
+    monkeypatch.setattr(Trainer, "_iterate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

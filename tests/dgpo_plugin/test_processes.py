@@ -1,0 +1,181 @@
+"""Several real processes (accelerate launch, gloo): the same run as one, and an end in seconds when one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dgpo_plugin.checkpoint import checkpoints, load_checkpoint
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.processes import Processes
+from tests.conftest import SMALL
+
+ODD = (
+    *SMALL,
+    "training.prompts_per_iteration=5",
+    "training.group_size=3",
+    "training.iterations=4",
+    "training.updates_per_iteration=5",
+    "evaluation.images=7",
+    "logging.sample_every=4",
+    "checkpoint.every=2",
+)
+"""Nothing here divides by 2 or 4: 15 images, 3 images an update, 7 evaluation pictures."""
+CLOSE = 1e-3
+"""Of the adapter's norm. A forward's last float32 bits depend on how many images share a matrix product, and a sum's
+on its order; AdamW's steps, each about as long as the learning rate whatever the gradient's size, pass those bits on
+where the gradient is next to nothing."""
+
+
+def distance(folder: Path, other: Path) -> float:
+    """Between two runs' adapters, as a share of the norm."""
+    a, b = (load_file(each / "adapter.safetensors") for each in (folder, other))
+    apart = sum(float((a[name] - b[name]).square().sum()) for name in a)
+    return float((apart / sum(float(tensor.square().sum()) for tensor in a.values())) ** 0.5)
+
+
+def launch(count: int, *arguments: str, extra: str | None = None) -> subprocess.Popen[str]:
+    options = ["--multi_gpu", "--num_processes", str(count), "--num_machines", "1"]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    start = [sys.executable, "-m", "accelerate.commands.launch", *options] if count > 1 else [sys.executable]
+    program = ["-m", "dgpo_plugin"] if extra is None else [extra]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    return subprocess.Popen(
+        [*start, *program, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def arguments(folder: Path, *changes: str) -> list[str]:
+    return ["train", "shapes", "--output", str(folder), *(p for c in (*ODD, *changes) for p in ("--set", c))]
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def rewards(folder: Path) -> list[tuple[float, ...]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["reward"], line["reward_group_std"], line["denoiser_evaluations"]) for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [
+        ("dgpo", ["algorithm.clip=0.01", "algorithm.old_policy_after=3", "training.micro_batch_size=4"]),
+        ("flow-grpo", ["algorithm.name=flow-grpo", "algorithm.guidance=1"]),
+    ],
+)
+def test_the_number_of_processes_changes_nothing(algorithm: str, changes: list[str], tmp_path: Path) -> None:
+    base = [c for c in ODD if algorithm == "dgpo" or not c.startswith("algorithm.")]
+    folders = {}
+    for count in (1, 2, 4) if algorithm == "dgpo" else (1, 2):
+        folder = folders[count] = tmp_path / str(count) / "run"
+        given = [p for c in (*base, *changes) for p in ("--set", c)]
+        finish(launch(count, "train", "shapes", "--output", str(folder), *given))
+    for count, folder in folders.items():
+        assert [r[2] for r in rewards(folder)] == [r[2] for r in rewards(folders[1])], count
+        for given_rewards, expected in zip(rewards(folder), rewards(folders[1]), strict=True):
+            assert given_rewards == pytest.approx(expected, abs=1e-6), count
+        assert distance(folders[1], folder) <= CLOSE, count
+    pictures = [np.asarray(Image.open(folder / "samples" / "000000.png")).astype(int) for folder in folders.values()]
+    assert all(np.abs(picture - pictures[0]).max() <= 1 for picture in pictures)  # rounded to 8 bits
+
+
+@pytest.mark.slow
+def test_a_run_may_go_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    """Two iterations on two processes and two on one are four on one."""
+    whole, mixed = tmp_path / "whole" / "run", tmp_path / "mixed" / "run"
+    finish(launch(1, *arguments(whole)))
+    finish(launch(2, *arguments(mixed, "training.iterations=2")))
+    config = mixed / "config.yaml"
+    config.write_text(config.read_text().replace("  iterations: 2", "  iterations: 4"))
+    finish(launch(1, "resume", str(mixed)))
+    assert distance(whole, mixed) <= CLOSE
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line) for line in found.split()]
+
+
+@pytest.mark.slow
+def test_a_dead_process_ends_the_others_in_seconds(tmp_path: Path) -> None:
+    process = launch(2, *arguments(tmp_path / "run", "training.iterations=100000"))
+    saved = tmp_path / "run" / "checkpoints" / "000002"
+    while not saved.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "another process is gone" in output or "SIGKILL" in output
+    for path in checkpoints(tmp_path / "run"):
+        load_checkpoint(path)  # and what they had finished is whole
+
+
+BROKEN = """
+import sys
+from dgpo_plugin.cli import main
+from dgpo_plugin.rewards import registry
+from dgpo_plugin.processes import join_processes
+
+class Broken:
+    def __call__(self, images, prompts):
+        if join_processes().rank == 1:
+            raise ConnectionError("the judge is out")
+        return images.mean((1, 2, 3))
+
+registry.REWARDS["shapes"] = Broken
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_on_one_process_ends_all_with_its_reason(tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(BROKEN)
+    process = launch(2, *arguments(tmp_path / "run", "reward.retries=0"), extra=str(script))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "process 1: reward shapes: failed 1 times, last with ConnectionError: the judge is out" in output
+    assert list((tmp_path / "run" / "failed-reward").glob("*.png"))
+
+
+@pytest.mark.fast
+def test_alone_nothing_is_sent() -> None:
+    alone = Processes()
+    values = torch.arange(6.0)
+    assert torch.equal(alone.assemble(values, alone.share(6), 6), values)
+    assert alone.sum(values) is values
+    alone.fail_together(None)
+    with pytest.raises(UserError, match="^broken$"):
+        alone.fail_together("broken")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("total", "count"), [(15, 2), (15, 4), (3, 4), (16, 4)])
+def test_shares_cover_everything_once(total: int, count: int) -> None:
+    shares = [Processes(rank, count).share(total) for rank in range(count)]
+    assert sorted(torch.cat(shares).tolist()) == list(range(total))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -1,0 +1,129 @@
+"""A reward that is slow, dies or lies: tried again, then refused with its inputs saved."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dgpo_plugin.config import RewardConfig, load_config
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.rewards import scoring
+from dgpo_plugin.rewards.scoring import Scorer
+from dgpo_plugin.trainer import Trainer
+from tests.conftest import SMALL
+
+pytestmark = pytest.mark.fast
+
+PICTURES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+PROMPTS = [Prompt("a red circle", {"n": 1}), Prompt("two")]
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "RETRY_PAUSE", 0.0)
+
+
+class Flaky:
+    """Fails so many times, then gives each picture its mean."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.calls = failures, 0
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise ConnectionError("refused")
+        return images.mean((1, 2, 3))
+
+
+def test_a_reward_that_recovers_is_not_noticed() -> None:
+    flaky = Flaky(2)
+    values, seconds = Scorer(flaky, RewardConfig(retries=2)).submit(PICTURES, PROMPTS).result()
+    assert torch.allclose(values, PICTURES.mean((1, 2, 3)))
+    assert flaky.calls == 3
+    assert seconds >= 0
+
+
+def test_a_reward_that_does_not_recover_is_refused_and_its_inputs_saved(tmp_path: Path) -> None:
+    scorer = Scorer(Flaky(99), RewardConfig(retries=2), tmp_path / "failed")
+    with pytest.raises(
+        UserError, match=r"failed 3 times, last with ConnectionError: refused; its pictures and prompts"
+    ):
+        scorer.submit(PICTURES, PROMPTS).result()
+    lines = (tmp_path / "failed" / "prompts.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"prompt": "a red circle", "n": 1}, {"prompt": "two"}]
+    with Image.open(tmp_path / "failed" / "0001.png") as saved:
+        assert saved.size == (8, 8)
+
+
+def test_a_reward_that_never_answers_is_given_up() -> None:
+    release = threading.Event()
+
+    def hangs(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        release.wait(30)
+        return images.mean((1, 2, 3))
+
+    with pytest.raises(UserError, match=r"failed 2 times, last with TimeoutError: no answer in 0.05 s"):
+        Scorer(hangs, RewardConfig(retries=1, timeout=0.05)).submit(PICTURES, PROMPTS).result()
+    release.set()
+
+
+def test_nonsense_is_not_asked_for_twice(tmp_path: Path) -> None:
+    calls = []
+
+    def lies(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        calls.append(1)
+        return torch.full((len(images),), float("nan"))
+
+    with pytest.raises(UserError, match="2 of 2 values are not finite.*its pictures and prompts are in"):
+        Scorer(lies, RewardConfig(retries=5), tmp_path / "failed").submit(PICTURES, PROMPTS).result()
+    assert len(calls) == 1
+
+
+def test_rewards_are_computed_while_the_next_images_are_sampled() -> None:
+    """A reward that waits for the second micro-batch to be decoded could not end otherwise."""
+    second = threading.Event()
+
+    class Patient:
+        calls = 0
+
+        def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+            self.calls += 1
+            if self.calls == 1:
+                assert second.wait(60), "the second micro-batch was not sampled meanwhile"
+            return images.mean((1, 2, 3))
+
+    trainer = Trainer(load_config("shapes", [*SMALL, "training.micro_batch_size=4"]), reward=Patient())
+    decode, decoded = trainer.model.decode, []
+
+    def noted(latents: Tensor) -> Tensor:
+        decoded.append(len(latents))
+        if len(decoded) == 2:
+            second.set()
+        return decode(latents)
+
+    trainer.model.decode = noted  # type: ignore[method-assign]
+    next(trainer.iterations())
+    assert decoded == [4, 4]
+
+
+def test_a_slow_reward_delays_by_what_sampling_does_not_cover() -> None:
+    """Of two calls of a quarter second, the first runs beside the second micro-batch's sampling."""
+
+    def slow(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        time.sleep(0.25)
+        return images.mean((1, 2, 3))
+
+    trainer = Trainer(load_config("shapes", [*SMALL, "training.micro_batch_size=4"]), reward=slow)
+    record = next(trainer.iterations())
+    assert record["reward_seconds"] >= 0.5
+    assert record["reward_wait_seconds"] < record["reward_seconds"]
