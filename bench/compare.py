@@ -178,7 +178,10 @@ def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listene
             )
         )
         shown = f"held-out accuracy {metrics[PRIMARY]:.3f}, partial credit {metrics['partial_credit']:.3f}"
-        listen(Event(name, min(1.0, spent[budget.kind] / budget.amount), shown, evaluated=True))
+        listen(Event(name, share_done(), shown, evaluated=True))
+
+    def share_done() -> float:
+        return min(1.0, spent[budget.kind] / budget.amount)
 
     evaluate(0)
     due = [share * budget.amount for share in plan.preset.evaluation.schedule]
@@ -186,10 +189,11 @@ def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listene
     out.mkdir(parents=True, exist_ok=True)
     iteration, dearest = 0, 0.0
     with (out / "metrics.jsonl").open("w", encoding="utf-8") as log:
-        for record in trainer.iterations():
+        for record in trainer.iterations(share_done):
             iteration = int(record["iteration"])
             cost = {"seconds": record["seconds"], "evaluations": record["denoiser_evaluations"]}
-            spent = {kind: spent[kind] + cost[kind] for kind in spent}
+            for kind in spent:
+                spent[kind] += cost[kind]
             if spent[budget.kind] > budget.amount and iteration == 1:
                 raise UserError(
                     f"--{'budget' if budget.kind == 'seconds' else 'evaluations'} {budget.amount:g}: one iteration of "
@@ -197,8 +201,7 @@ def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listene
                 )
             log.write(json.dumps(record) + "\n")
             log.flush()
-            share = min(1.0, spent[budget.kind] / budget.amount)
-            listen(Event(name, share, f"iteration {iteration}, reward {record['reward']:.3f}", evaluated=False))
+            listen(Event(name, share_done(), f"iteration {iteration}, reward {record['reward']:.3f}", evaluated=False))
             # Stop where one more iteration, as dear as the dearest so far, would not fit into the budget.
             dearest = max(dearest, cost[budget.kind])
             if spent[budget.kind] + dearest > budget.amount:

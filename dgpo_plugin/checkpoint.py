@@ -28,6 +28,9 @@ MAY_CHANGE = (
     "checkpoint.",
     "training.iterations",
     "training.micro_batch_size",
+    "training.gradient_checkpointing",
+    "model.offload",
+    "model.shard",
     "reward.retries",
     "reward.timeout",
 )
@@ -149,8 +152,10 @@ def check_same_run(checkpoint: Checkpoint, now: State) -> None:
     """
     then, advice = checkpoint.state, "put it back, or start a new run with `dgpo train`"
     settings, before = _flat(now.config), _flat(then.config)
+    # A falling learning rate depends on where the run ends.
+    fixed = ("training.iterations",) if settings["training.decay"] != "none" else ()
     for key in sorted({*settings, *before}):
-        if settings.get(key) != before.get(key) and not key.startswith(MAY_CHANGE):
+        if settings.get(key) != before.get(key) and (key in fixed or not key.startswith(MAY_CHANGE)):
             raise UserError(
                 f"config.yaml: {key} is {settings.get(key)!r}, but {checkpoint.path} was trained with "
                 f"{before.get(key)!r}; {advice}"

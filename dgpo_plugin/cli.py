@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ def quieten() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+    for name in ("torchao", "torch.utils._pytree"):  # about kernels that are not for this machine
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def reports_user_errors(command: F) -> F:
@@ -66,6 +69,27 @@ def train(config: str, output: Path, overrides: tuple[str, ...]) -> None:
     from dgpo_plugin import run
 
     run.train(loaded, output, Console())
+
+
+@main.command()
+@click.argument("config")
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override any field, repeatable.")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="That share an iteration.")
+@click.option(
+    "--memory", type=click.FloatRange(0, min_open=True), help="GiB of the GPU to plan for.  [default: this one]"
+)
+@reports_user_errors
+def plan(config: str, overrides: tuple[str, ...], processes: int, memory: float | None) -> None:
+    """Say what a run takes and whether it fits, before anything is loaded. CONFIG as for train."""
+    from dgpo_plugin.config import load_config
+    from dgpo_plugin.plan import make_plan, rows
+    from dgpo_plugin.processes import device_memory
+
+    name, available = (f"a GPU of {memory:g} GiB", int(memory * 2**30)) if memory else device_memory()
+    lines = rows(make_plan(load_config(config, overrides), processes), available, name)
+    width = max(len(label) for label, _ in lines)
+    for label, value in lines:
+        click.echo(f"{label:<{width}}  {value}")
 
 
 @main.command()
@@ -114,6 +138,9 @@ def sample(
     if any(not prompt.strip() for prompt in prompts):
         raise UserError("--prompt: is empty; say what to draw")
     config = load_config(model) if model in preset_names() else RunConfig(model=ModelConfig(path=model))
+    if config.model.precision == "auto":
+        # An update merged into half-precision weights would be rounded away in part.
+        config = config.model_copy(update={"model": config.model.model_copy(update={"precision": "fp32"})})
     loaded = load_model(config.model)
     if adapter is not None:
         apply_adapter(loaded, adapter, strength=strength, any_base=any_base)

@@ -28,15 +28,24 @@ class ModelConfig(_Config):
 
     Attributes:
         path: ``shapes`` (shipped), a local diffusers folder, or a hub id.
-        precision: of the frozen weights and the forward passes; the adapter is always trained in float32.
+        precision: of the frozen weights and the forward passes; the adapter is always trained in float32. ``auto`` is
+            bf16 where the processor computes in it, else fp32.
         max_sequence_length: tokens of the T5 encoder, where the model has one.
         resolution: pixels a side; null for the model's own.
+        quantization: of the frozen denoiser's linear layers, by the package that must be installed; null for none.
+        shard: split the frozen base over the processes (FSDP2) instead of copying it to each, if it fits on none.
+        offload: keep the text encoders and the VAE in main memory while they are not used.
+        tiled_decode: decode image by image and tile by tile: less memory, slower, faint seams in large images.
     """
 
     path: str = "shapes"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     max_sequence_length: int = Field(256, ge=1, le=512)
     resolution: int | None = Field(None, ge=16)
+    quantization: Literal["torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4"] | None = None
+    shard: bool = False
+    offload: bool = False
+    tiled_decode: bool = False
 
 
 class LoraConfig(_Config):
@@ -166,7 +175,10 @@ class TrainingConfig(_Config):
         group_size: G images a group.
         micro_batch_size: images that go through the denoiser at once, per process; changes the memory, never the
             result. Null for all of a process's.
+        gradient_checkpointing: compute the denoiser's inner values again in the backward pass instead of keeping them:
+            far less memory, a third more time, the same result.
         updates_per_iteration: optimizer steps an iteration; the prompt groups are split evenly among them.
+        decay: how the learning rate falls over the run: not at all, or along a line to nothing.
     """
 
     seed: int = Field(0, ge=0)
@@ -174,8 +186,10 @@ class TrainingConfig(_Config):
     prompts_per_iteration: int = Field(8, ge=1)
     group_size: int = Field(16, ge=2)
     micro_batch_size: int | None = Field(None, ge=1)
+    gradient_checkpointing: bool = False
     updates_per_iteration: int = Field(1, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
+    decay: Literal["none", "linear"] = "none"
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.9, ge=0, lt=1)

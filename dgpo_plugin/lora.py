@@ -53,7 +53,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.parameters[0].device
+        return self.model.device
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning, guidance: float = 1.0) -> Tensor:
         """The (guided) velocity under whichever weights are in place, (N, ...) float32."""

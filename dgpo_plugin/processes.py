@@ -21,10 +21,15 @@ from dgpo_plugin.errors import UserError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among ``count``; alone by default, and then nothing is sent anywhere."""
+    """This process among ``count``; alone by default, and then nothing is sent anywhere.
+
+    Attributes:
+        lockstep: all must run the denoiser equally often, because each holds a part of it.
+    """
 
     rank: int = 0
     count: int = 1
+    lockstep: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -97,6 +102,14 @@ def join_processes() -> Processes:
 def runs_on_cpu() -> bool:
     """Asked for by ``ACCELERATE_USE_CPU``, or for want of anything else."""
     return bool(parse_flag_from_env("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
+
+
+def device_memory() -> tuple[str, int]:
+    """Name and bytes of the memory that a run here would have: the GPU's, or the computer's."""
+    if torch.cuda.is_available() and not runs_on_cpu():
+        properties = torch.cuda.get_device_properties(0)
+        return properties.name, properties.total_memory
+    return "this computer's memory", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextlib.contextmanager

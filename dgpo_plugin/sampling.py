@@ -20,6 +20,13 @@ def fixed_noise(model: Model, pictures: Sequence[int], seed: int) -> Tensor:
     return torch.stack([seeded_noise(model.latent_shape, seed, "picture", number) for number in pictures])
 
 
+def encode_in_batches(model: Model, texts: Sequence[str], batch_size: int = 32) -> Conditioning:
+    """The text encoders over any number of texts, kept in main memory."""
+    home = torch.device("cpu")
+    batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
+    return Conditioning.concatenate([model.encode(batch).on(home) for batch in batches])
+
+
 @torch.no_grad()
 def sample_latents(
     model: Model, texts: Sequence[str], noise: Tensor, steps: int, guidance: float, batch_size: int = 256
@@ -29,16 +36,18 @@ def sample_latents(
     Equal to the diffusers pipeline's for the same noise, steps and guidance.
     """
     unique = sorted(set(texts))
-    encoded = Conditioning.concatenate([model.encode([text]) for text in ("", *unique)])
-    device = next(iter(encoded.tensors.values())).device
-    rows = torch.tensor([1 + unique.index(text) for text in texts], device=device)
+    encoded = encode_in_batches(model, ["", *unique])
+    device = model.device
+    rows = torch.tensor([1 + unique.index(text) for text in texts])
     sigmas = model.sigmas(steps, None)
     parts = []
     for chosen in torch.arange(len(texts)).split(batch_size):
-        conditioning = encoded[rows[chosen]]
+        conditioning, empty = encoded[rows[chosen]].on(device), encoded[:1].on(device)
 
-        def velocity(x: Tensor, sigma: float, asked: Conditioning = conditioning) -> Tensor:
-            return guided_velocity(model, x, sigma, asked, encoded[:1], guidance)
+        def velocity(
+            x: Tensor, sigma: float, asked: Conditioning = conditioning, empty: Conditioning = empty
+        ) -> Tensor:
+            return guided_velocity(model, x, sigma, asked, empty, guidance)
 
         parts.append(sample_ode(velocity, noise[chosen].to(device), sigmas, "euler"))
     return torch.cat(parts)

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,12 +22,13 @@ from dgpo_plugin.config import RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models import load_model
+from dgpo_plugin.models.memory import shard
 from dgpo_plugin.processes import join_processes, runs_on_cpu
 from dgpo_plugin.prompts import Prompt, draw_prompt_groups
 from dgpo_plugin.rewards import Reward, load_reward
 from dgpo_plugin.rewards.scoring import Scorer
 from dgpo_plugin.rollout import join, micro_batches
-from dgpo_plugin.sampling import decode_in_batches, fixed_noise, sample_latents
+from dgpo_plugin.sampling import decode_in_batches, encode_in_batches, fixed_noise, sample_latents
 from dgpo_plugin.seeding import derive_seed
 from dgpo_plugin.worlds import load_prompts
 
@@ -64,33 +65,42 @@ class Trainer:
     def __init__(self, config: RunConfig, *, reward: Reward | None = None, failures: Path | None = None) -> None:
         self.config = config
         training = config.training
-        self.processes = join_processes()
-        self.accelerator = Accelerator(
-            mixed_precision="fp16" if config.model.precision == "fp16" else "no", cpu=runs_on_cpu()
-        )
+        self.processes = replace(join_processes(), lockstep=config.model.shard)
+        _check_layout(config, self.processes.count)
+        half = config.model.precision == "fp16"
+        if half and runs_on_cpu():
+            raise UserError("model.precision fp16: needs a GPU; set it to bf16 or fp32")
+        self.accelerator = Accelerator(mixed_precision="fp16" if half else "no", cpu=runs_on_cpu())
         self._images = training.prompts_per_iteration * training.group_size
-        if self.processes.count > self._images:
-            raise UserError(
-                f"{self.processes.count} processes for {training.prompts_per_iteration} x {training.group_size} images "
-                f"an iteration; start at most {self._images} or raise training.prompts_per_iteration"
-            )
         self.prompts = load_prompts(config.prompts.train)
         self.held_out = load_prompts(config.prompts.held_out) if config.prompts.held_out else self.prompts
         self.scorer = Scorer(reward or load_reward(config.reward), config.reward, failures)
         self.model = load_model(config.model, self.accelerator.device)
         self.policy = Policy(self.model, config.lora, training.seed)
+        if config.model.shard:
+            shard(self.model.denoiser, self.policy.parameters, self.accelerator.device)
         self.algorithm = make_algorithm(config, self.policy)
-        self.optimizer = self.accelerator.prepare(
-            torch.optim.AdamW(self.policy.parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
         )
         self.evaluation_weights = self.policy.copy_weights()
         self.iteration = 0
         self.steps = 0
-        self._conditioning = self.model.encode([prompt.text for prompt in self.prompts])
+        if training.gradient_checkpointing:
+            self.model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        self._conditioning = encode_in_batches(self.model, [prompt.text for prompt in self.prompts])
 
-    def iterations(self) -> Iterator[dict[str, float]]:
-        """Train on from where the run is, yielding one record an iteration (the line of ``metrics.jsonl``)."""
-        while self.iteration < self.config.training.iterations:
+    def iterations(self, share_done: Callable[[], float] | None = None) -> Iterator[dict[str, float]]:
+        """Train on from where the run is, yielding one record an iteration (the line of ``metrics.jsonl``).
+
+        Args:
+            share_done: how far the run is, in [0, 1], for the learning rate's decay; None counts iterations.
+        """
+        training = self.config.training
+        while self.iteration < training.iterations:
+            done = self.iteration / training.iterations if share_done is None else share_done()
+            for group in self.optimizer.param_groups:
+                group["lr"] = training.learning_rate * (1 - done if training.decay == "linear" else 1)
             record = self._iterate(self.iteration)
             self.iteration += 1
             yield record
@@ -104,16 +114,17 @@ class Trainer:
         set_seed(derive_seed(training.seed, iteration, "global") % 2**32)
         groups, size = training.prompts_per_iteration, training.group_size
         rows = draw_prompt_groups(len(self.prompts), groups, iteration, training.seed)
+        conditioning = self._conditioning[torch.tensor(rows)].on(self.accelerator.device)
         parts, futures = [], []
         for images in micro_batches(self.processes.share(self._images), training.micro_batch_size):
-            asked = [rows[n // size] for n in images.tolist()]
-            part = self.algorithm.sample(self.policy, self._conditioning[torch.tensor(asked)], images, size, draw)
+            part = self.algorithm.sample(self.policy, conditioning[images // size], images, size, draw)
             parts.append(part)
             clock.lap("rollout_seconds")
             pictures = self.model.decode(part.latents).cpu()
-            futures.append(self.scorer.submit(pictures, [self.prompts[row] for row in asked]))
+            futures.append(self.scorer.submit(pictures, [self.prompts[rows[n // size]] for n in images.tolist()]))
             clock.lap("decode_seconds")
         rollout = join(parts)
+        rollout_evaluations = self.policy.denoiser_evaluations - evaluations_before
         rewards = self._gather_rewards(futures, rollout.images)
         clock.lap("reward_wait_seconds")
         advantages = normalise(rewards, self.algorithm.advantage_std)
@@ -126,8 +137,8 @@ class Trainer:
             logged["grad_norm"] = self._step()
             for name, value in logged.items():
                 record[name] = record.get(name, 0.0) + value / updates
-        evaluations = torch.tensor(self.policy.denoiser_evaluations - evaluations_before, device=rewards.device)
-        evaluations = self.processes.sum(evaluations)
+        counted = [rollout_evaluations, self.policy.denoiser_evaluations - evaluations_before]
+        of_rollout, evaluations = self.processes.sum(torch.tensor(counted, device=rewards.device)).tolist()
         clock.lap("training_seconds")
         return {
             "iteration": iteration + 1,
@@ -139,7 +150,8 @@ class Trainer:
             **{name: round(seconds, 4) for name, seconds in clock.parts.items()},
             "reward_seconds": round(sum(future.result()[1] for future in futures), 4),
             "seconds": round(sum(clock.parts.values()), 4),
-            "denoiser_evaluations": int(evaluations),
+            "rollout_evaluations": of_rollout,
+            "denoiser_evaluations": evaluations,
         }
 
     def _gather_rewards(self, futures: list[Future[tuple[Tensor, float]]], images: Tensor) -> Tensor:
@@ -155,21 +167,35 @@ class Trainer:
         return everyone.view(-1, self.config.training.group_size)
 
     def _step(self) -> float:
-        """Clip, step, and refresh the weight copies; an update in which nothing had a gradient moves nothing."""
+        """Clip, step, and refresh the weight copies; an update whose gradient is nothing at all is no step."""
         parameters = self.policy.parameters
         has_gradient = torch.tensor(float(parameters[0].grad is not None), device=self.policy.device)
         if not self.processes.sum(has_gradient):
             return 0.0
         if self.processes.count > 1:
             self._sum_gradients()
-        norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.training.max_grad_norm))
-        if not norm < float("inf"):
+        if not any(bool(parameter.grad.any()) for parameter in parameters if parameter.grad is not None):
+            self.optimizer.zero_grad(set_to_none=True)
+            return 0.0
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_grad_norm))
+        finite = norm < float("inf")
+        # In fp16 a scale that was too large is halved and the step left out, until there is nothing left to halve.
+        if not finite and (scaler is None or scaler.get_scale() < 1):
             raise UserError(
                 f"optimizer step {self.steps}: the gradient is not finite; lower training.learning_rate "
                 f"or use model.precision fp32"
             )
-        self.optimizer.step()
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if not finite:
+            return 0.0
         self.algorithm.after_step(self.policy, self.steps)
         self.steps += 1
         if self.steps % self.config.training.ema_every == 0:
@@ -194,9 +220,10 @@ class Trainer:
         share = self.processes.share(-(-len(prompts) // self.processes.count) * self.processes.count)
         texts = [prompts[min(n, len(prompts) - 1)].text for n in share.tolist()]
         noise = fixed_noise(self.model, share.tolist(), seed)
+        size = self.config.training.micro_batch_size or 256
         with self.policy.with_weights(self.evaluation_weights):
-            latents = sample_latents(self.model, texts, noise, evaluation.steps, evaluation.guidance)
-        pictures = decode_in_batches(self.model.decode, latents)
+            latents = sample_latents(self.model, texts, noise, evaluation.steps, evaluation.guidance, size)
+        pictures = decode_in_batches(self.model.decode, latents, size)
         own = share < len(prompts)
         if self.processes.count == 1:
             return pictures
@@ -251,3 +278,25 @@ class Trainer:
                 }
         self.iteration, self.steps = iteration, steps
         self.algorithm.resume(steps)
+
+
+def _check_layout(config: RunConfig, processes: int) -> None:
+    """Refuse what cannot be split, rather than adjust it."""
+    training = config.training
+    images = training.prompts_per_iteration * training.group_size
+    if processes > images:
+        raise UserError(
+            f"{processes} processes for {training.prompts_per_iteration} x {training.group_size} images an iteration; "
+            f"start at most {images} or raise training.prompts_per_iteration"
+        )
+    if not config.model.shard:
+        return
+    if processes == 1:
+        raise UserError("model.shard: one process has nobody to share with; start several, or set it to false")
+    if config.model.quantization is not None:
+        raise UserError("model.shard: cannot split a quantized base; set model.quantization to null")
+    if training.group_size % processes:
+        raise UserError(
+            f"model.shard: training.group_size {training.group_size} must be a multiple of the {processes} processes, "
+            f"which have to run the denoiser in step"
+        )

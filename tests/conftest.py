@@ -18,6 +18,7 @@ quieten()
 torch.set_num_threads(1)
 
 SMALL = (
+    "model.precision=fp32",
     "training.prompts_per_iteration=2",
     "training.group_size=4",
     "training.iterations=2",

@@ -52,7 +52,7 @@ class Draw:
 def average(totals: Metrics, count: int, processes: Processes, device: torch.device) -> Metrics:
     """What all processes' sums come to, a mean over ``count``."""
     summed = processes.sum(torch.tensor(list(totals.values()), device=device))
-    return dict(zip(totals, (summed / max(1, count)).tolist(), strict=True))
+    return dict(zip(totals, (summed / count).tolist(), strict=True))
 
 
 class Algorithm(Protocol):

@@ -112,7 +112,7 @@ class DGPO:
         chosen = draw.choose(config.timesteps, config.noisiest_steps, "timesteps")
         count = len(chosen) * advantages.numel()
         # A group of equal rewards moves nothing; only the KL term would still need it.
-        needed = (advantages != 0).any(1)[places // group_size] | (config.kl_weight > 0)
+        needed = (advantages != 0).any(1)[places // group_size] | (config.kl_weight > 0) | processes.lockstep
         batches = micro_batches(needed.nonzero().flatten(), self._micro_batch_size)
         shape = rollout.latents.shape[1:]
         for step in chosen:

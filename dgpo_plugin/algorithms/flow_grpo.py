@@ -104,10 +104,11 @@ class FlowGRPO:
         assert trajectory is not None
         own_advantages = advantages.flatten()[rollout.places(advantages.shape[1])]
         # An image no better or worse than its group's mean moves nothing and is dropped, its KL term with it.
-        batches = micro_batches(own_advantages.nonzero().flatten(), self._micro_batch_size)
+        moving = own_advantages != 0
+        batches = micro_batches((moving | processes.lockstep).nonzero().flatten(), self._micro_batch_size)
         reference_guidance = config.reference_guidance or config.guidance
         total = dict.fromkeys(("loss", "kl", "clip_fraction", "ratio"), 0.0)
-        count = len(trajectory.steps) * int(advantages.count_nonzero())
+        count = max(1, len(trajectory.steps) * int(advantages.count_nonzero()))
         for index, step in enumerate(trajectory.steps):
             for rows in batches:
                 x, x_next = trajectory.noisy_latents[index][rows], trajectory.next_latents[index][rows]
@@ -116,18 +117,18 @@ class FlowGRPO:
                 gaussian = self._gaussian(x, velocity, rollout.sigmas, step)
                 log_ratio = self._log_probability(x_next, gaussian) - trajectory.log_probability[index][rows]
                 ratio = torch.exp(log_ratio)
-                loss = policy_loss(ratio, own_advantages[rows], config.clip).sum()
+                loss = (policy_loss(ratio, own_advantages[rows], config.clip) * moving[rows]).sum()
                 if config.kl_weight > 0:
                     with policy.as_reference():
                         base = policy.velocity(x, rollout.sigmas[step], asked, reference_guidance)
                         base_mean = self._gaussian(x, base, rollout.sigmas, step).mean
-                    kl = kl_divergence(gaussian.mean, base_mean, gaussian.diffusion).sum()
+                    kl = (kl_divergence(gaussian.mean, base_mean, gaussian.diffusion) * moving[rows]).sum()
                     loss = loss + config.kl_weight * kl
                     total["kl"] += kl.item()
                 backward(loss / count)
                 total["loss"] += loss.item()
-                total["ratio"] += ratio.detach().sum().item()
-                total["clip_fraction"] += ((ratio.detach() - 1).abs() > config.clip).sum().item()
+                total["ratio"] += (ratio.detach() * moving[rows]).sum().item()
+                total["clip_fraction"] += (((ratio.detach() - 1).abs() > config.clip) & moving[rows]).sum().item()
         return average(total, count, processes, rollout.latents.device)
 
     def after_step(self, policy: Policy, step: int) -> None:

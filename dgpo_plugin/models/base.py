@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from dgpo_plugin.config import ModelConfig
@@ -22,24 +23,42 @@ EMBEDDED = {"shapes": "worlds/shapes/pipeline"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def dtype_of(config: ModelConfig) -> torch.dtype:
+    """The frozen weights' type; ``auto`` looks at the processor."""
+    if config.precision != "auto":
+        return DTYPES[config.precision]
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Without these instructions bf16 on a CPU is emulated, and slower than float32.
+        asked = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+        native = any(ask() for ask in asked if ask is not None)
+    return torch.bfloat16 if native else torch.float32
+
+
 class Model(Protocol):
     """A loaded base model.
 
     Attributes:
         denoiser: the network that the adapter is attached to.
+        vae, encoders: what else has weights.
         prefix: of the denoiser's keys in an adapter file (``transformer``).
         lora_targets: module name endings that get an adapter by default.
         architecture: ModelSpec's name of the base.
         latent_shape: of one image, without the batch axis.
+        device: where latents and conditioning belong.
         identity: ``path`` and ``weights_hash`` of the base, as written into adapters.
     """
 
     denoiser: nn.Module
+    vae: nn.Module
+    encoders: list[nn.Module]
     prefix: str
     lora_targets: tuple[str, ...]
     architecture: str
     latent_shape: tuple[int, ...]
     resolution: int
+    device: torch.device
     identity: dict[str, str]
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
@@ -50,6 +69,9 @@ class Model(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (N, 3, H, W), float32 in [0, 1]."""
+
+    def blank_conditioning(self, count: int) -> Conditioning:
+        """What ``encode`` would return for so many texts, of zeros."""
 
     def sigmas(self, steps: int, shift: float | None) -> list[float]:
         """steps + 1 falling values from the pipeline's own schedule, the last 0."""
@@ -70,7 +92,7 @@ def guided_velocity(
     """
     if guidance == 1:
         return model.velocity(latents, sigma, conditioning)
-    empty = unconditional[torch.zeros(len(latents), dtype=torch.long, device=latents.device)]
+    empty = unconditional[[0] * len(latents)]
     both = Conditioning.concatenate([empty, conditioning])
     without, with_prompt = model.velocity(torch.cat([latents, latents]), sigma, both).chunk(2)
     return without + guidance * (with_prompt - without)
@@ -82,19 +104,35 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> Model
     Raises:
         UserError: nothing there, or a pipeline class that no family knows.
     """
-    from dgpo_plugin.models.sd3 import SD3Model
-
-    families: dict[str, Any] = {"StableDiffusion3Pipeline": SD3Model}
     folder = _locate(config.path)
-    name = _pipeline_class(folder)
-    if name not in families:
-        raise UserError(f"model {config.path}: {name} is not supported; supported: {', '.join(families)}")
+    family = _family(folder, config.path)
     identity = {"path": config.path, "weights_hash": weights_hash(folder)}
-    model: Model = families[name](folder, config, identity, torch.device(device))
+    model: Model = family.load(folder, config, identity, torch.device(device))
     return model
 
 
-def _locate(path: str) -> Path:
+def model_skeleton(config: ModelConfig) -> Model:
+    """A model with the shapes and no weights, from its configuration files alone; make it under a fake tensor mode.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    folder = _locate(config.path, only_configurations=True)
+    skeleton: Model = _family(folder, config.path).skeleton(folder, config)
+    return skeleton
+
+
+def _family(folder: Path, path: str) -> Any:
+    from dgpo_plugin.models.sd3 import SD3Model
+
+    families = {"StableDiffusion3Pipeline": SD3Model}
+    name = _pipeline_class(folder)
+    if name not in families:
+        raise UserError(f"model {path}: {name} is not supported; supported: {', '.join(families)}")
+    return families[name]
+
+
+def _locate(path: str, *, only_configurations: bool = False) -> Path:
     if path in EMBEDDED:
         return Path(str(resources.files("dgpo_plugin"))) / EMBEDDED[path]
     folder = Path(path)
@@ -103,6 +141,8 @@ def _locate(path: str) -> Path:
     if path.count("/") != 1 or folder.is_absolute() or path.startswith("."):
         raise UserError(f"model {path}: no such folder; name {', '.join(EMBEDDED)}, a diffusers folder or a hub id")
     try:
+        if only_configurations:
+            return Path(snapshot_download(path, allow_patterns=["*.json"]))
         return Path(DiffusionPipeline.download(path))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -17,8 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dgpo_plugin.checkpoint import checkpoints, load_checkpoint
+from dgpo_plugin.config import load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.processes import Processes
+from dgpo_plugin.trainer import _check_layout
 from tests.conftest import SMALL
 
 ODD = (
@@ -110,6 +112,42 @@ def test_a_run_may_go_on_with_another_number_of_processes(tmp_path: Path) -> Non
     config.write_text(config.read_text().replace("  iterations: 2", "  iterations: 4"))
     finish(launch(1, "resume", str(mixed)))
     assert distance(whole, mixed) <= CLOSE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["dgpo", "flow-grpo"])
+def test_a_base_split_over_two_processes_trains_the_same_adapter(algorithm: str, tmp_path: Path) -> None:
+    """FSDP2 on gloo; the reward makes groups of equal images, which only one of the processes could skip."""
+    changes = ["training.group_size=4", "training.prompts_per_iteration=3", "training.updates_per_iteration=3"]
+    changes += ["training.micro_batch_size=3", "training.gradient_checkpointing=true"]
+    base = [c for c in ODD if algorithm == "dgpo" or not c.startswith("algorithm.")]
+    own = {
+        "dgpo": ["algorithm.kl_weight=0"],
+        "flow-grpo": ["algorithm.name=flow-grpo", "algorithm.guidance=1"],
+    }[algorithm]
+    given = [p for c in (*base, *changes, *own) for p in ("--set", c)]
+    whole, split = tmp_path / "whole" / "run", tmp_path / "split" / "run"
+    finish(launch(1, "train", "shapes", "--output", str(whole), *given))
+    finish(launch(2, "train", "shapes", "--output", str(split), *given, "--set", "model.shard=true"))
+    assert distance(whole, split) <= CLOSE
+    assert [r[:2] for r in rewards(split)] == [pytest.approx(r[:2], abs=1e-6) for r in rewards(whole)]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.shard=true"], "one process has nobody to share with"),
+        (["model.shard=true", "training.group_size=5"], "group_size 5 must be a multiple of the 2 processes"),
+        (["model.shard=true", "model.quantization=torchao-int8"], "cannot split a quantized base"),
+        (["training.group_size=2", "training.prompts_per_iteration=1"], "4 processes for 1 x 2 images an iteration"),
+    ],
+)
+def test_layouts_that_cannot_hold_are_errors(changes: list[str], message: str) -> None:
+    config = load_config("shapes", [*SMALL, *changes])
+    processes = {"one": 1, "4 p": 4}.get(message[:3], 2)
+    with pytest.raises(UserError, match=message):
+        _check_layout(config, processes)
 
 
 def children(pid: int) -> list[int]:

@@ -1,0 +1,107 @@
+"""What makes a model smaller, or keeps it out of the way, whatever its family."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from dgpo_plugin.config import ModelConfig
+from dgpo_plugin.errors import UserError
+
+
+@contextlib.contextmanager
+def at_work(parts: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Have modules on a device for the block, and back where they were after it; nothing moves that is there."""
+    homes = [next(part.parameters()).device for part in parts]
+    away = [(part, home) for part, home in zip(parts, homes, strict=True) if home != device]
+    for part, _ in away:
+        part.to(device)
+    try:
+        yield
+    finally:
+        for part, home in away:
+            part.to(home)
+
+
+def shard(denoiser: nn.Module, kept_whole: Sequence[nn.Parameter], device: torch.device) -> None:
+    """Split a frozen denoiser's weights over all processes, block by block (FSDP2); the adapter stays whole on each.
+
+    Args:
+        denoiser: on the CPU, so that no device ever holds all of it.
+        kept_whole: parameters to leave as they are; they are moved to the device.
+    """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    ignored = set(kept_whole)
+    names = getattr(denoiser, "_no_split_modules", None) or []
+    for block in [module for module in denoiser.modules() if type(module).__name__ in names]:
+        fully_shard(block, mesh=mesh, ignored_params=ignored)
+    fully_shard(denoiser, mesh=mesh, ignored_params=ignored)
+    for parameter in kept_whole:
+        parameter.data = parameter.data.to(device)
+    for module in denoiser.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def load_quantized(kind: Any, folder: Path, config: ModelConfig, device: torch.device) -> nn.Module:
+    """A denoiser with its linear layers in 8 or 4 bits, through diffusers.
+
+    Args:
+        kind: its diffusers class.
+
+    Raises:
+        UserError: the backend is not installed, or cannot do it on this device.
+    """
+    from dgpo_plugin.models.base import dtype_of
+
+    dtype = dtype_of(config)
+    try:
+        module: nn.Module = kind.from_pretrained(
+            folder,
+            subfolder="transformer",
+            torch_dtype=dtype,
+            local_files_only=True,
+            quantization_config=_quantization(config, dtype),
+            device_map={"": device},
+        )
+    except (ImportError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.quantization {config.quantization}: {reason}; install it or set it to null") from error
+    return module
+
+
+def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    if config.quantization == "torchao-int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return diffusers.TorchAoConfig(Int8WeightOnlyConfig())
+    if config.quantization == "bitsandbytes-int8":
+        return diffusers.BitsAndBytesConfig(load_in_8bit=True)
+    return diffusers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A diffusers or transformers module as its configuration says, with whatever is in its weights."""
+    file = folder / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read; fetch the model again") from error
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        made = kind.from_config(values) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(values))
+    finally:
+        torch.set_default_dtype(before)
+    module: nn.Module = made
+    return module

@@ -1,0 +1,264 @@
+"""What a run will take, from the model's configuration files alone: ``dgpo plan``.
+
+The denoiser, the VAE and the policy are built with their real code on the meta device, where tensors have shapes and
+no memory, and are run once; what they would have had in memory at their worst moment is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dgpo_plugin.config import DGPOConfig, RunConfig
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.models.base import Model, model_skeleton
+
+GIB = 2**30
+RESERVE = 0.08
+"""Share of a device's memory that is never the run's: its context, and what the allocator cannot use."""
+BYTES_A_WEIGHT = {"torchao-int8": 1.0, "bitsandbytes-int8": 1.0, "bitsandbytes-nf4": 0.53}
+"""Of a quantized linear layer, its scales included."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes, counts and images; see :meth:`rows`.
+
+    Attributes:
+        parameters, trainable: of the denoiser, of the adapter.
+        weights: on the device all the time, by part.
+        phases: on the device for the time of a phase, on top of ``weights``.
+        images, denoiser_evaluations: an iteration, over all processes; evaluations with every optional pass, and none
+            that is skipped.
+        micro_batch: images through the denoiser at once.
+    """
+
+    parameters: int
+    trainable: int
+    weights: dict[str, int]
+    phases: dict[str, int]
+    images: int
+    denoiser_evaluations: int
+    micro_batch: int
+
+    @property
+    def peak(self) -> int:
+        return sum(self.weights.values()) + max(self.phases.values())
+
+
+class MemoryCount(TorchDispatchMode):
+    """Counts the bytes of all tensors made in the block that are alive, and their highest sum so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = 0
+        self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return made
+
+    def know(self, module: nn.Module) -> None:
+        """Leave a module's weights out of the count."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            self._known.add(tensor.untyped_storage())
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._remove, size)
+
+    def _remove(self, size: int) -> None:
+        self.alive -= size
+
+
+class _Attention(torch.autograd.Function):
+    """What fused attention leaves in memory: its inputs, its output and a number for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
+        ctx.save_for_backward(query, key, value, out, out.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
+
+
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention without its matrix of scores, which no kernel in use keeps; the meta device would write it out."""
+    functional, name = torch.nn.functional, "scaled_dot_product_attention"
+    original = getattr(functional, name)
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
+        return _Attention.apply(query, key, value)
+
+    setattr(functional, name, fused)
+    try:
+        yield
+    finally:
+        setattr(functional, name, original)
+
+
+def make_plan(config: RunConfig, processes: int = 1) -> Plan:
+    """Build and run the model on the meta device.
+
+    Raises:
+        UserError: no such model, or more processes than images.
+    """
+    images = config.training.prompts_per_iteration * config.training.group_size
+    if processes > images:
+        raise UserError(f"{processes} processes for {images} images an iteration; plan for at most {images}")
+    share = -(-images // processes)
+    size = min(config.training.micro_batch_size or share, share)
+    with torch.device("meta"), _fused_attention():
+        model = model_skeleton(config.model)
+        parameters = sum(p.numel() for p in model.denoiser.parameters())
+        weights = {"denoiser": _denoiser_bytes(model, config) // (processes if config.model.shard else 1)}
+        if not config.model.offload:
+            weights["VAE and text encoders"] = sum(map(_bytes, [model.vae, *model.encoders]))
+        model.encode = lambda texts: model.blank_conditioning(len(texts))  # type: ignore[method-assign]
+        policy = Policy(model, config.lora, seed=0)
+        if config.training.gradient_checkpointing:
+            model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        trainable = sum(p.numel() for p in policy.parameters)
+        # The adapter, its gradient, AdamW's two moments, the average; DGPO's old policy.
+        copies = 6 if isinstance(config.algorithm, DGPOConfig) else 5
+        weights["adapter and optimizer"] = copies * 4 * trainable
+        weights["an iteration's latents"] = _rollout_bytes(config, model, share)
+        phases = {
+            "sampling": _sampling(policy, config, size),
+            "decoding": _decoding(model, config, size),
+            "training": _training(policy, size),
+        }
+        if config.model.offload:
+            phases["encoding"] = sum(map(_bytes, model.encoders))
+    return Plan(parameters, trainable, weights, phases, images, _evaluations(config), size)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def _denoiser_bytes(model: Model, config: RunConfig) -> int:
+    whole = _bytes(model.denoiser)
+    if config.model.quantization is None:
+        return whole
+    linear = [m.weight for m in model.denoiser.modules() if isinstance(m, nn.Linear)]
+    small = sum(w.numel() for w in linear) * BYTES_A_WEIGHT[config.model.quantization]
+    return int(whole - sum(w.numel() * w.element_size() for w in linear) + small)
+
+
+def _rollout_bytes(config: RunConfig, model: Model, share: int) -> int:
+    """Clean latents, and Flow-GRPO's trajectories; the conditioning of the iteration's prompts."""
+    one = 4 * torch.Size(model.latent_shape).numel()
+    kept = {
+        "dgpo": 4,  # clean, noise, noisy, target
+        "flow-grpo": 2 * (config.rollout.steps - 1) + 1,
+        "flow-grpo-fast": 2 * getattr(config.algorithm, "window", 0) + 1,
+    }[config.algorithm.name]
+    asked = model.blank_conditioning(config.training.prompts_per_iteration).table
+    return share * kept * one + sum(t.numel() * t.element_size() for t in asked.values())
+
+
+@contextlib.contextmanager
+def _counting(*modules: nn.Module) -> Iterator[MemoryCount]:
+    count = MemoryCount()
+    for module in modules:
+        count.know(module)
+    with count:
+        yield count
+
+
+def _sampling(policy: Policy, config: RunConfig, size: int) -> int:
+    algorithm = config.algorithm
+    guidance = algorithm.rollout_guidance if isinstance(algorithm, DGPOConfig) else algorithm.guidance
+    with _counting(policy.model.denoiser) as count, torch.no_grad():
+        asked = policy.model.blank_conditioning(1)[[0] * size]
+        policy.velocity(torch.zeros(size, *policy.model.latent_shape), 0.5, asked, guidance)
+    return count.peak
+
+
+def _decoding(model: Model, config: RunConfig, size: int) -> int:
+    with _counting(model.vae) as count:
+        model.decode(torch.zeros(size, *model.latent_shape))
+    return count.peak + (_bytes(model.vae) if config.model.offload else 0)
+
+
+def _training(policy: Policy, size: int) -> int:
+    with _counting(policy.model.denoiser) as count:
+        asked = policy.model.blank_conditioning(1)[[0] * size]
+        policy.velocity(torch.zeros(size, *policy.model.latent_shape), 0.5, asked).square().mean().backward()
+    # The adapter's gradient is counted with the adapter.
+    return count.peak - sum(4 * p.numel() for p in policy.parameters)
+
+
+def _evaluations(config: RunConfig) -> int:
+    """A forward 1, a backward 2, guidance twice."""
+    images = config.training.prompts_per_iteration * config.training.group_size
+    algorithm, steps = config.algorithm, config.rollout.steps
+    if isinstance(algorithm, DGPOConfig):
+        passes = 3
+        if algorithm.reference == "base" or algorithm.kl_weight > 0:
+            passes += 2 if algorithm.reference_guidance > 1 else 1
+        if algorithm.reference == "old_policy" or algorithm.clip is not None:
+            passes += 1
+        split = config.training.micro_batch_size is not None and config.training.micro_batch_size < images
+        sampling = steps * (2 if algorithm.rollout_guidance > 1 else 1)
+        return images * (sampling + algorithm.timesteps * (passes + split))
+    both = 2 if algorithm.guidance > 1 else 1
+    reference = 2 if (algorithm.reference_guidance or algorithm.guidance) > 1 else 1
+    trained = getattr(algorithm, "window", steps - 1)
+    return images * (steps * both + trained * (3 * both + (reference if algorithm.kl_weight > 0 else 0)))
+
+
+def rows(plan: Plan, device_bytes: int | None, device: str) -> list[tuple[str, str]]:
+    """What ``dgpo plan`` prints: (label, value)."""
+
+    def size(count: int) -> str:
+        return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+
+    lines = [
+        ("denoiser", f"{plan.parameters:,} parameters"),
+        ("adapter", f"{plan.trainable:,} trainable parameters"),
+        ("an iteration", f"{plan.images} images, {plan.denoiser_evaluations:,} denoiser evaluations"),
+        ("micro-batch", f"{plan.micro_batch} images at once"),
+        *((name, size(count)) for name, count in plan.weights.items()),
+        *((f"{name}, at most", size(count)) for name, count in plan.phases.items()),
+        ("peak", size(plan.peak)),
+    ]
+    if device_bytes is not None:
+        usable = int(device_bytes * (1 - RESERVE))
+        verdict = "fits" if plan.peak <= usable else "does not fit"
+        lines.append(("verdict", f"{verdict} {device}: {size(plan.peak)} of {size(usable)} usable"))
+        if plan.peak > usable:
+            lines.append(("try", _advice(plan)))
+    return lines
+
+
+def _advice(plan: Plan) -> str:
+    phase = max(plan.phases, key=lambda name: plan.phases[name])
+    if plan.phases[phase] < sum(plan.weights.values()):
+        return "model.precision=bf16, model.offload=true, model.quantization=bitsandbytes-nf4; model.shard on more GPUs"
+    if phase == "decoding":
+        return "model.tiled_decode=true, or a smaller training.micro_batch_size"
+    return "a smaller training.micro_batch_size (the result stays the same), training.gradient_checkpointing=true"
