@@ -98,6 +98,7 @@ def evaluate(preset: str, adapter: Path | None, output: Path | None) -> None:
     from dgpo_plugin.files import write_text_atomically
     from dgpo_plugin.lora import Policy
     from dgpo_plugin.models import load_model
+    from dgpo_plugin.processes import best_device
 
     from .evaluate import make_evaluator
     from .preset import load_preset
@@ -106,11 +107,11 @@ def evaluate(preset: str, adapter: Path | None, output: Path | None) -> None:
     config = loaded.run_config(next(iter(loaded.algorithms)), 0)
     # In float32: a small update merged into half-precision weights would be rounded away in part.
     config = config.model_copy(update={"model": config.model.model_copy(update={"precision": "fp32"})})
-    base = Policy(load_model(config.model), config.lora, 0)
+    base = Policy(load_model(config.model, best_device()), config.lora, 0)
     evaluator = make_evaluator(loaded.evaluation, base)
     policy = base
     if adapter is not None:
-        model = load_model(config.model)
+        model = load_model(config.model, best_device())
         apply_adapter(model, adapter)
         # An untrained LoRA on the merged model changes nothing.
         policy = Policy(model, config.lora, 0)

@@ -18,7 +18,7 @@ from dgpo_plugin.config import RunConfig
 from dgpo_plugin.export import package_versions
 from dgpo_plugin.files import write_text_atomically
 from dgpo_plugin.models import load_model
-from dgpo_plugin.processes import join_processes, runs_on_cpu
+from dgpo_plugin.processes import best_device, join_processes, runs_on_cpu
 from dgpo_plugin.trainer import Trainer
 
 PARTS = ("rollout", "decode", "reward_wait", "training")
@@ -29,7 +29,8 @@ class Throughput(BaseModel):
 
     Attributes:
         ceiling: evaluations/s of the denoiser without adapter and gradient, forward, in micro-batches of this run.
-        ceiling_training: evaluations/s of it with a backward pass to its inputs, forward and backward.
+        ceiling_training: evaluations/s of it on the training phase's passes: forwards as above, and forwards with a
+            backward to its inputs.
         rollout, training: evaluations/s of the two phases of an iteration.
         images, samples: a second of rollout, a second of training (an image at one timestep).
         share: of an iteration's time, by part.
@@ -98,6 +99,13 @@ def measure(name: str, config: RunConfig, iterations: int, progress: Callable[[s
         "flow-grpo": config.rollout.steps - 1,
         "flow-grpo-fast": getattr(algorithm, "window", 0),
     }[algorithm.name]
+
+    def bare_training(record: dict[str, float]) -> float:
+        """Evaluations/s of the bare denoiser on this iteration's training passes."""
+        differentiated = record["differentiated_evaluations"]
+        plain = record["denoiser_evaluations"] - record["rollout_evaluations"] - differentiated
+        return (plain + differentiated) / (plain / forward + differentiated / with_backward)
+
     seconds = median(lambda r: r["seconds"])
     on_cpu = runs_on_cpu()
     return Throughput(
@@ -111,7 +119,7 @@ def measure(name: str, config: RunConfig, iterations: int, progress: Callable[[s
         iterations=len(records),
         seconds_an_iteration=seconds,
         ceiling=forward,
-        ceiling_training=with_backward,
+        ceiling_training=median(bare_training),
         rollout=median(lambda r: r["rollout_evaluations"] / r["rollout_seconds"]),
         training=median(lambda r: (r["denoiser_evaluations"] - r["rollout_evaluations"]) / r["training_seconds"]),
         images=median(lambda r: images / r["rollout_seconds"]),
@@ -124,7 +132,7 @@ def measure(name: str, config: RunConfig, iterations: int, progress: Callable[[s
 def _ceilings(config: RunConfig, rounds: int = 7) -> tuple[float, float]:
     """Evaluations/s of the bare denoiser: forward alone, and with a backward pass to its inputs."""
     processes = join_processes()
-    device = torch.device("cpu" if runs_on_cpu() else "cuda")
+    device = best_device()
     model = load_model(config.model, device)
     images = config.training.prompts_per_iteration * config.training.group_size
     size = min(config.training.micro_batch_size or images, -(-images // processes.count))

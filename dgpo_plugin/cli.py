@@ -131,6 +131,7 @@ def sample(
     from dgpo_plugin.export import apply_adapter
     from dgpo_plugin.files import atomic_path
     from dgpo_plugin.models import load_model
+    from dgpo_plugin.processes import best_device
     from dgpo_plugin.sampling import decode_in_batches, fixed_noise, image_grid, sample_latents
 
     if output.suffix.lower() != ".png":
@@ -141,7 +142,7 @@ def sample(
     if config.model.precision == "auto":
         # An update merged into half-precision weights would be rounded away in part.
         config = config.model_copy(update={"model": config.model.model_copy(update={"precision": "fp32"})})
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, best_device())
     if adapter is not None:
         apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
     texts = [prompt for prompt in prompts for _ in range(count)]

@@ -37,6 +37,7 @@ class Plan:
         parameters, trainable: of the denoiser, of the adapter.
         weights: on the device all the time, by part.
         phases: on the device for the time of a phase, on top of ``weights``.
+        encoding: what the largest text encoder has to itself before the denoiser comes, if they are offloaded.
         images, denoiser_evaluations: an iteration, over all processes; evaluations with every optional pass, and none
             that is skipped.
         micro_batch: images through the denoiser at once.
@@ -49,10 +50,11 @@ class Plan:
     images: int
     denoiser_evaluations: int
     micro_batch: int
+    encoding: int = 0
 
     @property
     def peak(self) -> int:
-        return sum(self.weights.values()) + max(self.phases.values())
+        return max(self.encoding, sum(self.weights.values()) + max(self.phases.values()))
 
 
 class MemoryCount(TorchDispatchMode):
@@ -136,8 +138,7 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
         weights = {"denoiser": _denoiser_bytes(model, config) // (processes if config.model.shard else 1)}
         if not config.model.offload:
             weights["VAE and text encoders"] = sum(map(_bytes, [model.vae, *model.encoders]))
-        model.encode = lambda texts: model.blank_conditioning(len(texts))  # type: ignore[method-assign]
-        policy = Policy(model, config.lora, seed=0)
+        policy = Policy(model, config.lora, seed=0, unconditional=model.blank_conditioning(1))
         if config.training.gradient_checkpointing:
             model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         trainable = sum(p.numel() for p in policy.parameters)
@@ -150,9 +151,8 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
             "decoding": _decoding(model, config, size),
             "training": _training(policy, size),
         }
-        if config.model.offload:
-            phases["encoding"] = sum(map(_bytes, model.encoders))
-    return Plan(parameters, trainable, weights, phases, images, _evaluations(config), size)
+        encoding = max(map(_bytes, model.encoders)) if config.model.offload else 0
+    return Plan(parameters, trainable, weights, phases, images, _evaluations(config), size, encoding)
 
 
 def _bytes(module: nn.Module) -> int:
@@ -244,6 +244,7 @@ def rows(plan: Plan, device_bytes: int | None, device: str) -> list[tuple[str, s
         ("micro-batch", f"{plan.micro_batch} images at once"),
         *((name, size(count)) for name, count in plan.weights.items()),
         *((f"{name}, at most", size(count)) for name, count in plan.phases.items()),
+        *([("text encoders, before that", size(plan.encoding))] if plan.encoding else []),
         ("peak", size(plan.peak)),
     ]
     if device_bytes is not None:

@@ -104,6 +104,11 @@ def runs_on_cpu() -> bool:
     return bool(parse_flag_from_env("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
 
 
+def best_device() -> torch.device:
+    """The GPU if there is one; for work that one process does alone."""
+    return torch.device("cpu") if runs_on_cpu() else torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
 def device_memory() -> tuple[str, int]:
     """Name and bytes of the memory that a run here would have: the GPU's, or the computer's."""
     if torch.cuda.is_available() and not runs_on_cpu():

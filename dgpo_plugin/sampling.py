@@ -20,36 +20,48 @@ def fixed_noise(model: Model, pictures: Sequence[int], seed: int) -> Tensor:
     return torch.stack([seeded_noise(model.latent_shape, seed, "picture", number) for number in pictures])
 
 
-def encode_in_batches(model: Model, texts: Sequence[str], batch_size: int = 32) -> Conditioning:
-    """The text encoders over any number of texts, kept in main memory."""
-    home = torch.device("cpu")
-    batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-    return Conditioning.concatenate([model.encode(batch).on(home) for batch in batches])
+class EncodedTexts:
+    """What the text encoders said to some texts, each encoded once, kept in main memory."""
+
+    def __init__(self, model: Model, texts: Sequence[str], batch_size: int = 32) -> None:
+        unique = sorted(set(texts))
+        self._row = {text: row for row, text in enumerate(unique)}
+        batches = [unique[start : start + batch_size] for start in range(0, len(unique), batch_size)]
+        home = torch.device("cpu")
+        self._all = Conditioning.concatenate([model.encode(batch).on(home) for batch in batches])
+
+    def __getitem__(self, texts: Sequence[str]) -> Conditioning:
+        return self._all[[self._row[text] for text in texts]]
 
 
 @torch.no_grad()
 def sample_latents(
-    model: Model, texts: Sequence[str], noise: Tensor, steps: int, guidance: float, batch_size: int = 256
+    model: Model,
+    texts: Sequence[str],
+    noise: Tensor,
+    steps: int,
+    guidance: float,
+    batch_size: int = 256,
+    encoded: EncodedTexts | None = None,
 ) -> Tensor:
     """Clean latents (N, ...) for N texts from N noises.
 
     Equal to the diffusers pipeline's for the same noise, steps and guidance.
+
+    Args:
+        encoded: has the texts and the empty one; None to encode them now.
     """
-    unique = sorted(set(texts))
-    encoded = encode_in_batches(model, ["", *unique])
-    device = model.device
-    rows = torch.tensor([1 + unique.index(text) for text in texts])
+    encoded = encoded or EncodedTexts(model, ["", *texts])
+    empty = encoded[[""]].on(model.device)
     sigmas = model.sigmas(steps, None)
     parts = []
-    for chosen in torch.arange(len(texts)).split(batch_size):
-        conditioning, empty = encoded[rows[chosen]].on(device), encoded[:1].on(device)
+    for start in range(0, len(texts), batch_size):
+        conditioning = encoded[texts[start : start + batch_size]].on(model.device)
 
-        def velocity(
-            x: Tensor, sigma: float, asked: Conditioning = conditioning, empty: Conditioning = empty
-        ) -> Tensor:
+        def velocity(x: Tensor, sigma: float, asked: Conditioning = conditioning) -> Tensor:
             return guided_velocity(model, x, sigma, asked, empty, guidance)
 
-        parts.append(sample_ode(velocity, noise[chosen].to(device), sigmas, "euler"))
+        parts.append(sample_ode(velocity, noise[start : start + batch_size].to(model.device), sigmas, "euler"))
     return torch.cat(parts)
 
 

@@ -28,7 +28,7 @@ from dgpo_plugin.prompts import Prompt, draw_prompt_groups
 from dgpo_plugin.rewards import Reward, load_reward
 from dgpo_plugin.rewards.scoring import Scorer
 from dgpo_plugin.rollout import join, micro_batches
-from dgpo_plugin.sampling import decode_in_batches, encode_in_batches, fixed_noise, sample_latents
+from dgpo_plugin.sampling import EncodedTexts, decode_in_batches, fixed_noise, sample_latents
 from dgpo_plugin.seeding import derive_seed
 from dgpo_plugin.worlds import load_prompts
 
@@ -76,9 +76,13 @@ class Trainer:
         self.held_out = load_prompts(config.prompts.held_out) if config.prompts.held_out else self.prompts
         self.scorer = Scorer(reward or load_reward(config.reward), config.reward, failures)
         self.model = load_model(config.model, self.accelerator.device)
-        self.policy = Policy(self.model, config.lora, training.seed)
+        # Before the denoiser takes its place: the text encoders may need all of the memory there is.
+        self._encoded = EncodedTexts(self.model, ["", *(prompt.text for prompt in (*self.prompts, *self.held_out))])
+        self.policy = Policy(self.model, config.lora, training.seed, self._encoded[[""]])
         if config.model.shard:
             shard(self.model.denoiser, self.policy.parameters, self.accelerator.device)
+        elif config.model.quantization is None:
+            self.model.denoiser.to(self.accelerator.device)
         self.algorithm = make_algorithm(config, self.policy)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
@@ -88,7 +92,6 @@ class Trainer:
         self.steps = 0
         if training.gradient_checkpointing:
             self.model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        self._conditioning = encode_in_batches(self.model, [prompt.text for prompt in self.prompts])
 
     def iterations(self, share_done: Callable[[], float] | None = None) -> Iterator[dict[str, float]]:
         """Train on from where the run is, yielding one record an iteration (the line of ``metrics.jsonl``).
@@ -108,13 +111,13 @@ class Trainer:
     def _iterate(self, iteration: int) -> dict[str, float]:
         training, clock = self.config.training, Clock()
         clock.start()
-        evaluations_before = self.policy.denoiser_evaluations
+        evaluations_before, differentiated_before = self.policy.denoiser_evaluations, self.policy.differentiated
         draw = Draw(training.seed, iteration)
         # Whatever draws from the global generators (a reward, dropout) draws the same in a resumed run.
         set_seed(derive_seed(training.seed, iteration, "global") % 2**32)
         groups, size = training.prompts_per_iteration, training.group_size
         rows = draw_prompt_groups(len(self.prompts), groups, iteration, training.seed)
-        conditioning = self._conditioning[torch.tensor(rows)].on(self.accelerator.device)
+        conditioning = self._encoded[[self.prompts[row].text for row in rows]].on(self.accelerator.device)
         parts, futures = [], []
         for images in micro_batches(self.processes.share(self._images), training.micro_batch_size):
             part = self.algorithm.sample(self.policy, conditioning[images // size], images, size, draw)
@@ -137,8 +140,9 @@ class Trainer:
             logged["grad_norm"] = self._step()
             for name, value in logged.items():
                 record[name] = record.get(name, 0.0) + value / updates
-        counted = [rollout_evaluations, self.policy.denoiser_evaluations - evaluations_before]
-        of_rollout, evaluations = self.processes.sum(torch.tensor(counted, device=rewards.device)).tolist()
+        evaluations = self.policy.denoiser_evaluations - evaluations_before
+        counted = [rollout_evaluations, self.policy.differentiated - differentiated_before, evaluations]
+        counts = self.processes.sum(torch.tensor(counted, device=rewards.device)).tolist()
         clock.lap("training_seconds")
         return {
             "iteration": iteration + 1,
@@ -150,8 +154,9 @@ class Trainer:
             **{name: round(seconds, 4) for name, seconds in clock.parts.items()},
             "reward_seconds": round(sum(future.result()[1] for future in futures), 4),
             "seconds": round(sum(clock.parts.values()), 4),
-            "rollout_evaluations": of_rollout,
-            "denoiser_evaluations": evaluations,
+            "rollout_evaluations": counts[0],
+            "differentiated_evaluations": counts[1],
+            "denoiser_evaluations": counts[2],
         }
 
     def _gather_rewards(self, futures: list[Future[tuple[Tensor, float]]], images: Tensor) -> Tensor:
@@ -222,7 +227,9 @@ class Trainer:
         noise = fixed_noise(self.model, share.tolist(), seed)
         size = self.config.training.micro_batch_size or 256
         with self.policy.with_weights(self.evaluation_weights):
-            latents = sample_latents(self.model, texts, noise, evaluation.steps, evaluation.guidance, size)
+            latents = sample_latents(
+                self.model, texts, noise, evaluation.steps, evaluation.guidance, size, self._encoded
+            )
         pictures = decode_in_batches(self.model.decode, latents, size)
         own = share < len(prompts)
         if self.processes.count == 1:

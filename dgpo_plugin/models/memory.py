@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload_with_hook
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -29,6 +30,15 @@ def at_work(parts: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     finally:
         for part, home in away:
             part.to(home)
+
+
+def offload_each(parts: Sequence[nn.Module], device: torch.device) -> None:
+    """Have modules come to a device for each call of theirs and leave after it, so that never two are there."""
+    if device.type == "cpu":
+        return
+    for part in parts:
+        _, hook = cpu_offload_with_hook(part, device)
+        part.register_forward_hook(lambda *_, hook=hook: hook.offload(), always_call=True)
 
 
 def shard(denoiser: nn.Module, kept_whole: Sequence[nn.Parameter], device: torch.device) -> None:
@@ -97,11 +107,6 @@ def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read; fetch the model again") from error
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        made = kind.from_config(values) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(values))
-    finally:
-        torch.set_default_dtype(before)
-    module: nn.Module = made
+    made = kind.from_config(values) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(values))
+    module: nn.Module = made.to(dtype)
     return module

@@ -22,7 +22,7 @@ from dgpo_plugin.config import ModelConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.models.base import dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.memory import at_work, empty_module, load_quantized
+from dgpo_plugin.models.memory import at_work, empty_module, load_quantized, offload_each
 
 
 class SD3Model:
@@ -80,11 +80,14 @@ class SD3Model:
         # Convolutions are faster with channels last, on CPUs and GPUs alike; the numbers are the same.
         pipeline.vae.to(memory_format=torch.channels_last)
         model = cls(pipeline, config, identity, device)
-        if config.quantization is None and not config.shard:  # those are placed as they are loaded and split
-            model.denoiser.to(device)
-        if not config.offload:
+        if config.offload:
+            offload_each(model.encoders, device)
+        else:
             for part in (model.vae, *model.encoders):
                 part.to(device)
+            # A quantized denoiser is placed as it is loaded, one to be split as it is split.
+            if config.quantization is None and not config.shard:
+                model.denoiser.to(device)
         return model
 
     @classmethod
@@ -105,7 +108,7 @@ class SD3Model:
         )
         tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
         pipeline.tokenizer_max_length = tokenizer["model_max_length"]
-        return cls(pipeline, config, {"path": config.path, "weights_hash": ""}, torch.device("cpu"))
+        return cls(pipeline, config, {"path": config.path, "weights_hash": ""}, torch.device("meta"))
 
     def blank_conditioning(self, count: int) -> Conditioning:
         tokens = self.pipeline.tokenizer_max_length + self._max_sequence_length
@@ -116,15 +119,14 @@ class SD3Model:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Conditioning:
-        with at_work(self.encoders, self.device):
-            context, _, pooled, _ = self.pipeline.encode_prompt(
-                prompt=list(texts),
-                prompt_2=None,
-                prompt_3=None,
-                device=self.device,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self._max_sequence_length,
-            )
+        context, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(texts),
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._max_sequence_length,
+        )
         return Conditioning({"context": context, "pooled": pooled})
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:

@@ -26,5 +26,6 @@ def test_throughput(tmp_path: Path) -> None:
     assert measured.rollout == pytest.approx(measured.images * 4)
     # Two timesteps: the frozen base with guidance (2), the policy forward and backward (3).
     assert measured.training == pytest.approx(measured.samples * 5, rel=0.01)
+    assert measured.ceiling_training > 0
     assert measured.peak_memory > 2**27
     assert f"{measured.images:,.1f} images/s" in result.output

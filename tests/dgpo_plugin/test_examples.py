@@ -18,3 +18,16 @@ def test_profile_of_an_iteration() -> None:
     assert done.returncode == 0, done.stderr
     assert "overhead" in done.stdout
     assert "denoiser forward" in done.stdout
+
+
+@pytest.mark.slow
+def test_plan_of_sd35_medium() -> None:
+    """The published model has 2.2 to 2.5 billion parameters, and what saves memory makes it fit smaller GPUs."""
+    command = [sys.executable, str(ROOT / "examples" / "plan_sd35_medium.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if "GiB  " in line][1:]
+    peaks = [float(row.split("GiB")[1]) for row in rows]
+    assert len(peaks) == 4
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[0] > 24 > 12 > peaks[-1]
