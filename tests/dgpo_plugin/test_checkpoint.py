@@ -188,7 +188,13 @@ def test_a_restored_trainer_is_the_one_that_was_saved(algorithm: str, tmp_path: 
 
 
 def small(**changes: object) -> list[str]:
-    return [*SMALL, "training.iterations=6", "checkpoint.every=2", *(f"{k}={v}" for k, v in changes.items())]
+    return [
+        *SMALL,
+        "training.iterations=6",
+        "training.decay=none",
+        "checkpoint.every=2",
+        *(f"{k}={v}" for k, v in changes.items()),
+    ]
 
 
 def train(folder: Path, **changes: object) -> Path:
@@ -222,8 +228,8 @@ def test_what_a_resumed_run_may_not_change(tmp_path: Path) -> None:
     adapter = train(tmp_path, **{"training.iterations": 2})
     config = adapter.parent / "config.yaml"
     before = config.read_text()
-    rewrite(config, "learning_rate: 0.002", "learning_rate: 0.003")
-    with pytest.raises(UserError, match=r"training.learning_rate is 0.003, but .* was trained with 0.002; put it back"):
+    rewrite(config, "learning_rate: 0.003", "learning_rate: 0.004")
+    with pytest.raises(UserError, match=r"training.learning_rate is 0.004, but .* was trained with 0.003; put it back"):
         run.resume(adapter.parent, Console(quiet=True))
     config.write_text(before.replace("seed: 0", "seed: 0\n  sede: 1"))
     with pytest.raises(UserError, match="unknown key training.sede; did you mean 'seed'"):
@@ -233,6 +239,14 @@ def test_what_a_resumed_run_may_not_change(tmp_path: Path) -> None:
         train(tmp_path)
     with pytest.raises(UserError, match="holds no run"):
         run.resume(tmp_path, Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_a_falling_learning_rate_fixes_where_the_run_ends(tmp_path: Path) -> None:
+    adapter = train(tmp_path, **{"training.iterations": 2, "training.decay": "linear"})
+    rewrite(adapter.parent / "config.yaml", "iterations: 2", "iterations: 4")
+    with pytest.raises(UserError, match="training.iterations is 4, but .* was trained with 2"):
+        run.resume(adapter.parent, Console(quiet=True))
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def test_plan_of_sd35_medium() -> None:
     command = [sys.executable, str(ROOT / "examples" / "plan_sd35_medium.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if "GiB  " in line][1:]
+    rows = [line for line in done.stdout.splitlines() if line.count(" GiB ") == 2]
     peaks = [float(row.split("GiB")[1]) for row in rows]
     assert len(peaks) == 4
     assert peaks == sorted(peaks, reverse=True)

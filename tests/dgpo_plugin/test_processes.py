@@ -30,6 +30,7 @@ ODD = (
     "training.iterations=4",
     "training.updates_per_iteration=5",
     "evaluation.images=7",
+    "training.decay=none",
     "logging.sample_every=4",
     "checkpoint.every=2",
 )

@@ -207,7 +207,9 @@ def test_updates_split_the_groups_and_count_as_steps() -> None:
 @pytest.mark.slow
 def test_dgpo_learns(small_config: RunConfig) -> None:
     """A short run of the shipped preset raises the held-out reward of the averaged weights."""
-    config = load_config("shapes", ["training.iterations=8", "evaluation.images=128"])
+    config = load_config(
+        "shapes", ["model.precision=fp32", "training.iterations=12", "training.decay=none", "evaluation.images=128"]
+    )
     trainer = Trainer(config)
     before = trainer.held_out_reward()
     for _ in trainer.iterations():
