@@ -31,6 +31,7 @@ class ModelConfig(_Config):
         precision: of the frozen weights and the forward passes; the adapter is always trained in float32. ``auto`` is
             bf16 where the processor computes in it, else fp32.
         max_sequence_length: tokens of the T5 encoder, where the model has one.
+        embedded_guidance: what a guidance-distilled model (FLUX dev) is told; others have no use for it.
         resolution: pixels a side; null for the model's own.
         quantization: of the frozen denoiser's linear layers, by the package that must be installed; null for none.
         shard: split the frozen base over the processes (FSDP2) instead of copying it to each, if it fits on none.
@@ -41,6 +42,7 @@ class ModelConfig(_Config):
     path: str = "shapes"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     max_sequence_length: int = Field(256, ge=1, le=512)
+    embedded_guidance: float = Field(3.5, ge=0)
     resolution: int | None = Field(None, ge=16)
     quantization: Literal["torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4"] | None = None
     shard: bool = False

@@ -61,7 +61,8 @@ def sample_latents(
         def velocity(x: Tensor, sigma: float, asked: Conditioning = conditioning) -> Tensor:
             return guided_velocity(model, x, sigma, asked, empty, guidance)
 
-        parts.append(sample_ode(velocity, noise[start : start + batch_size].to(model.device), sigmas, "euler"))
+        start_noise = noise[start : start + batch_size].to(model.device) * model.initial_scale(sigmas[0])
+        parts.append(sample_ode(velocity, start_noise, sigmas, "euler"))
     return torch.cat(parts)
 
 

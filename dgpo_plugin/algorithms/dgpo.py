@@ -92,7 +92,8 @@ class DGPO:
             return policy.velocity(x, sigma, conditioning, self.config.rollout_guidance)
 
         with policy.with_weights(self.old_weights) if from_old else contextlib.nullcontext():
-            latents = sample_ode(velocity, noise, sigmas, self.config.sampler)
+            start = noise * policy.model.initial_scale(sigmas[0])
+            latents = sample_ode(velocity, start, sigmas, self.config.sampler)
         return Rollout(images, conditioning, latents, sigmas)
 
     def accumulate_gradient(
@@ -119,10 +120,14 @@ class DGPO:
             sigma = rollout.sigmas[step]
             # One noise for a whole prompt group: its images then differ in the picture alone.
             noise = draw.group_noise(shape, rollout.images, group_size, "training noise", step).to(rollout.latents)
-            noisy, target = (1 - sigma) * rollout.latents + sigma * noise, noise - rollout.latents
+            # The matching error is that of the model's own prediction: its velocity's, times a weight.
+            unit = policy.model.error_weight(sigma) ** 0.5
+            noisy, target = (1 - sigma) * rollout.latents + sigma * noise, unit * (noise - rollout.latents)
 
-            def predict(rows: Tensor, guidance: float = 1.0, x: Tensor = noisy, s: float = sigma) -> Tensor:
-                return policy.velocity(x[rows], s, rollout.conditioning[rows], guidance)
+            def predict(
+                rows: Tensor, guidance: float = 1.0, x: Tensor = noisy, s: float = sigma, unit: float = unit
+            ) -> Tensor:
+                return unit * policy.velocity(x[rows], s, rollout.conditioning[rows], guidance)
 
             frozen = [self._measure_frozen(policy, predict, target, rows) for rows in batches]
             # The group's weight needs every d of the group before any gradient: a first pass without one, which a

@@ -56,6 +56,7 @@ class FlowGRPO:
         shape = policy.model.latent_shape
         sigmas = policy.model.sigmas(self._rollout.steps, self._rollout.shift)
         x = draw.image_noise(shape, images, group_size, "initial noise").to(policy.device)
+        x = x * policy.model.initial_scale(sigmas[0])
         trained = self._trained_steps(draw)
         before, after, log_probabilities = [], [], []
         for step in range(len(sigmas) - 1):

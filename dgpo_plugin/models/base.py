@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -20,6 +21,17 @@ from dgpo_plugin.models.conditioning import Conditioning
 
 EMBEDDED = {"shapes": "worlds/shapes/pipeline"}
 """Pipelines shipped with the package, by name."""
+FAMILIES = {
+    "StableDiffusion3Pipeline": "sd3.SD3Model",
+    "FluxPipeline": "flux.FluxModel",
+    "Flux2KleinPipeline": "flux2.Flux2KleinModel",
+    "QwenImagePipeline": "qwen_image.QwenImageModel",
+    "ZImagePipeline": "z_image.ZImageModel",
+    "SanaPipeline": "sana.SanaModel",
+    "StableDiffusionXLPipeline": "sdxl.SDXLModel",
+    "StableDiffusionPipeline": "sd15.SD15Model",
+}
+"""Module and class of every family, by diffusers' pipeline class; imported when a model of it is loaded."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -73,6 +85,12 @@ class Model(Protocol):
     def blank_conditioning(self, count: int) -> Conditioning:
         """What ``encode`` would return for so many texts, of zeros."""
 
+    def initial_scale(self, sigma: float) -> float:
+        """What standard normal noise is multiplied by to start at a schedule's first sigma; 1 for flows."""
+
+    def error_weight(self, sigma: float) -> float:
+        """The squared error of the model's own prediction over that of its velocity, at a sigma; 1 for flows."""
+
     def sigmas(self, steps: int, shift: float | None) -> list[float]:
         """steps + 1 falling values from the pipeline's own schedule, the last 0."""
 
@@ -123,13 +141,13 @@ def model_skeleton(config: ModelConfig) -> Model:
 
 
 def _family(folder: Path, path: str) -> Any:
-    from dgpo_plugin.models.sd3 import SD3Model
-
-    families = {"StableDiffusion3Pipeline": SD3Model}
     name = _pipeline_class(folder)
-    if name not in families:
-        raise UserError(f"model {path}: {name} is not supported; supported: {', '.join(families)}")
-    return families[name]
+    if name not in FAMILIES:
+        raise UserError(
+            f"model {path}: {name} is not supported; supported: {', '.join(FAMILIES)}; docs/adding-a-model.md says how"
+        )
+    module, kind = FAMILIES[name].split(".")
+    return getattr(importlib.import_module(f"dgpo_plugin.models.{module}"), kind)
 
 
 def _locate(path: str, *, only_configurations: bool = False) -> Path:

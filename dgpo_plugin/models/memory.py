@@ -66,6 +66,7 @@ def load_quantized(kind: Any, folder: Path, config: ModelConfig, device: torch.d
 
     Args:
         kind: its diffusers class.
+        folder: of its weights.
 
     Raises:
         UserError: the backend is not installed, or cannot do it on this device.
@@ -76,7 +77,6 @@ def load_quantized(kind: Any, folder: Path, config: ModelConfig, device: torch.d
     try:
         module: nn.Module = kind.from_pretrained(
             folder,
-            subfolder="transformer",
             torch_dtype=dtype,
             local_files_only=True,
             quantization_config=_quantization(config, dtype),

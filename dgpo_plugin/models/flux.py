@@ -1,0 +1,85 @@
+"""FLUX.1 (dev, schnell, Krea): packed latents, CLIP's pooled vector and T5's tokens, distilled guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor
+from transformers import CLIPTextModel, T5EncoderModel
+
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel
+
+
+class FluxModel(PipelineModel):
+    """See :class:`dgpo_plugin.models.base.Model`."""
+
+    pipeline_class = FluxPipeline
+    parts = {
+        "transformer": FluxTransformer2DModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": T5EncoderModel,
+    }
+    architecture = "flux-1-dev"
+    lora_targets = ATTENTION
+
+    def latent_channels(self) -> int:
+        return int(self.denoiser.config.in_channels) // 4
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        context, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(texts),
+            prompt_2=None,
+            device=self.device,
+            max_sequence_length=self.config.max_sequence_length,
+        )
+        return Conditioning({"context": context, "pooled": pooled})
+
+    def blank_conditioning(self, count: int) -> Conditioning:
+        dims, dtype = self.denoiser.config, self.denoiser.dtype
+        tokens = self.config.max_sequence_length
+        return Conditioning(
+            {
+                "context": torch.zeros(count, tokens, dims.joint_attention_dim, dtype=dtype),
+                "pooled": torch.zeros(count, dims.pooled_projection_dim, dtype=dtype),
+            }
+        )
+
+    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        asked = conditioning.tensors
+        dtype, device = asked["context"].dtype, latents.device
+        height, width = latents.shape[2] // 2, latents.shape[3] // 2
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
+        guidance = None
+        if self.denoiser.config.guidance_embeds:
+            guidance = torch.full((len(latents),), self.config.embedded_guidance, device=device)
+        predicted: Tensor = self.denoiser(
+            hidden_states=pack(latents).to(dtype),
+            timestep=torch.full((len(latents),), sigma, device=device).to(dtype),
+            guidance=guidance,
+            pooled_projections=asked["pooled"],
+            encoder_hidden_states=asked["context"],
+            txt_ids=torch.zeros(asked["context"].shape[1], 3, device=device, dtype=dtype),
+            img_ids=places.to(device, dtype),
+            return_dict=False,
+        )[0]
+        return unpack(predicted.float(), height, width)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(N, C, 2 h, 2 w) -> (N, h w, 4 C): a token for every two by two latents."""
+    count, channels, height, width = latents.shape
+    split = latents.view(count, channels, height // 2, 2, width // 2, 2)
+    return split.permute(0, 2, 4, 1, 3, 5).reshape(count, height // 2 * (width // 2), 4 * channels)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """(N, h w, 4 C) -> (N, C, 2 h, 2 w)."""
+    count, _, channels = tokens.shape
+    split = tokens.view(count, height, width, channels // 4, 2, 2)
+    return split.permute(0, 3, 1, 4, 2, 5).reshape(count, channels // 4, 2 * height, 2 * width)

@@ -1,0 +1,206 @@
+"""What diffusers' text-to-image pipelines have in common; a family adds conditioning, velocity and the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from dgpo_plugin.config import ModelConfig
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.models.base import dtype_of
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.memory import at_work, empty_module, load_quantized, offload_each
+
+ATTENTION = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+"""The projections of joint attention over text and picture, as diffusers names them."""
+
+
+class PipelineModel:
+    """See :class:`dgpo_plugin.models.base.Model`; a family is a subclass.
+
+    Class attributes of a family:
+        pipeline_class: of diffusers.
+        parts: class of every folder with weights; the denoiser's is ``prefix``, the encoders' start ``text_encoder``.
+        prefix: of the denoiser's keys in an adapter file, and its folder.
+        lora_targets: module name endings that get an adapter by default.
+        architecture: ModelSpec's name of the base.
+        load_options: for diffusers' ``from_pretrained``.
+        linear_sigmas: the pipeline gives its scheduler 1 .. 1/steps even where that does not shift them dynamically.
+    """
+
+    pipeline_class: ClassVar[Any]
+    parts: ClassVar[dict[str, Any]]
+    prefix: ClassVar[str] = "transformer"
+    lora_targets: ClassVar[tuple[str, ...]]
+    architecture: ClassVar[str]
+    load_options: ClassVar[dict[str, Any]] = {}
+    linear_sigmas: ClassVar[bool] = False
+
+    def __init__(self, pipeline: Any, config: ModelConfig, identity: dict[str, str], device: torch.device) -> None:
+        pipeline.set_progress_bar_config(disable=True)
+        if config.tiled_decode:
+            pipeline.vae.enable_tiling()
+            pipeline.vae.enable_slicing()
+        self.pipeline = pipeline
+        self.config = config
+        self.identity = identity
+        self.device = device
+        self.denoiser = getattr(pipeline, self.prefix).requires_grad_(False).eval()
+        self.vae = pipeline.vae
+        named = [getattr(pipeline, name) for name in self.parts if name.startswith("text_encoder")]
+        self.encoders = [encoder for encoder in named if encoder is not None]
+        for part in (self.vae, *self.encoders):
+            part.requires_grad_(False).eval()
+        self.resolution = config.resolution or self.default_resolution()
+        grid = self.pixels_a_latent() * self.latents_a_token()
+        if self.resolution % grid:
+            raise UserError(f"model.resolution {self.resolution}: must be a multiple of {grid}")
+        side = self.resolution // self.pixels_a_latent()
+        self.latent_shape: tuple[int, ...] = (self.latent_channels(), side, side)
+
+    # ---- what a family says
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """The text encoders' output, one row a text."""
+        raise NotImplementedError
+
+    def blank_conditioning(self, count: int) -> Conditioning:
+        """What ``encode`` would return for so many texts, of zeros."""
+        raise NotImplementedError
+
+    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """The denoiser's velocity, (N, ...) like ``latents``, float32."""
+        raise NotImplementedError
+
+    def default_resolution(self) -> int:
+        return int(self.pipeline.default_sample_size * self.pixels_a_latent())
+
+    def pixels_a_latent(self) -> int:
+        return int(self.pipeline.vae_scale_factor)
+
+    def latents_a_token(self) -> int:
+        """Along a side."""
+        return 2
+
+    def latent_channels(self) -> int:
+        return int(self.denoiser.config.in_channels)
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the VAE decodes them."""
+        vae = self.vae.config
+        scale, shift = float(vae.scaling_factor), float(getattr(vae, "shift_factor", None) or 0)
+        return latents / scale + shift
+
+    def initial_scale(self, sigma: float) -> float:
+        """What standard normal noise is multiplied by to start at a schedule's first sigma."""
+        return 1.0
+
+    def error_weight(self, sigma: float) -> float:
+        """The squared error of the model's own prediction over that of its velocity, at a sigma."""
+        return 1.0
+
+    # ---- what all share
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig, identity: dict[str, str], device: torch.device) -> PipelineModel:
+        """From a diffusers folder, placed as the configuration says."""
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        try:
+            replaced = {}
+            if config.quantization is not None:
+                replaced[cls.prefix] = load_quantized(cls.parts[cls.prefix], folder / cls.prefix, config, device)
+            pipeline = cls.pipeline_class.from_pretrained(
+                folder, dtype=dtype_of(config), local_files_only=True, **cls.load_options, **replaced
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"model {config.path}: cannot be loaded ({str(error).splitlines()[0]})") from error
+        # Convolutions are faster with channels last, on CPUs and GPUs alike; the numbers are the same.
+        if not any(p.ndim > 4 for p in pipeline.vae.parameters()):
+            pipeline.vae.to(memory_format=torch.channels_last)
+        model = cls(pipeline, config, identity, device)
+        if config.offload:
+            offload_each(model.encoders, device)
+        else:
+            for part in (model.vae, *model.encoders):
+                part.to(device)
+            # A quantized denoiser is placed as it is loaded, one to be split as it is split.
+            if config.quantization is None and not config.shard:
+                model.denoiser.to(device)
+        return model
+
+    @classmethod
+    def skeleton(cls, folder: Path, config: ModelConfig) -> PipelineModel:
+        """From the configuration files alone; make it under ``torch.device("meta")``."""
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        modules = {
+            name: empty_module(kind, folder / name, dtype_of(config)) if (folder / name).is_dir() else None
+            for name, kind in cls.parts.items()
+        }
+        others = [name for name, value in index.items() if isinstance(value, list) and name not in modules]
+        others += [
+            name for name in cls.pipeline_class._get_signature_keys(cls.pipeline_class)[0] if name not in modules
+        ]
+        settings = {name: value for name, value in index.items() if not name.startswith("_") and name not in modules}
+        settings = {name: value for name, value in settings.items() if not isinstance(value, list)}
+        if (folder / "scheduler").is_dir():
+            with torch.device("cpu"):  # its tables are values
+                settings["scheduler"] = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler")
+        pipeline = cls.pipeline_class(**{**dict.fromkeys(others), **modules, **settings, **cls.load_options})
+        if (folder / "tokenizer" / "tokenizer_config.json").exists():
+            tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+            pipeline.tokenizer_max_length = tokenizer["model_max_length"]
+        return cls(pipeline, config, {"path": config.path, "weights_hash": ""}, torch.device("meta"))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W), float32 in [0, 1]."""
+        with at_work([self.vae], latents.device):
+            decoded: Tensor = self.vae.decode(self.unscaled(latents).to(self.vae.dtype), return_dict=False)[0]
+        if decoded.ndim == 5:  # a video VAE's single frame
+            decoded = decoded[:, :, 0]
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+    def sigmas(self, steps: int, shift: float | None) -> list[float]:
+        """steps + 1 falling values from the pipeline's own schedule, the last 0."""
+        settings = self.pipeline.scheduler.config
+        dynamic = settings.get("use_dynamic_shifting")
+        changes = {} if shift is None or dynamic else {"shift": shift}
+        scheduler = type(self.pipeline.scheduler).from_config(settings, **changes)
+        linear = np.linspace(1.0, 1 / steps, steps)
+        if dynamic:
+            # The shift grows with the picture; an exponential schedule's is the exponential of mu.
+            scheduler.set_timesteps(
+                sigmas=linear, mu=self.dynamic_shift(steps) if shift is None else float(np.log(shift))
+            )
+        elif self.linear_sigmas:
+            scheduler.set_timesteps(sigmas=linear)
+        else:
+            scheduler.set_timesteps(steps)
+        return [float(sigma) for sigma in scheduler.sigmas]
+
+    def dynamic_shift(self, steps: int) -> float:
+        """mu: a line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift)."""
+        settings = self.pipeline.scheduler.config
+        tokens = (self.latent_shape[1] // self.latents_a_token()) * (self.latent_shape[2] // self.latents_a_token())
+        low, high = settings.get("base_image_seq_len", 256), settings.get("max_image_seq_len", 4096)
+        least, most = settings.get("base_shift", 0.5), settings.get("max_shift", 1.15)
+        return float(least + (most - least) * (tokens - low) / (high - low))

@@ -1,0 +1,80 @@
+"""Qwen-Image: packed latents, a vision-language model's hidden states as conditions, a video VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.flux import pack, unpack
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel
+
+
+class QwenImageModel(PipelineModel):
+    """See :class:`dgpo_plugin.models.base.Model`."""
+
+    pipeline_class = QwenImagePipeline
+    parts = {
+        "transformer": QwenImageTransformer2DModel,
+        "vae": AutoencoderKLQwenImage,
+        "text_encoder": Qwen2_5_VLForConditionalGeneration,
+    }
+    architecture = "qwen-image"
+    lora_targets = ATTENTION
+
+    def default_resolution(self) -> int:
+        return int(self.pipeline.default_sample_size) * self.pixels_a_latent()
+
+    def latent_channels(self) -> int:
+        return int(self.denoiser.config.in_channels) // 4
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """Padded to ``max_sequence_length``, so that prompts of all lengths lie in one table."""
+        length = self.config.max_sequence_length
+        context, mask = self.pipeline.encode_prompt(prompt=list(texts), device=self.device, max_sequence_length=length)
+        if mask is None:
+            mask = torch.ones(context.shape[:2], dtype=torch.long, device=context.device)
+        missing = length - context.shape[1]
+        return Conditioning({"context": pad(context, (0, 0, 0, missing)), "mask": pad(mask, (0, missing))})
+
+    def blank_conditioning(self, count: int) -> Conditioning:
+        length, width = self.config.max_sequence_length, self.denoiser.config.joint_attention_dim
+        return Conditioning(
+            {
+                "context": torch.zeros(count, length, width, dtype=self.denoiser.dtype),
+                "mask": torch.ones(count, length, dtype=torch.long),
+            }
+        )
+
+    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        asked = conditioning.tensors
+        context, mask = asked["context"], asked["mask"]
+        if mask.device.type != "meta":
+            longest = int(mask.sum(1).max())
+            context, mask = context[:, :longest], mask[:, :longest]
+        whole = mask.device.type == "meta" or bool(mask.all())
+        height, width = latents.shape[2] // 2, latents.shape[3] // 2
+        guidance = None
+        if self.denoiser.config.guidance_embeds:
+            guidance = torch.full((len(latents),), self.config.embedded_guidance, device=latents.device)
+        predicted: Tensor = self.denoiser(
+            hidden_states=pack(latents).to(context.dtype),
+            timestep=torch.full((len(latents),), sigma, device=latents.device).to(context.dtype),
+            guidance=guidance,
+            encoder_hidden_states=context,
+            encoder_hidden_states_mask=None if whole else mask,
+            img_shapes=[[(1, height, width)]] * len(latents),
+            return_dict=False,
+        )[0]
+        return unpack(predicted.float(), height, width)
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        vae = self.vae.config
+        mean, std = (torch.tensor(values, device=latents.device) for values in (vae.latents_mean, vae.latents_std))
+        return (latents * std[:, None, None] + mean[:, None, None])[:, :, None]

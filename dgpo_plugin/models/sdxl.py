@@ -1,0 +1,60 @@
+"""Stable Diffusion XL: a U-Net that predicts noise (or v), two CLIP encoders, sizes and crop as conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.noise import NoisePredictingModel, timesteps
+
+
+class SDXLModel(NoisePredictingModel):
+    """See :class:`dgpo_plugin.models.base.Model`."""
+
+    pipeline_class = StableDiffusionXLPipeline
+    parts = {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
+    architecture = "stable-diffusion-xl-v1-base"
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        context, _, pooled, _ = self.pipeline.encode_prompt(
+            list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            # What the pipeline guides away from when no negative prompt is given.
+            asked = torch.tensor([bool(text) for text in texts], device=context.device)
+            context, pooled = context * asked[:, None, None], pooled * asked[:, None]
+        return Conditioning({"context": context, "pooled": pooled})
+
+    def blank_conditioning(self, count: int) -> Conditioning:
+        tokens = self.encoders[0].config.max_position_embeddings
+        dtype, pooled = self.denoiser.dtype, self.encoders[1].config.projection_dim
+        return Conditioning(
+            {
+                "context": torch.zeros(count, tokens, self.denoiser.config.cross_attention_dim, dtype=dtype),
+                "pooled": torch.zeros(count, pooled, dtype=dtype),
+            }
+        )
+
+    def predict(self, noisy: Tensor, timestep: float, asked: dict[str, Tensor]) -> Tensor:
+        side = float(self.resolution)
+        # Original size, crop's corner, target size: a picture of this size, not cropped.
+        sizes = torch.tensor([side, side, 0, 0, side, side], device=noisy.device, dtype=noisy.dtype)
+        predicted: Tensor = self.denoiser(
+            noisy,
+            timesteps(timestep, noisy),
+            encoder_hidden_states=asked["context"],
+            added_cond_kwargs={"text_embeds": asked["pooled"], "time_ids": sizes.expand(len(noisy), -1)},
+            return_dict=False,
+        )[0]
+        return predicted

@@ -1,0 +1,59 @@
+"""Z-Image: one stream of text and picture tokens, a language model's hidden states as conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL, ZImagePipeline, ZImageTransformer2DModel
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Qwen3Model
+
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.pipeline import PipelineModel
+
+
+class ZImageModel(PipelineModel):
+    """See :class:`dgpo_plugin.models.base.Model`."""
+
+    pipeline_class = ZImagePipeline
+    parts = {"transformer": ZImageTransformer2DModel, "vae": AutoencoderKL, "text_encoder": Qwen3Model}
+    architecture = "z-image"
+    linear_sigmas = True
+    lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
+
+    def default_resolution(self) -> int:
+        return 1024
+
+    def latent_channels(self) -> int:
+        return int(self.denoiser.in_channels)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """Padded to ``max_sequence_length``, with the true lengths beside."""
+        length = self.config.max_sequence_length
+        rows, _ = self.pipeline.encode_prompt(
+            list(texts), device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
+        )
+        context = torch.stack([pad(row, (0, 0, 0, length - len(row))) for row in rows])
+        return Conditioning({"context": context, "length": torch.tensor([len(row) for row in rows])})
+
+    def blank_conditioning(self, count: int) -> Conditioning:
+        length, width = self.config.max_sequence_length, self.denoiser.config.cap_feat_dim
+        return Conditioning(
+            {
+                "context": torch.zeros(count, length, width, dtype=self.denoiser.dtype),
+                "length": torch.full((count,), length),
+            }
+        )
+
+    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        asked = conditioning.tensors
+        context, lengths = asked["context"], asked["length"]
+        on_meta = lengths.device.type == "meta"
+        rows = [row if on_meta else row[: int(n)] for row, n in zip(context, lengths, strict=True)]
+        # The pipeline's time runs the other way, and so does its velocity.
+        time = torch.full((len(latents),), 1 - sigma, device=latents.device)
+        predicted = self.denoiser(list(latents.to(context.dtype).unsqueeze(2)), time, rows, return_dict=False)[0]
+        return -torch.stack([each.float() for each in predicted]).squeeze(2)
