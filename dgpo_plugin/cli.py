@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,8 +67,10 @@ def train(config: str, output: Path, overrides: tuple[str, ...]) -> None:
 
     loaded = load_config(config, overrides)
     from dgpo_plugin import run
+    from dgpo_plugin.processes import leave_processes
 
     run.train(loaded, output, Console())
+    leave_processes()
 
 
 @main.command()
@@ -98,8 +100,10 @@ def plan(config: str, overrides: tuple[str, ...], processes: int, memory: float 
 def resume(run: Path) -> None:
     """Go on with a run that was stopped or killed. RUN is its folder."""
     from dgpo_plugin import run as runs
+    from dgpo_plugin.processes import leave_processes
 
     runs.resume(run, Console())
+    leave_processes()
 
 
 @main.command()
@@ -169,22 +173,26 @@ def inspect(adapter: Path) -> None:
 
 
 @main.command("list")
+@click.argument("kind", required=False, type=click.Choice(["presets", "models", "prompts", "rewards"]))
 @reports_user_errors
-def list_() -> None:
-    """List presets, models, prompt sets and rewards."""
+def list_(kind: str | None) -> None:
+    """List presets, models, prompt sets and rewards, or one KIND of them."""
     from dgpo_plugin.config import preset_names
-    from dgpo_plugin.models.base import EMBEDDED
+    from dgpo_plugin.models.base import EMBEDDED, FAMILIES
     from dgpo_plugin.rewards import REWARDS
     from dgpo_plugin.worlds import PROMPT_SETS
 
-    rows: dict[str, Mapping[str, Any]] = {
-        "presets": preset_names(),
-        "models": EMBEDDED,
-        "prompt sets": PROMPT_SETS,
-        "rewards": REWARDS,
+    rows: dict[str, tuple[str, Iterable[str]]] = {
+        "presets": ("presets", preset_names()),
+        "models": ("models", [*EMBEDDED, *(f"any {name}" for name in FAMILIES)]),
+        "prompts": ("prompt sets", PROMPT_SETS),
+        "rewards": ("rewards", REWARDS),
     }
-    for kind, names in rows.items():
-        click.echo(f"{kind + ':':<13}{', '.join(names)}")
+    for key, (label, names) in rows.items():
+        if kind == key:
+            click.echo("\n".join(names))
+        elif kind is None:
+            click.echo(f"{label + ':':<13}{', '.join(names)}")
 
 
 @main.group()
