@@ -15,10 +15,10 @@ from torch import Tensor
 from dgpo_plugin.algorithms.dgpo import matching_error
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.prompt_sets import load_prompts
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.sampling import decode_in_batches, fixed_noise, sample_latents
 from dgpo_plugin.seeding import seeded_noise
-from dgpo_plugin.worlds import load_prompts
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE
 from dgpo_plugin.worlds.shapes.verify import Verdict, verify
 

@@ -179,8 +179,8 @@ def list_(kind: str | None) -> None:
     """List presets, models, prompt sets and rewards, or one KIND of them."""
     from dgpo_plugin.config import preset_names
     from dgpo_plugin.models.base import EMBEDDED, FAMILIES
+    from dgpo_plugin.prompt_sets import PROMPT_SETS
     from dgpo_plugin.rewards import REWARDS
-    from dgpo_plugin.worlds import PROMPT_SETS
 
     rows: dict[str, tuple[str, Iterable[str]]] = {
         "presets": ("presets", preset_names()),

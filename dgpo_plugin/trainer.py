@@ -24,13 +24,13 @@ from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.memory import shard
 from dgpo_plugin.processes import join_processes, runs_on_cpu
+from dgpo_plugin.prompt_sets import load_prompts
 from dgpo_plugin.prompts import Prompt, draw_prompt_groups
 from dgpo_plugin.rewards import Reward, load_reward
 from dgpo_plugin.rewards.scoring import Scorer
 from dgpo_plugin.rollout import join, micro_batches
 from dgpo_plugin.sampling import EncodedTexts, decode_in_batches, fixed_noise, sample_latents
 from dgpo_plugin.seeding import derive_seed
-from dgpo_plugin.worlds import load_prompts
 
 
 @dataclass

@@ -252,7 +252,7 @@ def test_a_falling_learning_rate_fixes_where_the_run_ends(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.usefixtures("fixed_date")
 def test_other_prompts_are_refused(tmp_path: Path) -> None:
-    from dgpo_plugin.worlds import load_prompts
+    from dgpo_plugin.prompt_sets import load_prompts
 
     file = tmp_path / "mine.jsonl"
     lines = [json.dumps({"prompt": p.text, **p.metadata}) for p in load_prompts("shapes/train")[:9]]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dgpo_plugin.advantages import normalise
 from dgpo_plugin.algorithms import Draw, make_algorithm
-from dgpo_plugin.config import RunConfig, load_config
+from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig, load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy
+from dgpo_plugin.models import load_model
 from dgpo_plugin.processes import Processes
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rollout import Rollout
@@ -215,3 +216,32 @@ def test_dgpo_learns(small_config: RunConfig) -> None:
     for _ in trainer.iterations():
         pass
     assert trainer.held_out_reward() > before + 0.02
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("algorithm", ["dgpo", "flow-grpo-fast"])
+def test_gradients_in_bf16_point_where_those_in_float32_do(algorithm: str) -> None:
+    """The same pictures and adapter; what must be float32 (errors, log-probabilities, advantages) is in both.
+
+    Nothing is clipped: a trajectory sampled in the one precision has probability ratios off 1 in the other.
+    """
+    config = config_for(algorithm, "algorithm.clip=10")
+    found, rollout, advantages = [], None, None
+    for precision in ("fp32", "bf16"):
+        model = load_model(ModelConfig(max_sequence_length=1, precision=precision))
+        policy = Policy(model, LoraConfig(rank=4, alpha=8), seed=0)
+        generator = torch.Generator().manual_seed(5)
+        for name, parameter in zip(policy.names, policy.parameters, strict=True):
+            if name.endswith("lora_B"):
+                parameter.data.normal_(0, 0.05, generator=generator)
+        if rollout is None:
+            rollout, advantages = rollout_and_advantages(config, policy)
+        else:
+            images = rollout.images
+            asked = model.encode(["a red circle", "two blue squares"])[images // 4]
+            rollout = replace(rollout, conditioning=asked)
+        assert advantages is not None
+        slopes = gradients(config, policy, rollout, advantages.float())
+        assert all(slope.dtype == torch.float32 for slope in slopes)
+        found.append(torch.cat([slope.flatten() for slope in slopes]))
+    assert torch.nn.functional.cosine_similarity(found[0], found[1], dim=0) > 0.98

@@ -1,0 +1,119 @@
+"""Prompts by name: what they ask for is in their metadata, and nothing tested is trained on."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.prompt_sets import PROMPT_SETS, load_prompts
+from dgpo_plugin.prompt_sets.geneval import OBJECTS, plural
+from dgpo_plugin.prompts import read_prompts
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.mark.parametrize("name", PROMPT_SETS)
+def test_every_prompt_set_is_the_same_every_time_and_has_no_empty_text(name: str) -> None:
+    prompts = load_prompts(name)
+    assert prompts == load_prompts(name)
+    assert all(prompt.text.strip() for prompt in prompts)
+
+
+@pytest.mark.parametrize("kind", ["geneval", "ocr"])
+def test_train_and_test_share_no_prompt(kind: str) -> None:
+    train, test = load_prompts(f"{kind}/train"), load_prompts(f"{kind}/test")
+    assert len({p.text for p in train}) == len(train)
+    assert len({p.text for p in test}) == len(test)
+    assert not {p.text for p in train} & {p.text for p in test}
+
+
+def test_geneval_scenes_are_disjoint_whatever_the_order() -> None:
+    def scenes(side: str) -> set[tuple[str, ...]]:
+        return {
+            (p.metadata["tag"], *sorted(f"{t['class']}{t['count']}{t.get('color')}" for t in p.metadata["include"]))
+            for p in load_prompts(f"geneval/{side}")
+        }
+
+    assert not scenes("train") & scenes("test")
+    tags = Counter(p.metadata["tag"] for p in load_prompts("geneval/test"))
+    assert set(tags) == {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
+    assert min(tags.values()) >= 8
+    assert len(OBJECTS) == 80
+
+
+def test_geneval_metadata_says_what_the_text_says() -> None:
+    for prompt in load_prompts("geneval/train") + load_prompts("geneval/test"):
+        things = prompt.metadata["include"]
+        for thing in things:
+            name = thing["class"]
+            assert (plural(name) if thing["count"] > 1 else name) in prompt.text
+            assert thing.get("color", "") in prompt.text
+        if prompt.metadata["tag"] == "position":
+            relation, target = things[1]["position"]
+            looked_for = prompt.text.index(things[1]["class"]), prompt.text.rindex(things[target]["class"])
+            assert looked_for[0] < prompt.text.index(relation) < looked_for[1], prompt.text
+        if prompt.metadata["tag"] == "counting":
+            (asked,), (excluded,) = things, prompt.metadata["exclude"]
+            assert excluded == {"class": asked["class"], "count": asked["count"] + 1}
+
+
+def test_ocr_texts_stand_in_quotes_and_share_no_word() -> None:
+    words: dict[str, set[str]] = {}
+    for side in ("train", "test"):
+        prompts = load_prompts(f"ocr/{side}")
+        assert all(f'"{p.metadata["text"]}"' in p.text for p in prompts)
+        words[side] = {word for p in prompts for word in p.metadata["text"].split()[:2]}
+    tails = {"Today", "Tonight", "Since", "Closed", "Half", "Welcome", "Sold"}
+    assert not (words["train"] - tails) & (words["test"] - tails)
+
+
+def test_the_official_geneval_file_format_loads_unchanged(tmp_path: Path) -> None:
+    """A line as the official repositories have it."""
+    file = tmp_path / "metadata.jsonl"
+    file.write_text(
+        '{"tag": "counting", "include": [{"class": "clock", "count": 4}], "exclude": [{"class": "clock", "count": 5}], '
+        '"prompt": "a photo of four clocks"}\n'
+    )
+    (prompt,) = read_prompts(file)
+    assert prompt.text == "a photo of four clocks"
+    assert prompt.metadata["include"] == [{"class": "clock", "count": 4}]
+
+
+def test_an_unknown_set_is_named_with_the_near_one() -> None:
+    with pytest.raises(UserError, match="no prompt set 'geneval/trian'; did you mean 'geneval/train'"):
+        load_prompts("geneval/trian")
+
+
+def test_a_dataset_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"hf:a/b: needs the datasets package; pip install datasets"):
+        load_prompts("hf:a/b")
+
+
+class Rows(list[dict[str, Any]]):
+    """What ``datasets.load_dataset`` returns, as far as it is used."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self[0])
+
+
+def test_a_datasets_prompts_and_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, split: str) -> Rows:
+        asked.append((name, split))
+        return Rows([{"caption": "a dog", "n": 1, "picture": object()}, {"caption": "", "n": 2, "picture": object()}])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    (prompt,) = load_prompts("hf:owner/name:test")
+    assert (prompt.text, prompt.metadata) == ("a dog", {"n": 1})
+    assert asked == [("owner/name", "test")]
+    with pytest.raises(UserError, match="has no column of prompts; its columns are caption, n, picture; name one"):
+        load_prompts("hf:owner/name:test:words")
