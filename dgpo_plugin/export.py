@@ -26,6 +26,8 @@ from dgpo_plugin.files import atomic_path
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.base import Model
 
+DOWN = (".lora_A.weight", ".lora_down.weight")
+"""How the key of a LoRA's first half ends, in diffusers' and in kohya's names."""
 PACKAGES = ("dgpo-plugin", "torch", "diffusers", "peft", "transformers", "safetensors")
 
 
@@ -37,7 +39,7 @@ def folded_tensors(policy: Policy, weights: Sequence[Tensor]) -> dict[str, Tenso
     """
     scale = policy.config.alpha / policy.config.rank
     return {
-        f"{policy.model.prefix}.{name}.weight": weight.float() * (scale if name.endswith("lora_B") else 1.0)
+        policy.model.adapter_key(name): weight.float() * (scale if name.endswith("lora_B") else 1.0)
         for name, weight in zip(policy.names, weights, strict=True)
     }
 
@@ -150,8 +152,8 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"adapter {path}: {error.strerror or 'no such file'}; check the path") from error
     except safetensors.SafetensorError as error:
         raise UserError(f"adapter {path}: not a whole safetensors file ({error}); fetch or export it again") from error
-    if not any(".lora_A." in name for name in tensors):
-        raise UserError(f"adapter {path}: holds no lora_A tensors; name an adapter made by `dgpo train`")
+    if not any(name.endswith(DOWN) for name in tensors):
+        raise UserError(f"adapter {path}: holds no LoRA tensors; name an adapter made by `dgpo train`")
     return tensors, header
 
 
@@ -176,18 +178,16 @@ def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: 
             f"adapter {path}: was trained on {trained_on} with other weights than {model.identity['path']}'s; "
             f"name that model, or pass --any-base to try it all the same"
         )
-    modules = dict(model.denoiser.named_modules())
-    downs = {name: tensor for name, tensor in tensors.items() if name.endswith(".lora_A.weight")}
     updates: list[tuple[nn.Linear, Tensor]] = []
     used: set[str] = set()
-    for name, down in downs.items():
-        target = name.removeprefix(f"{model.prefix}.").removesuffix(".lora_A.weight")
-        partner = name.replace(".lora_A.", ".lora_B.")
-        layer = modules.get(target)
-        fits = isinstance(layer, nn.Linear) and partner in tensors
-        if fits and tuple(layer.weight.shape) == (tensors[partner].shape[0], down.shape[1]):  # type: ignore[union-attr]
-            updates.append((layer, tensors[partner].float() @ down.float()))  # type: ignore[arg-type]
-            used |= {name, partner}
+    for name, layer in model.denoiser.named_modules():
+        keys = [model.adapter_key(f"{name}.{half}") for half in ("lora_A", "lora_B")]
+        if not isinstance(layer, nn.Linear) or not all(key in tensors for key in keys):
+            continue
+        down, up = (tensors[key].float() for key in keys)
+        if tuple(layer.weight.shape) == (up.shape[0], down.shape[1]):
+            updates.append((layer, up @ down))
+            used |= set(keys)
     unmatched = sorted(set(tensors) - used)
     if unmatched:
         raise UserError(
@@ -202,7 +202,7 @@ def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: 
 def describe_adapter(path: Path) -> list[tuple[str, str]]:
     """The card that ``dgpo inspect`` prints: (label, value) rows."""
     tensors, header = read_adapter(path)
-    ranks = sorted({tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name})
+    ranks = sorted({tensor.shape[0] for name, tensor in tensors.items() if name.endswith(DOWN)})
     return [
         ("file", f"{path} ({path.stat().st_size / 1024:.0f} KiB)"),
         ("title", header.get("modelspec.title", "-")),

@@ -54,7 +54,7 @@ class Model(Protocol):
     Attributes:
         denoiser: the network that the adapter is attached to.
         vae, encoders: what else has weights.
-        prefix: of the denoiser's keys in an adapter file (``transformer``).
+        prefix: the denoiser's folder (``transformer``).
         lora_targets: module name endings that get an adapter by default.
         architecture: ModelSpec's name of the base.
         latent_shape: of one image, without the batch axis.
@@ -84,6 +84,9 @@ class Model(Protocol):
 
     def blank_conditioning(self, count: int) -> Conditioning:
         """What ``encode`` would return for so many texts, of zeros."""
+
+    def adapter_key(self, name: str) -> str:
+        """An adapter file's key for ``<module>.lora_A`` or ``.lora_B``, as diffusers and ComfyUI both read it."""
 
     def initial_scale(self, sigma: float) -> float:
         """What standard normal noise is multiplied by to start at a schedule's first sigma; 1 for flows."""

@@ -28,6 +28,12 @@ class NoisePredictingModel(PipelineModel):
     def latents_a_token(self) -> int:
         return 1
 
+    def adapter_key(self, name: str) -> str:
+        """kohya's names: of U-Nets ComfyUI reads no others that diffusers reads too."""
+        module, _, half = name.rpartition(".")
+        side = {"lora_A": "lora_down", "lora_B": "lora_up"}[half]
+        return f"lora_{self.prefix}_{module.replace('.', '_')}.{side}.weight"
+
     def predict(self, noisy: Tensor, timestep: float, asked: dict[str, Tensor]) -> Tensor:
         """The U-Net's own output for x_t, (N, C, H, W)."""
         raise NotImplementedError

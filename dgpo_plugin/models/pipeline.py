@@ -39,7 +39,7 @@ class PipelineModel:
     Class attributes of a family:
         pipeline_class: of diffusers.
         parts: class of every folder with weights; the denoiser's is ``prefix``, the encoders' start ``text_encoder``.
-        prefix: of the denoiser's keys in an adapter file, and its folder.
+        prefix: the denoiser's folder, and of its keys in an adapter file.
         lora_targets: module name endings that get an adapter by default.
         architecture: ModelSpec's name of the base.
         load_options: for diffusers' ``from_pretrained``.
@@ -108,6 +108,10 @@ class PipelineModel:
         vae = self.vae.config
         scale, shift = float(vae.scaling_factor), float(getattr(vae, "shift_factor", None) or 0)
         return latents / scale + shift
+
+    def adapter_key(self, name: str) -> str:
+        """An adapter file's key for ``<module>.lora_A`` or ``.lora_B``, as diffusers and ComfyUI both read it."""
+        return f"{self.prefix}.{name}.weight"
 
     def initial_scale(self, sigma: float) -> float:
         """What standard normal noise is multiplied by to start at a schedule's first sigma."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from dgpo_plugin.algorithms.dgpo import matching_error
 from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig, parse_config
 from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import export_adapter, read_adapter
+from dgpo_plugin.export import apply_adapter, export_adapter, read_adapter
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models import load_model
 from dgpo_plugin.plan import make_plan
@@ -104,6 +104,10 @@ def test_the_adapter_is_the_pipelines_too(family: tuple[Family, Path], tmp_path:
     theirs = chosen.call(pipe, PROMPTS, noise, 4, 1.0)
     torch.testing.assert_close(ours, theirs.float(), rtol=1e-3, atol=1e-3)
     assert (theirs - plain).abs().max() > 0.01
+    merged = load_model(settings(*family))
+    apply_adapter(merged, path)
+    ours_merged = sample_latents(merged, PROMPTS, noise, 4, 1.0)
+    torch.testing.assert_close(ours_merged, ours, rtol=1e-3, atol=1e-3)
     tensors, _ = read_adapter(path)
     loaded = [name for name, _ in getattr(pipe, policy.model.prefix).named_parameters() if ".lora_" in name]
     assert len(loaded) == len(tensors)
@@ -166,3 +170,13 @@ def test_another_pipeline_is_refused_with_what_is_supported(tmp_path: Path) -> N
         UserError, match=r"KandinskyPipeline is not supported; supported: .*FluxPipeline.*adding-a-model"
     ):
         load_model(ModelConfig(path=str(tmp_path)))
+
+
+def test_unet_adapters_have_the_names_that_comfyui_reads(tmp_path: Path) -> None:
+    """ComfyUI knows a U-Net's layers as lora_unet_<path with underscores>, or under no name that diffusers reads."""
+    FAMILIES["sdxl"].build(tmp_path)
+    policy = Policy(load_model(settings(FAMILIES["sdxl"], tmp_path)), LoraConfig(rank=4, alpha=8), seed=0)
+    keys = [policy.model.adapter_key(name) for name in policy.names]
+    assert "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_up.weight" in keys
+    assert len(set(keys)) == len(keys)
+    assert all(key.startswith("lora_unet_") and key.count(".") == 2 for key in keys)
