@@ -46,7 +46,7 @@ class State(BaseModel):
         reward_before: held-out reward of the base.
         started: when the run was, ISO 8601.
         config: the run's, as in config.yaml.
-        base_weights_hash, prompts_sha256, packages: what else the result depends on.
+        base_weights_hash, prompts_sha256, reward_sha256, packages: what else the result depends on.
         gradient_scaler: of fp16 training; empty otherwise.
     """
 
@@ -61,6 +61,7 @@ class State(BaseModel):
     config: dict[str, Any]
     base_weights_hash: str
     prompts_sha256: str
+    reward_sha256: str = ""
     packages: dict[str, str]
     gradient_scaler: dict[str, float] = {}
     tensors_sha256: str = ""
@@ -164,6 +165,8 @@ def check_same_run(checkpoint: Checkpoint, now: State) -> None:
         raise UserError(f"the base model's weights are not those that {checkpoint.path} was trained on; {advice}")
     if then.prompts_sha256 != now.prompts_sha256:
         raise UserError(f"the prompts are not those that {checkpoint.path} was trained on; {advice}")
+    if then.reward_sha256 != now.reward_sha256:
+        raise UserError(f"the reward's file is not the one that {checkpoint.path} was trained with; {advice}")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -172,6 +172,43 @@ def inspect(adapter: Path) -> None:
         click.echo(f"{label:<{width}}  {value}")
 
 
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--reward", "rewards", required=True, help="Names, comma-separated; see `dgpo list rewards`.")
+@click.option("--prompt", help="What all of them should show.")
+@click.option("--prompts", "prompt_file", help="Prompts in the pictures' order: .txt, .jsonl or a set's name.")
+@click.option("--output", type=click.Path(path_type=Path), help=".csv or .json file; standard output if left out.")
+@reports_user_errors
+def score(
+    images: tuple[Path, ...], rewards: str, prompt: str | None, prompt_file: str | None, output: Path | None
+) -> None:
+    """Score pictures with rewards. IMAGES are files or folders."""
+    from rich.progress import track
+
+    from dgpo_plugin.files import write_text_atomically
+    from dgpo_plugin.prompt_sets import load_prompts
+    from dgpo_plugin.prompts import Prompt
+    from dgpo_plugin.score import as_text, find_pictures
+    from dgpo_plugin.score import score as score_pictures
+
+    if (prompt is None) == (prompt_file is None):
+        raise UserError("--prompt, --prompts: give one of the two")
+    if output is not None and output.suffix not in (".csv", ".json"):
+        raise UserError(f"--output {output}: the name must end in .csv or .json")
+    pictures = find_pictures(images)
+    prompts = [Prompt(prompt)] * len(pictures) if prompt is not None else load_prompts(prompt_file or "")
+    if len(prompts) != len(pictures):
+        raise UserError(f"--prompts {prompt_file}: {len(prompts)} prompts for {len(pictures)} pictures; give as many")
+    console = Console(stderr=True)
+    ticks = iter(track(pictures, "scoring", console=console, disable=not console.is_terminal))
+    rows = score_pictures(pictures, prompts, [name.strip() for name in rewards.split(",")], lambda: next(ticks, None))
+    text = as_text(rows, "csv" if output is None else output.suffix[1:])
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_text_atomically(output, text)
+
+
 @main.command("list")
 @click.argument("kind", required=False, type=click.Choice(["presets", "models", "prompts", "rewards"]))
 @reports_user_errors
@@ -180,14 +217,19 @@ def list_(kind: str | None) -> None:
     from dgpo_plugin.config import preset_names
     from dgpo_plugin.models.base import EMBEDDED, FAMILIES
     from dgpo_plugin.prompt_sets import PROMPT_SETS
-    from dgpo_plugin.rewards import REWARDS
+    from dgpo_plugin.rewards import reward_names
 
     rows: dict[str, tuple[str, Iterable[str]]] = {
         "presets": ("presets", preset_names()),
         "models": ("models", [*EMBEDDED, *(f"any {name}" for name in FAMILIES)]),
         "prompts": ("prompt sets", PROMPT_SETS),
-        "rewards": ("rewards", REWARDS),
+        "rewards": ("rewards", reward_names()),
     }
+    if kind == "rewards":
+        for name, info in reward_names().items():
+            missing = f"; needs {', '.join(info.missing)}: pip install 'dgpo-plugin[rewards]'" if info.missing else ""
+            click.echo(f"{name}: {info.measures}; {info.range}{missing}")
+        return
     for key, (label, names) in rows.items():
         if kind == key:
             click.echo("\n".join(names))

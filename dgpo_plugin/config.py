@@ -62,14 +62,27 @@ class RewardConfig(_Config):
     """What is to be raised.
 
     Attributes:
-        name: as in ``dgpo list``.
+        name: as in ``dgpo list rewards``, or your own: ``path/to/file.py:function``; null with ``sum``.
+        sum: several rewards by name, each with its weight, instead of ``name``.
         retries: further attempts after an exception or a time-out.
         timeout: seconds an attempt may take; null for any.
     """
 
-    name: str = "shapes"
+    name: str | None = "shapes"
+    sum: dict[str, float] = {}
     retries: int = Field(2, ge=0)
     timeout: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> RewardConfig:
+        if bool(self.sum) == (self.name is not None):
+            raise ValueError("give name, or sum with name: null")
+        return self
+
+    @property
+    def label(self) -> str:
+        """For people and headers."""
+        return self.name or " + ".join(f"{weight:g} {name}" for name, weight in self.sum.items())
 
 
 class RolloutConfig(_Config):

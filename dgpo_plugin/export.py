@@ -64,7 +64,7 @@ def export_adapter(
     """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in folded_tensors(policy, weights).items()}
     rank = str(policy.config.rank)
-    algorithm, reward = config.algorithm.name, config.reward.name
+    algorithm, reward = config.algorithm.name, config.reward.label
     title = path.parent.name if path.stem == "adapter" else path.stem
     comment = f"{algorithm} on reward {reward}, {steps} optimizer steps"
     dumped = config.model_dump_json()

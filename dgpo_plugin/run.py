@@ -33,6 +33,7 @@ from dgpo_plugin.export import creation_date, export_adapter, package_versions
 from dgpo_plugin.files import atomic_path, write_text_atomically
 from dgpo_plugin.processes import Processes, join_processes
 from dgpo_plugin.prompts import prompts_hash
+from dgpo_plugin.rewards.own import own_hash
 from dgpo_plugin.sampling import image_grid
 from dgpo_plugin.trainer import Trainer
 
@@ -100,6 +101,7 @@ def _run(
             started=creation_date(),
             config=config.model_dump(mode="json"),
             base_weights_hash=trainer.model.identity["weights_hash"],
+            reward_sha256=own_hash([config.reward.name or "", *config.reward.sum]),
             prompts_sha256=prompts_hash([*trainer.prompts, *trainer.held_out]),
             packages=package_versions(),
         )

@@ -1,5 +1,5 @@
-"""Rewards: pictures and prompts in, one number a picture out, higher is better."""
+"""Rewards: one file each; the registry names them and checks what they return."""
 
-from dgpo_plugin.rewards.registry import REWARDS, Reward, checked_rewards, load_reward
+from dgpo_plugin.rewards.registry import REWARDS, Reward, RewardInfo, checked_rewards, load_reward, reward_names
 
-__all__ = ["REWARDS", "Reward", "checked_rewards", "load_reward"]
+__all__ = ["REWARDS", "Reward", "RewardInfo", "checked_rewards", "load_reward", "reward_names"]

@@ -57,7 +57,7 @@ class Scorer:
             except Exception as error:  # whatever a user's reward raises
                 problem = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"reward {self._config.name}: failed {self._config.retries + 1} times, last with {problem}"
+            f"reward {self._config.label}: failed {self._config.retries + 1} times, last with {problem}"
             f"{self._save(images, prompts)}"
         )
 
@@ -67,7 +67,7 @@ class Scorer:
 
         def call() -> None:
             try:
-                answers.put(checked_rewards(self.reward, images, prompts, self._config.name))
+                answers.put(checked_rewards(self.reward, images, prompts, self._config.label))
             except Exception as error:
                 answers.put(error)
 

@@ -185,7 +185,7 @@ class Broken:
             raise ConnectionError("the judge is out")
         return images.mean((1, 2, 3))
 
-registry.REWARDS["shapes"] = Broken
+registry.REWARDS["shapes"] = registry.RewardInfo(Broken, "broken")
 main()
 """
 

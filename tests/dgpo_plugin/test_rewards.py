@@ -1,0 +1,225 @@
+"""Rewards: words really read back, users' own, sums, and pictures scored from disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from torch import Tensor
+
+from dgpo_plugin import run
+from dgpo_plugin.cli import main
+from dgpo_plugin.config import RewardConfig, load_config
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.rewards import REWARDS, RewardInfo, load_reward
+from dgpo_plugin.rewards.ocr import OcrReward, asked_text, closeness, edit_distance
+from tests.conftest import SMALL
+
+pytestmark = pytest.mark.fast
+
+
+def drawn(text: str, *, size: int = 256, angle: float = 0, busy: bool = False) -> Tensor:
+    """Black words, on white or over a busy picture."""
+    background = np.full((size, size, 3), 255, dtype=np.uint8)
+    if busy:
+        rows, columns = np.mgrid[:size, :size]
+        waves = 200 + 40 * np.sin(rows / 9)[..., None] * np.cos(columns / 13)[..., None] * np.array([1, 0.6, 0.2])
+        background = (waves + np.random.default_rng(0).normal(0, 6, waves.shape)).clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(background)
+    layer = Image.new("L", (size, size), 0)
+    font = ImageFont.load_default(size / 8)
+    ImageDraw.Draw(layer).text((size / 2, size / 2), text, fill=255, font=font, anchor="mm")
+    image.paste((0, 0, 0), mask=layer.rotate(angle))
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def ocr() -> OcrReward:
+    return OcrReward()
+
+
+@pytest.mark.parametrize(
+    ("picture", "least"),
+    [
+        (drawn("Fresh Bread"), 1.0),
+        (drawn("Fresh Bread", size=64), 0.8),  # smaller than the reader likes
+        (drawn("Fresh Bread", angle=20, busy=True), 1.0),
+    ],
+)
+def test_words_that_are_there_are_read(ocr: OcrReward, picture: Tensor, least: float) -> None:
+    assert ocr(picture[None], [Prompt('A sign that reads "Fresh Bread"')]).item() >= least
+
+
+def test_words_that_are_not_there_are_worth_little(ocr: OcrReward) -> None:
+    noise = torch.rand(3, 256, 256, generator=torch.Generator().manual_seed(0))
+    blank = torch.ones(3, 256, 256)
+    pictures = torch.stack([noise, blank, drawn("Closed"), drawn("Fresh Broad")])
+    values = ocr(pictures, [Prompt("a sign", {"text": "Fresh Bread"})] * 4)
+    assert values[:2].tolist() == [0, 0]
+    assert values[2] < 0.35
+    assert values[3] == pytest.approx(0.9, abs=0.05)  # one letter of ten
+    assert values.dtype == torch.float32
+
+
+def test_what_a_prompt_asks_for() -> None:
+    assert asked_text(Prompt('A "Big Sale" and "more"')) == "Big Sale"
+    assert asked_text(Prompt('A "Big Sale"', {"text": "Other"})) == "Other"
+    with pytest.raises(UserError, match='asks for no words; put them in "double quotes"'):
+        asked_text(Prompt("a red circle"))
+
+
+def test_closeness_forgets_spaces_case_and_what_stands_around() -> None:
+    assert closeness("the FRESH bread today", "Fresh Bread") == 1
+    assert closeness("", "word") == 0
+    assert closeness("completely different", "word") == 0
+    assert closeness("wort", "word") == pytest.approx(0.75)
+
+
+words = st.text(alphabet="abc", max_size=7)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(words, words, words)
+def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
+    assert (edit_distance(a, b) == 0) == (a == b)
+    assert edit_distance(a, b) == edit_distance(b, a)
+    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
+    assert abs(len(a) - len(b)) <= edit_distance(a, b) <= max(len(a), len(b))
+
+
+def test_edit_distance_in_numbers() -> None:
+    assert edit_distance("kitten", "sitting") == 3
+
+
+# ---- users' own, sums
+
+OWN = """
+import torch
+
+def brightness(images, prompts):
+    return images.mean((1, 2, 3))
+
+class Longest:
+    def __call__(self, images, prompts):
+        return torch.tensor([float(len(p.text)) for p in prompts])
+
+number = 3
+
+def one(images):
+    return images
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    return file
+
+
+PICTURES, PROMPTS = torch.full((2, 3, 8, 8), 0.25), [Prompt("ab"), Prompt("abcd")]
+
+
+def test_a_users_own_function_or_class(own: Path) -> None:
+    assert load_reward(RewardConfig(name=f"{own}:brightness"))(PICTURES, PROMPTS).tolist() == [0.25, 0.25]
+    assert load_reward(RewardConfig(name=f"{own}:Longest"))(PICTURES, PROMPTS).tolist() == [2, 4]
+
+
+def test_a_weighted_sum(own: Path) -> None:
+    config = RewardConfig(name=None, sum={f"{own}:brightness": 2, f"{own}:Longest": -0.5})
+    assert load_reward(config)(PICTURES, PROMPTS).tolist() == [-0.5, -1.5]
+    assert config.label.startswith("2 ")
+    with pytest.raises(ValueError, match="give name, or sum with name: null"):
+        RewardConfig(sum={"shapes": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.py:x", "no file missing.py"),
+        ("{own}:absent", "defines no 'absent'"),
+        ("{own}:number", "number cannot be called"),
+        ("{own}:one", r"must take \(images, prompts\)"),
+        ("ocrr", "no reward 'ocrr'; did you mean 'ocr'"),
+    ],
+)
+def test_rewards_that_cannot_be_loaded(own: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_reward(RewardConfig(name=name.format(own=own)))
+
+
+def test_an_error_in_a_users_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
+    with pytest.raises(UserError, match="ModuleNotFoundError while loading it: No module named 'nowhere_to_be_found'"):
+        load_reward(RewardConfig(name=f"{tmp_path / 'broken.py'}:x"))
+
+
+def test_a_reward_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REWARDS, "dear", RewardInfo(lambda: None, "nothing", needs=("not_installed_here",)))  # type: ignore[arg-type,return-value]
+    with pytest.raises(UserError, match=r"reward dear: needs not_installed_here; pip install 'dgpo-plugin\[rewards\]'"):
+        load_reward(RewardConfig(name="dear"))
+    listed = CliRunner().invoke(main, ["list", "rewards"]).output
+    assert "dear: nothing; [0, 1]; needs not_installed_here" in listed
+    assert "ocr: the words in double quotes" in listed
+
+
+def test_a_run_is_not_resumed_with_another_reward_file(own: Path, tmp_path: Path) -> None:
+    config = load_config("shapes", [*SMALL, f"reward.name={own}:brightness", "training.decay=none"])
+    adapter = run.train(config, tmp_path / "run", Console(quiet=True))
+    own.write_text(OWN.replace("images.mean", "-images.mean"))
+    with pytest.raises(UserError, match="the reward's file is not the one"):
+        run.resume(adapter.parent, Console(quiet=True))
+
+
+# ---- dgpo score
+
+
+def test_pictures_are_scored_from_a_folder(own: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, level in (("b.png", 255), ("a.png", 0)):
+        Image.new("RGB", (8, 8), (level,) * 3).save(folder / name)
+    asked = ["score", str(folder), "--reward", f"{own}:brightness,{own}:Longest", "--prompt", "abc"]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [Path(row["file"]).name for row in rows] == ["a.png", "b.png"]
+    assert [float(row[f"{own}:brightness"]) for row in rows] == [0, 1]
+    assert [float(row[f"{own}:Longest"]) for row in rows] == [3, 3]
+    out = tmp_path / "scores.json"
+    (tmp_path / "prompts.txt").write_text("one\nthree\n")
+    asked = ["score", str(folder), "--reward", f"{own}:Longest", "--prompts", str(tmp_path / "prompts.txt")]
+    assert CliRunner().invoke(main, [*asked, "--output", str(out)]).exit_code == 0
+    assert [row[f"{own}:Longest"] for row in json.loads(out.read_text())] == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--prompt", "a"], "nowhere: no such file"),
+        (["{folder}", "--prompt", "a"], "holds no picture"),
+        (["{folder}/x.png", "--prompt", "a"], "not a picture that can be read"),
+        (["{folder}/x.png"], "--prompt, --prompts: give one of the two"),
+        (["{folder}/x.png", "--prompts", "ocr/test"], "200 prompts for 1 pictures"),
+    ],
+)
+def test_what_cannot_be_scored(own: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    if "x.png" in arguments[0]:
+        (folder / "x.png").write_bytes(b"no picture")
+    given_arguments = [part.format(folder=folder) for part in arguments]
+    result = CliRunner().invoke(main, ["score", *given_arguments, "--reward", f"{own}:brightness"])
+    assert result.exit_code == 2
+    assert message in result.output
