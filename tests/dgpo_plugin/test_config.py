@@ -247,3 +247,27 @@ def test_a_line_break_in_a_key(tmp_path: Path) -> None:
 def test_the_order_of_overrides_of_different_fields_is_without_effect() -> None:
     overrides = ["algorithm.clip=0.1", "algorithm.name=flow-grpo"]
     assert load_config("shapes", overrides) == load_config("shapes", overrides[::-1])
+
+
+@pytest.mark.parametrize(
+    ("preset", "rollout", "reference", "beta", "clip", "against"),
+    [
+        ("sd35-ocr", 4.5, 1, 100, 1e-2, "base"),
+        ("sd35-ocr-unguided", 1, 4.5, 100, 1e-3, "base"),
+        ("sd35-ocr-old-policy", 1, 1, 2000, 1e-5, "old_policy"),
+    ],
+)
+def test_the_published_settings(
+    preset: str, rollout: float, reference: float, beta: float, clip: float, against: str
+) -> None:
+    """Of the paper's table, column OCR and the two columns without guidance."""
+    config = load_config(preset)
+    algorithm = config.algorithm
+    assert algorithm.name == "dgpo"
+    assert (algorithm.rollout_guidance, algorithm.reference_guidance) == (rollout, reference)
+    assert (algorithm.beta, algorithm.clip, algorithm.reference) == (beta, clip, against)
+    assert (algorithm.timesteps, algorithm.noisiest_steps, algorithm.old_policy_after) == (4, 7, 200)
+    assert algorithm.advantage_std == "iteration"
+    assert (config.training.prompts_per_iteration, config.training.group_size) == (8, 16)
+    assert (config.lora.rank, config.lora.alpha, config.training.learning_rate) == (64, 128, 3e-4)
+    assert (config.rollout.steps, config.rollout.shift) == (10, 3)
