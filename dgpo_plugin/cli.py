@@ -40,6 +40,15 @@ def reports_user_errors(command: F) -> F:
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             raise SystemExit(2) from error
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            click.echo(
+                "error: out of memory; set a smaller training.micro_batch_size (the result stays the same), "
+                "training.gradient_checkpointing=true or model.offload=true; `dgpo plan` says what a run takes",
+                err=True,
+            )
+            raise SystemExit(2) from error
         except Stopped as error:
             click.echo(str(error), err=True)
             raise SystemExit(130) from error
@@ -48,6 +57,16 @@ def reports_user_errors(command: F) -> F:
             raise SystemExit(130) from error
 
     return wrapped  # type: ignore[return-value]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of the GPU (torch's own class), of the CPU's allocator, or of Python."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or ("DefaultCPUAllocator" in text and "memory" in text)
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

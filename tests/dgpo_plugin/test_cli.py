@@ -6,9 +6,11 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -153,3 +155,34 @@ def test_ctrl_c_keeps_an_adapter(tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "stopped" in errors
     assert "reward after     -" in run("inspect", str(tmp_path / "run" / "adapter.safetensors")).output
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: torch.empty(1 << 60, dtype=torch.uint8),  # what the CPU's allocator really says
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocate: Callable[[], object]
+) -> None:
+    def train(*given: object) -> None:
+        list(result) if isinstance(result := allocate(), Iterator) else None
+
+    monkeypatch.setattr("dgpo_plugin.run.train", train)
+    result = CliRunner().invoke(main, ["train", "shapes", "--output", str(tmp_path / "run")])
+    assert result.exit_code == 2
+    assert "error: out of memory; set a smaller training.micro_batch_size" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.fast
+def test_other_errors_are_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*given: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("dgpo_plugin.run.train", train)
+    result = CliRunner().invoke(main, ["train", "shapes", "--output", str(tmp_path / "run")])
+    assert isinstance(result.exception, RuntimeError)
