@@ -22,7 +22,7 @@ from rich.progress import (
 from dgpo_plugin.cli import reports_user_errors
 from dgpo_plugin.errors import UserError
 
-from .compare import Event
+from .plan import Event
 from .results import Budget
 
 
@@ -56,8 +56,8 @@ def compare(
 
     PRESET is a shipped comparison's name or a YAML file.
     """
-    from .compare import Plan
     from .compare import compare as run_comparison
+    from .plan import Plan
     from .preset import load_preset
     from .results import read_results
     from .statistics import verdict

@@ -11,49 +11,20 @@ import multiprocessing
 import os
 import platform
 import subprocess
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from dgpo_plugin.errors import UserError
-from dgpo_plugin.files import atomic_path, write_text_atomically
+from dgpo_plugin.files import write_text_atomically
 
-from .preset import Preset
+from .plan import Listener, Plan, run_file
 from .report import write_curves, write_report
-from .results import Budget, Evaluation, Results, Run, write_results
-
-
-class Plan(BaseModel):
-    """What a comparison folder was made for; a folder is only continued by an equal plan."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    preset_name: str
-    preset: Preset
-    algorithms: list[str]
-    seeds: list[int]
-    budget: Budget
-    jobs: int
-    threads: int
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something to show while runs are under way."""
-
-    run: str
-    share: float
-    text: str
-    evaluated: bool
-
-
-Listener = Callable[[Event], None]
+from .results import Results, Run, write_results
 
 
 def compare(plan: Plan, folder: Path, listen: Listener) -> Path:
@@ -66,7 +37,7 @@ def compare(plan: Plan, folder: Path, listen: Listener) -> Path:
         UserError: the folder was made by another plan, a budget too small for one iteration, ...
     """
     _claim(plan, folder)
-    missing = [(a, s) for s in plan.seeds for a in plan.algorithms if not _run_file(folder, a, s).exists()]
+    missing = [(a, s) for s in plan.seeds for a in plan.algorithms if not run_file(folder, a, s).exists()]
     _run_all(plan, folder, missing, listen)
     return collect(plan, folder)
 
@@ -86,14 +57,6 @@ def _claim(plan: Plan, folder: Path) -> None:
             )
         return
     write_text_atomically(file, plan.model_dump_json(indent=1) + "\n")
-
-
-def _run_folder(folder: Path, algorithm: str, seed: int) -> Path:
-    return folder / "runs" / f"{algorithm}-seed{seed}"
-
-
-def _run_file(folder: Path, algorithm: str, seed: int) -> Path:
-    return _run_folder(folder, algorithm, seed) / "run.json"
 
 
 def _run_all(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen: Listener) -> None:
@@ -149,100 +112,6 @@ def _worker(plan: Plan, folder: Path, algorithm: str, seed: int) -> None:
     run_one(plan, folder, algorithm, seed, _events.put)
 
 
-def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listener) -> None:
-    """Train one (algorithm, seed) for the budget, evaluating on the schedule, and write its ``run.json``."""
-    from dgpo_plugin.export import export_adapter
-    from dgpo_plugin.run import ADAPTER_FILE
-    from dgpo_plugin.sampling import decode_in_batches, fixed_noise, image_grid, sample_latents
-    from dgpo_plugin.trainer import Trainer
-
-    from .evaluate import PRIMARY, gallery_prompts, make_evaluator
-
-    name, budget = f"{algorithm}-seed{seed}", plan.budget
-    config = plan.preset.run_config(algorithm, seed)
-    # The budget ends the run, not a number of iterations.
-    config = config.model_copy(update={"training": config.training.model_copy(update={"iterations": 10**9})})
-    trainer = Trainer(config)
-    evaluator = make_evaluator(plan.preset.evaluation, trainer.policy)
-    evaluations: list[Evaluation] = []
-    spent = {"seconds": 0.0, "evaluations": 0.0}
-
-    def evaluate(iteration: int) -> None:
-        metrics = evaluator.measure(trainer.policy, trainer.evaluation_weights)
-        evaluations.append(
-            Evaluation(
-                iteration=iteration,
-                seconds=round(spent["seconds"], 4),
-                denoiser_evaluations=int(spent["evaluations"]),
-                metrics=metrics,
-            )
-        )
-        shown = f"held-out accuracy {metrics[PRIMARY]:.3f}, partial credit {metrics['partial_credit']:.3f}"
-        listen(Event(name, share_done(), shown, evaluated=True))
-
-    def share_done() -> float:
-        return min(1.0, spent[budget.kind] / budget.amount)
-
-    evaluate(0)
-    due = [share * budget.amount for share in plan.preset.evaluation.schedule]
-    out = _run_folder(folder, algorithm, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    iteration, dearest = 0, 0.0
-    with (out / "metrics.jsonl").open("w", encoding="utf-8") as log:
-        for record in trainer.iterations(share_done):
-            iteration = int(record["iteration"])
-            cost = {"seconds": record["seconds"], "evaluations": record["denoiser_evaluations"]}
-            for kind in spent:
-                spent[kind] += cost[kind]
-            if spent[budget.kind] > budget.amount and iteration == 1:
-                raise UserError(
-                    f"--{'budget' if budget.kind == 'seconds' else 'evaluations'} {budget.amount:g}: one iteration of "
-                    f"{algorithm} takes {cost[budget.kind]:.4g} {budget.kind}; give at least ten times that"
-                )
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-            listen(Event(name, share_done(), f"iteration {iteration}, reward {record['reward']:.3f}", evaluated=False))
-            # Stop where one more iteration, as dear as the dearest so far, would not fit into the budget.
-            dearest = max(dearest, cost[budget.kind])
-            if spent[budget.kind] + dearest > budget.amount:
-                break
-            if due and spent[budget.kind] >= due[0]:
-                due = [at for at in due if at > spent[budget.kind]]
-                evaluate(iteration)
-    evaluate(iteration)
-    prompts = gallery_prompts(evaluator)
-    noise = fixed_noise(trainer.model, range(len(prompts)), 7)
-    texts, setting = [p.text for p in prompts], plan.preset.evaluation
-
-    def gallery() -> Any:
-        latents = sample_latents(trainer.model, texts, noise, setting.steps, setting.guidance)
-        return image_grid(decode_in_batches(trainer.model.decode, latents), columns=len(texts), gap=4)
-
-    with trainer.policy.with_weights(trainer.evaluation_weights), atomic_path(out / "gallery.png") as temporary:
-        gallery().save(temporary)
-    with trainer.policy.as_reference(), atomic_path(out / "base.png") as temporary:
-        gallery().save(temporary)
-    export_adapter(
-        trainer.policy,
-        trainer.evaluation_weights,
-        out / ADAPTER_FILE,
-        config,
-        steps=trainer.steps,
-        reward_before=_reward(evaluations[0]),
-        reward_after=_reward(evaluations[-1]),
-    )
-    run = Run(
-        algorithm=algorithm, seed=seed, evaluations=evaluations, adapter=str((out / ADAPTER_FILE).relative_to(folder))
-    )
-    written = {"run": run.model_dump(), "gallery_prompts": texts, "tasks": evaluator.tasks}
-    write_text_atomically(out / "run.json", json.dumps(written, indent=1) + "\n")
-
-
-def _reward(evaluation: Evaluation) -> float:
-    """What was trained on, on the held-out pictures."""
-    return (evaluation.metrics["accuracy"] + evaluation.metrics["partial_credit"]) / 2
-
-
 def collect(plan: Plan, folder: Path) -> Path:
     """Gather the finished runs into results.json, curves.csv and report.html."""
     from dgpo_plugin.export import package_versions
@@ -255,7 +124,7 @@ def collect(plan: Plan, folder: Path) -> Path:
     tasks: list[str] = []
     for algorithm in plan.algorithms:
         for seed in plan.seeds:
-            file = _run_file(folder, algorithm, seed)
+            file = run_file(folder, algorithm, seed)
             if not file.exists():
                 continue
             record = json.loads(file.read_text(encoding="utf-8"))

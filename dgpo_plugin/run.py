@@ -216,10 +216,14 @@ def _stop_asked(console: Console) -> Iterator[list[int]]:
 
 
 def _prepare_folder(output: Path, config: dict[str, Any], iteration: int) -> None:
-    """config.yaml, and metrics.jsonl without what comes after an iteration and is about to be done again."""
     if not (output / CONFIG_FILE).exists():
         write_text_atomically(output / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
-    path, kept = output / METRICS_FILE, []
+    trim_metrics(output / METRICS_FILE, iteration)
+
+
+def trim_metrics(path: Path, iteration: int) -> None:
+    """Leave out of metrics.jsonl what comes after an iteration and is about to be done again."""
+    kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):  # the last line, cut by a kill
             if json.loads(line)["iteration"] <= iteration:

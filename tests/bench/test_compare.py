@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from dgpo_bench.cli import main, parse_budget
 from dgpo_bench.evaluate import colour_entropy, diversity, palette_error, sharpness
+from dgpo_bench.plan import Event, Plan, run_file, run_folder
 from dgpo_bench.preset import bench_preset_names, load_preset
-from dgpo_bench.results import Results, read_results
+from dgpo_bench.results import Budget, Results, read_results
+from dgpo_bench.single import run_one
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE, SIZE, Thing, draw
 
@@ -201,3 +205,45 @@ def test_statistics_notice_what_they_are_for() -> None:
     assert diversity(np.stack([[sharp, sharp]])) == pytest.approx(0, abs=1e-6)
     distance = np.sqrt(np.mean((sharp - blank) ** 2))
     assert diversity(np.stack([[sharp, blank]])) == pytest.approx(float(distance), rel=1e-4)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.slow
+def test_a_run_killed_half_way_goes_on_from_its_last_evaluation(tmp_path: Path) -> None:
+    """Equal evaluations make it exact: the adapter is that of a run that was not killed, bit for bit."""
+    preset = load_preset(small_preset(tmp_path))
+    plan = Plan(
+        preset_name="small",
+        preset=preset,
+        algorithms=["dgpo"],
+        seeds=[0],
+        budget=Budget(kind="evaluations", amount=EVALUATIONS),
+        jobs=1,
+        threads=1,
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_one(plan, whole, "dgpo", 0, lambda event: None)
+    seen: list[Event] = []
+
+    def kill_late(event: Event) -> None:
+        seen.append(event)
+        if not event.evaluated and sum(each.evaluated for each in seen) == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_one(plan, broken, "dgpo", 0, kill_late)
+    assert not run_file(broken, "dgpo", 0).exists()
+    events: list[Event] = []
+    run_one(plan, broken, "dgpo", 0, events.append)
+    assert sum(event.evaluated for event in events) == 1  # the last; the first two are kept
+    folders = [run_folder(folder, "dgpo", 0) for folder in (whole, broken)]
+    done = [json.loads((folder / "run.json").read_text())["run"]["evaluations"] for folder in folders]
+    assert [e["metrics"] for e in done[0]] == [e["metrics"] for e in done[1]]
+    lines = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders]
+    assert [line["reward"] for line in lines[0]] == [line["reward"] for line in lines[1]]
+    adapters = [load_file(folder / "adapter.safetensors") for folder in folders]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    assert not (folders[1] / "checkpoints").exists()
