@@ -108,6 +108,8 @@ def _start_worker(events: Any) -> None:
 def _worker(plan: Plan, folder: Path, algorithm: str, seed: int) -> None:
     import torch
 
+    from .single import run_one
+
     torch.set_num_threads(plan.threads)
     run_one(plan, folder, algorithm, seed, _events.put)
 
