@@ -106,12 +106,12 @@ def evaluate(preset: str, adapter: Path | None, output: Path | None) -> None:
     loaded = load_preset(preset)
     config = loaded.run_config(next(iter(loaded.algorithms)), 0)
     # In float32: a small update merged into half-precision weights would be rounded away in part.
-    config = config.model_copy(update={"model": config.model.model_copy(update={"precision": "fp32"})})
-    base = Policy(load_model(config.model, best_device()), config.lora, 0)
+    precise = config.model.model_copy(update={"precision": "fp32"})
+    base = Policy(load_model(precise, best_device()), config.lora, 0)
     evaluator = make_evaluator(loaded.evaluation, base)
     policy = base
     if adapter is not None:
-        model = load_model(config.model, best_device())
+        model = load_model(precise, best_device())
         apply_adapter(model, adapter)
         # An untrained LoRA on the merged model changes nothing.
         policy = Policy(model, config.lora, 0)

@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dgpo_plugin.checkpoint import FOLDER, State, load_checkpoint, save_checkpoint
+from dgpo_plugin.checkpoint import FOLDER, load_checkpoint, save_checkpoint
 from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import creation_date, export_adapter, package_versions
+from dgpo_plugin.export import export_adapter
 from dgpo_plugin.files import atomic_path, write_text_atomically
-from dgpo_plugin.run import ADAPTER_FILE, METRICS_FILE, trim_metrics
+from dgpo_plugin.run import ADAPTER_FILE, METRICS_FILE, restore_run, run_state, trim_metrics
 from dgpo_plugin.sampling import decode_in_batches, fixed_noise, image_grid, sample_latents
 from dgpo_plugin.trainer import Trainer
 
@@ -128,16 +128,7 @@ def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listene
 
 def _keep(out: Path, trainer: Trainer, progress: Progress) -> None:
     """The checkpoint first: until the progress names it, the one before is gone on from."""
-    state = State(
-        iteration=progress.iteration,
-        steps=trainer.steps,
-        started=creation_date(),
-        config=trainer.config.model_dump(mode="json"),
-        base_weights_hash=trainer.model.identity["weights_hash"],
-        prompts_sha256="",
-        packages=package_versions(),
-    )
-    save_checkpoint(out, state, trainer.state(), keep=2)
+    save_checkpoint(out, run_state(trainer), trainer.state(), keep=2)
     write_text_atomically(out / PROGRESS_FILE, progress.model_dump_json() + "\n")
 
 
@@ -148,7 +139,7 @@ def _go_on(out: Path, trainer: Trainer) -> Progress:
         checkpoint = load_checkpoint(out / FOLDER / f"{progress.iteration:06d}")
     except (OSError, ValidationError, UserError):
         return Progress()  # never written, or damaged: a run is short enough to be done again
-    trainer.restore(checkpoint.tensors, checkpoint.state.iteration, checkpoint.state.steps)
+    restore_run(trainer, checkpoint)
     return progress
 
 

@@ -92,13 +92,7 @@ def measure(name: str, config: RunConfig, iterations: int, progress: Callable[[s
     def median(value: Callable[[dict[str, float]], float]) -> float:
         return statistics.median(value(record) for record in records)
 
-    images = config.training.prompts_per_iteration * config.training.group_size
-    algorithm = config.algorithm
-    trained_steps = {
-        "dgpo": getattr(algorithm, "timesteps", 0),
-        "flow-grpo": config.rollout.steps - 1,
-        "flow-grpo-fast": getattr(algorithm, "window", 0),
-    }[algorithm.name]
+    images = config.training.images
 
     def bare_training(record: dict[str, float]) -> float:
         """Evaluations/s of the bare denoiser on this iteration's training passes."""
@@ -111,7 +105,7 @@ def measure(name: str, config: RunConfig, iterations: int, progress: Callable[[s
     return Throughput(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         preset=name,
-        algorithm=algorithm.name,
+        algorithm=config.algorithm.name,
         device="CPU" if on_cpu else torch.cuda.get_device_name(),
         precision=str(next(trainer.model.denoiser.parameters()).dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
@@ -123,7 +117,7 @@ def measure(name: str, config: RunConfig, iterations: int, progress: Callable[[s
         rollout=median(lambda r: r["rollout_evaluations"] / r["rollout_seconds"]),
         training=median(lambda r: (r["denoiser_evaluations"] - r["rollout_evaluations"]) / r["training_seconds"]),
         images=median(lambda r: images / r["rollout_seconds"]),
-        samples=median(lambda r: images * trained_steps / r["training_seconds"]),
+        samples=median(lambda r: images * config.trained_steps / r["training_seconds"]),
         share={part: median(lambda r, part=part: r[f"{part}_seconds"] / r["seconds"]) for part in PARTS},  # type: ignore[misc]
         peak_memory=_peak_memory(on_cpu),
     )
@@ -134,7 +128,7 @@ def _ceilings(config: RunConfig, rounds: int = 7) -> tuple[float, float]:
     processes = join_processes()
     device = best_device()
     model = load_model(config.model, device)
-    images = config.training.prompts_per_iteration * config.training.group_size
+    images = config.training.images
     size = min(config.training.micro_batch_size or images, -(-images // processes.count))
     latents = torch.randn(size, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(device)
     asked = model.encode(["a red circle"])[[0] * size]

@@ -162,10 +162,9 @@ def sample(
     if any(not prompt.strip() for prompt in prompts):
         raise UserError("--prompt: is empty; say what to draw")
     config = load_config(model) if model in preset_names() else RunConfig(model=ModelConfig(path=model))
-    if config.model.precision == "auto":
-        # An update merged into half-precision weights would be rounded away in part.
-        config = config.model_copy(update={"model": config.model.model_copy(update={"precision": "fp32"})})
-    loaded = load_model(config.model, best_device())
+    # Not in half precision unless asked for: an update merged into such weights would be rounded away in part.
+    precise = {"precision": "fp32"} if config.model.precision == "auto" else {}
+    loaded = load_model(config.model.model_copy(update=precise), best_device())
     if adapter is not None:
         apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
     texts = [prompt for prompt in prompts for _ in range(count)]

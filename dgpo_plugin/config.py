@@ -210,6 +210,11 @@ class TrainingConfig(_Config):
     ema_decay: float = Field(0.9, ge=0, lt=1)
     ema_every: int = Field(8, ge=1)
 
+    @property
+    def images(self) -> int:
+        """P * G, an iteration's."""
+        return self.prompts_per_iteration * self.group_size
+
     @model_validator(mode="after")
     def _updates_split_evenly(self) -> TrainingConfig:
         if self.prompts_per_iteration % self.updates_per_iteration:
@@ -278,6 +283,13 @@ class RunConfig(_Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def trained_steps(self) -> int:
+        """Sampler steps that an iteration trains on."""
+        if isinstance(self.algorithm, DGPOConfig):
+            return self.algorithm.timesteps
+        return self.algorithm.window if isinstance(self.algorithm, FlowGRPOFastConfig) else self.rollout.steps - 1
 
     @model_validator(mode="after")
     def _steps_reach(self) -> RunConfig:

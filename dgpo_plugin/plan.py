@@ -31,7 +31,7 @@ BYTES_A_WEIGHT = {"torchao-int8": 1.0, "bitsandbytes-int8": 1.0, "bitsandbytes-n
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes, counts and images; see :meth:`rows`.
+    """Bytes, counts and images; see :func:`rows`.
 
     Attributes:
         parameters, trainable: of the denoiser, of the adapter.
@@ -127,7 +127,7 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
     Raises:
         UserError: no such model, or more processes than images.
     """
-    images = config.training.prompts_per_iteration * config.training.group_size
+    images = config.training.images
     if processes > images:
         raise UserError(f"{processes} processes for {images} images an iteration; plan for at most {images}")
     share = -(-images // processes)
@@ -171,11 +171,8 @@ def _denoiser_bytes(model: Model, config: RunConfig) -> int:
 def _rollout_bytes(config: RunConfig, model: Model, share: int) -> int:
     """Clean latents, and Flow-GRPO's trajectories; the conditioning of the iteration's prompts."""
     one = 4 * torch.Size(model.latent_shape).numel()
-    kept = {
-        "dgpo": 4,  # clean, noise, noisy, target
-        "flow-grpo": 2 * (config.rollout.steps - 1) + 1,
-        "flow-grpo-fast": 2 * getattr(config.algorithm, "window", 0) + 1,
-    }[config.algorithm.name]
+    # Clean, noise, noisy, target; or clean, and both ends of every trained step.
+    kept = 4 if isinstance(config.algorithm, DGPOConfig) else 2 * config.trained_steps + 1
     asked = model.blank_conditioning(config.training.prompts_per_iteration).table
     return share * kept * one + sum(t.numel() * t.element_size() for t in asked.values())
 
@@ -214,8 +211,7 @@ def _training(policy: Policy, size: int) -> int:
 
 def _evaluations(config: RunConfig) -> int:
     """A forward 1, a backward 2, guidance twice."""
-    images = config.training.prompts_per_iteration * config.training.group_size
-    algorithm, steps = config.algorithm, config.rollout.steps
+    images, algorithm, steps = config.training.images, config.algorithm, config.rollout.steps
     if isinstance(algorithm, DGPOConfig):
         passes = 3
         if algorithm.reference == "base" or algorithm.kl_weight > 0:
@@ -224,14 +220,13 @@ def _evaluations(config: RunConfig) -> int:
             passes += 1
         split = config.training.micro_batch_size is not None and config.training.micro_batch_size < images
         sampling = steps * (2 if algorithm.rollout_guidance > 1 else 1)
-        return images * (sampling + algorithm.timesteps * (passes + split))
+        return images * (sampling + config.trained_steps * (passes + split))
     both = 2 if algorithm.guidance > 1 else 1
     reference = 2 if (algorithm.reference_guidance or algorithm.guidance) > 1 else 1
-    trained = getattr(algorithm, "window", steps - 1)
-    return images * (steps * both + trained * (3 * both + (reference if algorithm.kl_weight > 0 else 0)))
+    return images * (steps * both + config.trained_steps * (3 * both + (reference if algorithm.kl_weight > 0 else 0)))
 
 
-def rows(plan: Plan, device_bytes: int | None, device: str) -> list[tuple[str, str]]:
+def rows(plan: Plan, device_bytes: int, device: str) -> list[tuple[str, str]]:
     """What ``dgpo plan`` prints: (label, value)."""
 
     def size(count: int) -> str:
@@ -247,12 +242,11 @@ def rows(plan: Plan, device_bytes: int | None, device: str) -> list[tuple[str, s
         *([("text encoders, before that", size(plan.encoding))] if plan.encoding else []),
         ("peak", size(plan.peak)),
     ]
-    if device_bytes is not None:
-        usable = int(device_bytes * (1 - RESERVE))
-        verdict = "fits" if plan.peak <= usable else "does not fit"
-        lines.append(("verdict", f"{verdict} {device}: {size(plan.peak)} of {size(usable)} usable"))
-        if plan.peak > usable:
-            lines.append(("try", _advice(plan)))
+    usable = int(device_bytes * (1 - RESERVE))
+    verdict = "fits" if plan.peak <= usable else "does not fit"
+    lines.append(("verdict", f"{verdict} {device}: {size(plan.peak)} of {size(usable)} usable"))
+    if plan.peak > usable:
+        lines.append(("try", _advice(plan)))
     return lines
 
 

@@ -95,22 +95,11 @@ def _run(
     console = console if processes.is_main else Console(quiet=True)
     with console.status("loading the model"):
         trainer = Trainer(config, failures=output / "failed-reward")
-        fixed = State(
-            iteration=0,
-            steps=0,
-            started=creation_date(),
-            config=config.model_dump(mode="json"),
-            base_weights_hash=trainer.model.identity["weights_hash"],
-            reward_sha256=own_hash([config.reward.name or "", *config.reward.sum]),
-            prompts_sha256=prompts_hash([*trainer.prompts, *trainer.held_out]),
-            packages=package_versions(),
-        )
+        fixed = run_state(trainer)
         if checkpoint is not None:
             check_same_run(checkpoint, fixed)
             fixed = fixed.model_copy(update={"started": checkpoint.state.started})
-            trainer.restore(checkpoint.tensors, checkpoint.state.iteration, checkpoint.state.steps)
-            if trainer.accelerator.scaler is not None and checkpoint.state.gradient_scaler:
-                trainer.accelerator.scaler.load_state_dict(dict(checkpoint.state.gradient_scaler))
+            restore_run(trainer, checkpoint)
         processes.on_main(lambda: _prepare_folder(output, fixed.config, trainer.iteration))
         _start_trackers(trainer, config, output)
         before = trainer.held_out_reward() if checkpoint is None else checkpoint.state.reward_before
@@ -155,6 +144,29 @@ def _run(
     return adapter
 
 
+def run_state(trainer: Trainer) -> State:
+    """Where a run is now, and what its result depends on."""
+    config, scaler = trainer.config, trainer.accelerator.scaler
+    return State(
+        iteration=trainer.iteration,
+        steps=trainer.steps,
+        started=creation_date(),
+        config=config.model_dump(mode="json"),
+        base_weights_hash=trainer.model.identity["weights_hash"],
+        reward_sha256=own_hash([config.reward.name or "", *config.reward.sum]),
+        prompts_sha256=prompts_hash([*trainer.prompts, *trainer.held_out]),
+        packages=package_versions(),
+        gradient_scaler={} if scaler is None else dict(scaler.state_dict()),
+    )
+
+
+def restore_run(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Become the run that a checkpoint was taken of."""
+    trainer.restore(checkpoint.tensors, checkpoint.state.iteration, checkpoint.state.steps)
+    if trainer.accelerator.scaler is not None and checkpoint.state.gradient_scaler:
+        trainer.accelerator.scaler.load_state_dict(dict(checkpoint.state.gradient_scaler))
+
+
 def _iterate(trainer: Trainer, config: RunConfig, output: Path, console: Console, fixed: State) -> None:
     """Train to the end, or until a signal asks to stop; what is done by then has a checkpoint."""
     processes, rewards = trainer.processes, list[float]()
@@ -173,15 +185,8 @@ def _iterate(trainer: Trainer, config: RunConfig, output: Path, console: Console
             rewards.append(record["reward"])
             stop = bool(processes.sum(torch.tensor(float(len(asked)), device=trainer.policy.device)))
             if stop or trainer.iteration % config.checkpoint.every == 0 or trainer.iteration == total:
-                scaler = trainer.accelerator.scaler
-                state = fixed.model_copy(
-                    update={
-                        "iteration": trainer.iteration,
-                        "steps": trainer.steps,
-                        "mean_reward": sum(rewards) / len(rewards),
-                        "gradient_scaler": {} if scaler is None else dict(scaler.state_dict()),
-                    }
-                )
+                measured = {"mean_reward": sum(rewards) / len(rewards), "reward_before": fixed.reward_before}
+                state = run_state(trainer).model_copy(update={"started": fixed.started, **measured})
                 save = functools.partial(save_checkpoint, output, state, trainer.state(), config.checkpoint.keep)
                 processes.on_main(save)
                 rewards.clear()

@@ -71,18 +71,17 @@ class Trainer:
         if half and runs_on_cpu():
             raise UserError("model.precision fp16: needs a GPU; set it to bf16 or fp32")
         self.accelerator = Accelerator(mixed_precision="fp16" if half else "no", cpu=runs_on_cpu())
-        self._images = training.prompts_per_iteration * training.group_size
         self.prompts = load_prompts(config.prompts.train)
         self.held_out = load_prompts(config.prompts.held_out) if config.prompts.held_out else self.prompts
         self.scorer = Scorer(reward or load_reward(config.reward), config.reward, failures)
-        self.model = load_model(config.model, self.accelerator.device)
+        self.model = load_model(config.model, self.accelerator.device, place=False)
         # Before the denoiser takes its place: the text encoders may need all of the memory there is.
         self._encoded = EncodedTexts(self.model, ["", *(prompt.text for prompt in (*self.prompts, *self.held_out))])
         self.policy = Policy(self.model, config.lora, training.seed, self._encoded[[""]])
         if config.model.shard:
             shard(self.model.denoiser, self.policy.parameters, self.accelerator.device)
-        elif config.model.quantization is None:
-            self.model.denoiser.to(self.accelerator.device)
+        else:
+            self.model.place()
         self.algorithm = make_algorithm(config, self.policy)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
@@ -119,7 +118,7 @@ class Trainer:
         rows = draw_prompt_groups(len(self.prompts), groups, iteration, training.seed)
         conditioning = self._encoded[[self.prompts[row].text for row in rows]].on(self.accelerator.device)
         parts, futures = [], []
-        for images in micro_batches(self.processes.share(self._images), training.micro_batch_size):
+        for images in micro_batches(self.processes.share(training.images), training.micro_batch_size):
             part = self.algorithm.sample(self.policy, conditioning[images // size], images, size, draw)
             parts.append(part)
             clock.lap("rollout_seconds")
@@ -128,7 +127,7 @@ class Trainer:
             clock.lap("decode_seconds")
         rollout = join(parts)
         rollout_evaluations = self.policy.denoiser_evaluations - evaluations_before
-        rewards = self._gather_rewards(futures, rollout.images)
+        rewards = self._gather_rewards(futures, rollout.images, training.images).view(groups, size)
         clock.lap("reward_wait_seconds")
         advantages = normalise(rewards, self.algorithm.advantage_std)
         record: dict[str, float] = {}
@@ -159,24 +158,21 @@ class Trainer:
             "denoiser_evaluations": counts[2],
         }
 
-    def _gather_rewards(self, futures: list[Future[tuple[Tensor, float]]], images: Tensor) -> Tensor:
-        """(P, G), every process's; a reward that failed anywhere ends them all."""
+    def _gather_rewards(self, futures: Sequence[Future[tuple[Tensor, float]]], places: Tensor, total: int) -> Tensor:
+        """(total,), every process's at their places; a reward that failed anywhere ends them all."""
         problem: str | None = None
-        values = torch.zeros(len(images))
+        values = torch.zeros(len(places))
         try:
-            values = torch.cat([future.result()[0] for future in futures])
+            if futures:
+                values = torch.cat([future.result()[0] for future in futures])
         except UserError as error:
             problem = str(error)
         self.processes.fail_together(problem)
-        everyone = self.processes.assemble(values.to(self.accelerator.device), images, self._images)
-        return everyone.view(-1, self.config.training.group_size)
+        return self.processes.assemble(values.to(self.accelerator.device), places, total)
 
     def _step(self) -> float:
         """Clip, step, and refresh the weight copies; an update whose gradient is nothing at all is no step."""
         parameters = self.policy.parameters
-        has_gradient = torch.tensor(float(parameters[0].grad is not None), device=self.policy.device)
-        if not self.processes.sum(has_gradient):
-            return 0.0
         if self.processes.count > 1:
             self._sum_gradients()
         if not any(bool(parameter.grad.any()) for parameter in parameters if parameter.grad is not None):
@@ -219,6 +215,13 @@ class Trainer:
 
     def sample(self, prompts: Sequence[Prompt], seed: int) -> Tensor:
         """Pictures under the evaluation weights, from fixed noises, (N, 3, H, W) in [0, 1], on every process."""
+        pictures, places = self._sample_share(prompts, seed)
+        if self.processes.count == 1:
+            return pictures
+        return self.processes.assemble(pictures.to(self.accelerator.device), places, len(prompts)).cpu()
+
+    def _sample_share(self, prompts: Sequence[Prompt], seed: int) -> tuple[Tensor, Tensor]:
+        """This process's pictures of them, on the CPU, and which they are."""
         evaluation = self.config.evaluation
         # Shares of equal size, because a sharded base needs every process in every forward; what is beyond the last
         # prompt repeats it and is thrown away.
@@ -232,26 +235,16 @@ class Trainer:
             )
         pictures = decode_in_batches(self.model.decode, latents, size)
         own = share < len(prompts)
-        if self.processes.count == 1:
-            return pictures
-        whole = pictures[own].to(self.accelerator.device)
-        return self.processes.assemble(whole, share[own], len(prompts)).cpu()
+        return pictures[own], share[own]
 
     def held_out_reward(self) -> float:
         """Mean reward of ``evaluation.images`` pictures of the held-out prompts under the evaluation weights."""
         count = self.config.evaluation.images
         prompts = [self.held_out[index % len(self.held_out)] for index in range(count)]
-        images = self.sample(prompts, seed=0)
-        own = self.processes.share(count)
-        problem: str | None = None
-        values = torch.zeros(len(own))
-        try:
-            if len(own):
-                values = self.scorer.submit(images[own], [prompts[n] for n in own.tolist()]).result()[0]
-        except UserError as error:
-            problem = str(error)
-        self.processes.fail_together(problem)
-        return self.processes.assemble(values.to(self.accelerator.device), own, count).mean().item()
+        pictures, places = self._sample_share(prompts, seed=0)
+        asked = [prompts[n] for n in places.tolist()]
+        futures = [self.scorer.submit(pictures, asked)] if asked else []
+        return self._gather_rewards(futures, places, count).mean().item()
 
     def state(self) -> dict[str, list[Tensor]]:
         """Everything that changes in training, by name, each a tensor a parameter of the adapter."""
@@ -290,11 +283,10 @@ class Trainer:
 def _check_layout(config: RunConfig, processes: int) -> None:
     """Refuse what cannot be split, rather than adjust it."""
     training = config.training
-    images = training.prompts_per_iteration * training.group_size
-    if processes > images:
+    if processes > training.images:
         raise UserError(
             f"{processes} processes for {training.prompts_per_iteration} x {training.group_size} images an iteration; "
-            f"start at most {images} or raise training.prompts_per_iteration"
+            f"start at most {training.images} or raise training.prompts_per_iteration"
         )
     if not config.model.shard:
         return

@@ -37,12 +37,16 @@ def small_config() -> RunConfig:
     return load_config("shapes", SMALL)
 
 
-@pytest.fixture
-def policy() -> Policy:
-    """A fresh policy whose adapter does something: lora_B is not zero as after peft's start."""
-    policy = Policy(load_model(ModelConfig(max_sequence_length=1)), LoraConfig(rank=4, alpha=8), seed=0)
+def spread(policy: Policy, std: float = 0.05) -> Policy:
+    """Give lora_B values, so that the adapter does something: it is zero after peft's start."""
     generator = torch.Generator().manual_seed(5)
     for name, parameter in zip(policy.names, policy.parameters, strict=True):
         if name.endswith("lora_B"):
-            parameter.data.normal_(0, 0.05, generator=generator)
+            parameter.data.normal_(0, std, generator=generator)
     return policy
+
+
+@pytest.fixture
+def policy() -> Policy:
+    """A fresh policy whose adapter does something."""
+    return spread(Policy(load_model(ModelConfig(max_sequence_length=1)), LoraConfig(rank=4, alpha=8), seed=0))

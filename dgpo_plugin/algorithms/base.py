@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.advantages import AdvantageStd
-from dgpo_plugin.config import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RunConfig
+from dgpo_plugin.config import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RolloutConfig, RunConfig
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.processes import Processes
@@ -47,6 +47,15 @@ class Draw:
         """``count`` of ``range(among)`` without replacement, in rising order."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.iteration, *purpose))
         return sorted(torch.randperm(among, generator=generator)[:count].tolist())
+
+
+def begin(
+    policy: Policy, rollout: RolloutConfig, images: Tensor, group_size: int, draw: Draw
+) -> tuple[list[float], Tensor]:
+    """The schedule, and the images' noise at its first sigma, (N, ...)."""
+    sigmas = policy.model.sigmas(rollout.steps, rollout.shift)
+    noise = draw.image_noise(policy.model.latent_shape, images, group_size, "initial noise").to(policy.device)
+    return sigmas, noise * policy.model.initial_scale(sigmas[0])
 
 
 def average(totals: Metrics, count: int, processes: Processes, device: torch.device) -> Metrics:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.advantages import AdvantageStd
-from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average
+from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average, begin
 from dgpo_plugin.config import DGPOConfig, RolloutConfig
 from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models.conditioning import Conditioning
@@ -84,16 +84,14 @@ class DGPO:
     def sample(
         self, policy: Policy, conditioning: Conditioning, images: Tensor, group_size: int, draw: Draw
     ) -> Rollout:
-        sigmas = policy.model.sigmas(self._rollout.steps, self._rollout.shift)
-        noise = draw.image_noise(policy.model.latent_shape, images, group_size, "initial noise").to(policy.device)
+        sigmas, noise = begin(policy, self._rollout, images, group_size, draw)
         from_old = self._steps_done >= self.config.old_policy_after and not self._old_is_policy
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
             return policy.velocity(x, sigma, conditioning, self.config.rollout_guidance)
 
         with policy.with_weights(self.old_weights) if from_old else contextlib.nullcontext():
-            start = noise * policy.model.initial_scale(sigmas[0])
-            latents = sample_ode(velocity, start, sigmas, self.config.sampler)
+            latents = sample_ode(velocity, noise, sigmas, self.config.sampler)
         return Rollout(images, conditioning, latents, sigmas)
 
     def accumulate_gradient(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.advantages import AdvantageStd
-from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average
+from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average, begin
 from dgpo_plugin.config import FlowGRPOConfig, FlowGRPOFastConfig, RolloutConfig
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.conditioning import Conditioning
@@ -53,10 +53,7 @@ class FlowGRPO:
     def sample(
         self, policy: Policy, conditioning: Conditioning, images: Tensor, group_size: int, draw: Draw
     ) -> Rollout:
-        shape = policy.model.latent_shape
-        sigmas = policy.model.sigmas(self._rollout.steps, self._rollout.shift)
-        x = draw.image_noise(shape, images, group_size, "initial noise").to(policy.device)
-        x = x * policy.model.initial_scale(sigmas[0])
+        sigmas, x = begin(policy, self._rollout, images, group_size, draw)
         trained = self._trained_steps(draw)
         before, after, log_probabilities = [], [], []
         for step in range(len(sigmas) - 1):
@@ -66,7 +63,7 @@ class FlowGRPO:
                 x = euler_step(x, velocity, sigmas[step], sigmas[step + 1])
                 continue
             gaussian = self._gaussian(x, velocity, sigmas, step)
-            fresh = draw.image_noise(shape, images, group_size, "step noise", step).to(policy.device)
+            fresh = draw.image_noise(x.shape[1:], images, group_size, "step noise", step).to(policy.device)
             x_next = gaussian.mean + gaussian.std * fresh
             if step in trained:
                 before.append(x)

@@ -73,6 +73,9 @@ class Model(Protocol):
     device: torch.device
     identity: dict[str, str]
 
+    def place(self) -> None:
+        """Put the denoiser on its device, unless something else does."""
+
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """The text encoders' output, one row a text."""
 
@@ -119,8 +122,11 @@ def guided_velocity(
     return without + guidance * (with_prompt - without)
 
 
-def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> Model:
+def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place: bool = True) -> Model:
     """Load a base model and pick its family by the pipeline class in ``model_index.json``.
+
+    Args:
+        place: put the denoiser on the device too; a caller that encodes texts first does it afterwards.
 
     Raises:
         UserError: nothing there, or a pipeline class that no family knows.
@@ -129,6 +135,8 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> Model
     family = _family(folder, config.path)
     identity = {"path": config.path, "weights_hash": weights_hash(folder)}
     model: Model = family.load(folder, config, identity, torch.device(device))
+    if place:
+        model.place()
     return model
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, filled
 
 
 class FluxModel(PipelineModel):
@@ -39,15 +39,10 @@ class FluxModel(PipelineModel):
         )
         return Conditioning({"context": context, "pooled": pooled})
 
-    def blank_conditioning(self, count: int) -> Conditioning:
-        dims, dtype = self.denoiser.config, self.denoiser.dtype
-        tokens = self.config.max_sequence_length
-        return Conditioning(
-            {
-                "context": torch.zeros(count, tokens, dims.joint_attention_dim, dtype=dtype),
-                "pooled": torch.zeros(count, dims.pooled_projection_dim, dtype=dtype),
-            }
-        )
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        dims = self.denoiser.config
+        context = (self.config.max_sequence_length, dims.joint_attention_dim)
+        return {"context": context, "pooled": (dims.pooled_projection_dim,)}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         asked = conditioning.tensors
@@ -55,13 +50,10 @@ class FluxModel(PipelineModel):
         height, width = latents.shape[2] // 2, latents.shape[3] // 2
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
-        guidance = None
-        if self.denoiser.config.guidance_embeds:
-            guidance = torch.full((len(latents),), self.config.embedded_guidance, device=device)
         predicted: Tensor = self.denoiser(
             hidden_states=pack(latents).to(dtype),
-            timestep=torch.full((len(latents),), sigma, device=device).to(dtype),
-            guidance=guidance,
+            timestep=filled(sigma, latents).to(dtype),
+            guidance=self.embedded_guidance(latents),
             pooled_projections=asked["pooled"],
             encoder_hidden_states=asked["context"],
             txt_ids=torch.zeros(asked["context"].shape[1], 3, device=device, dtype=dtype),

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, filled
 
 
 class Flux2KleinModel(PipelineModel):
@@ -21,9 +21,6 @@ class Flux2KleinModel(PipelineModel):
     parts = {"transformer": Flux2Transformer2DModel, "vae": AutoencoderKLFlux2, "text_encoder": Qwen3ForCausalLM}
     architecture = "flux-2-klein"
     lora_targets = (*ATTENTION, "attn.to_qkv_mlp_proj", "attn.to_out")
-
-    def default_resolution(self) -> int:
-        return int(self.pipeline.default_sample_size) * int(self.pipeline.vae_scale_factor)
 
     def pixels_a_latent(self) -> int:
         return 2 * int(self.pipeline.vae_scale_factor)
@@ -38,9 +35,8 @@ class Flux2KleinModel(PipelineModel):
         )
         return Conditioning({"context": context})
 
-    def blank_conditioning(self, count: int) -> Conditioning:
-        length, width = self.config.max_sequence_length, self.denoiser.config.joint_attention_dim
-        return Conditioning({"context": torch.zeros(count, length, width, dtype=self.denoiser.dtype)})
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"context": (self.config.max_sequence_length, self.denoiser.config.joint_attention_dim)}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         context = conditioning.tensors["context"]
@@ -53,7 +49,7 @@ class Flux2KleinModel(PipelineModel):
         text[:, 3] = torch.arange(context.shape[1])
         predicted: Tensor = self.denoiser(
             hidden_states=latents.flatten(2).transpose(1, 2).to(context.dtype),
-            timestep=torch.full((count,), sigma, device=latents.device).to(context.dtype),
+            timestep=filled(sigma, latents).to(context.dtype),
             guidance=None,
             encoder_hidden_states=context,
             txt_ids=text.to(latents.device).expand(count, -1, -1),

@@ -7,8 +7,9 @@ Euler step of that flow is DDIM's step with eta = 0, and DPM-Solver++ is itself,
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
-import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class NoisePredictingModel(PipelineModel):
             raise UserError("rollout.shift: this model predicts noise on a fixed schedule; set it to null")
         scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
         scheduler.set_timesteps(steps)
-        table = self._table()
+        table = self._table
         return [float(table[int(t)]) for t in scheduler.timesteps] + [0.0]
 
     def initial_scale(self, sigma: float) -> float:
@@ -71,6 +72,7 @@ class NoisePredictingModel(PipelineModel):
             raise UserError(f"model {self.config.path}: predicts {kind}; supported: epsilon, v_prediction")
         return kind
 
+    @functools.cached_property
     def _table(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """sigma of every timestep, rising."""
         alpha = self.pipeline.scheduler.alphas_cumprod.double().numpy()
@@ -80,7 +82,7 @@ class NoisePredictingModel(PipelineModel):
 
     def _timestep(self, sigma: float) -> float:
         """The inverse of the table, between its entries along straight lines."""
-        table = self._table()
+        table = self._table
         return round(float(np.interp(sigma, table, np.arange(len(table)))), 6)
 
 
@@ -89,8 +91,3 @@ def amplitudes(sigma: float) -> tuple[float, float]:
     ratio = sigma / (1 - sigma)
     a = 1 / float(np.sqrt(1 + ratio**2))
     return a, ratio * a
-
-
-def timesteps(value: float, latents: Tensor) -> Tensor:
-    """(N,) on the latents' device."""
-    return torch.full((len(latents),), value, device=latents.device)

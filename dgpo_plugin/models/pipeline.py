@@ -33,6 +33,15 @@ ATTENTION = (
 """The projections of joint attention over text and picture, as diffusers names them."""
 
 
+COUNTS = ("mask", "length")
+"""Conditioning tensors that say how much of a padded text is text."""
+
+
+def filled(value: float, latents: Tensor) -> Tensor:
+    """(N,) of one value, on the latents' device: a denoiser's timestep or guidance."""
+    return torch.full((len(latents),), value, device=latents.device)
+
+
 class PipelineModel:
     """See :class:`dgpo_plugin.models.base.Model`; a family is a subclass.
 
@@ -82,8 +91,8 @@ class PipelineModel:
         """The text encoders' output, one row a text."""
         raise NotImplementedError
 
-    def blank_conditioning(self, count: int) -> Conditioning:
-        """What ``encode`` would return for so many texts, of zeros."""
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one text's tensors from ``encode``, by name; those in :data:`COUNTS` are of integers."""
         raise NotImplementedError
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
@@ -91,7 +100,7 @@ class PipelineModel:
         raise NotImplementedError
 
     def default_resolution(self) -> int:
-        return int(self.pipeline.default_sample_size * self.pixels_a_latent())
+        return int(self.pipeline.default_sample_size) * int(self.pipeline.vae_scale_factor)
 
     def pixels_a_latent(self) -> int:
         return int(self.pipeline.vae_scale_factor)
@@ -123,9 +132,19 @@ class PipelineModel:
 
     # ---- what all share
 
+    def blank_conditioning(self, count: int) -> Conditioning:
+        """What ``encode`` would return for so many texts, of zeros."""
+        shapes = self.conditioning_shapes()
+        types = {name: torch.long if name in COUNTS else self.denoiser.dtype for name in shapes}
+        return Conditioning({name: torch.zeros(count, *shape, dtype=types[name]) for name, shape in shapes.items()})
+
+    def embedded_guidance(self, latents: Tensor) -> Tensor | None:
+        """What a guidance-distilled denoiser is told, (N,); None for others."""
+        return filled(self.config.embedded_guidance, latents) if self.denoiser.config.guidance_embeds else None
+
     @classmethod
     def load(cls, folder: Path, config: ModelConfig, identity: dict[str, str], device: torch.device) -> PipelineModel:
-        """From a diffusers folder, placed as the configuration says."""
+        """From a diffusers folder, placed as the configuration says, but for the denoiser (:meth:`place`)."""
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         try:
@@ -146,10 +165,12 @@ class PipelineModel:
         else:
             for part in (model.vae, *model.encoders):
                 part.to(device)
-            # A quantized denoiser is placed as it is loaded, one to be split as it is split.
-            if config.quantization is None and not config.shard:
-                model.denoiser.to(device)
         return model
+
+    def place(self) -> None:
+        """Put the denoiser on its device; a quantized one is there already, one to be split is put there by that."""
+        if self.config.quantization is None and not self.config.shard:
+            self.denoiser.to(self.device)
 
     @classmethod
     def skeleton(cls, folder: Path, config: ModelConfig) -> PipelineModel:

@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.flux import pack, unpack
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, filled
 
 
 class QwenImageModel(PipelineModel):
@@ -27,9 +27,6 @@ class QwenImageModel(PipelineModel):
     architecture = "qwen-image"
     lora_targets = ATTENTION
 
-    def default_resolution(self) -> int:
-        return int(self.pipeline.default_sample_size) * self.pixels_a_latent()
-
     def latent_channels(self) -> int:
         return int(self.denoiser.config.in_channels) // 4
 
@@ -43,14 +40,9 @@ class QwenImageModel(PipelineModel):
         missing = length - context.shape[1]
         return Conditioning({"context": pad(context, (0, 0, 0, missing)), "mask": pad(mask, (0, missing))})
 
-    def blank_conditioning(self, count: int) -> Conditioning:
-        length, width = self.config.max_sequence_length, self.denoiser.config.joint_attention_dim
-        return Conditioning(
-            {
-                "context": torch.zeros(count, length, width, dtype=self.denoiser.dtype),
-                "mask": torch.ones(count, length, dtype=torch.long),
-            }
-        )
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        length = self.config.max_sequence_length
+        return {"context": (length, self.denoiser.config.joint_attention_dim), "mask": (length,)}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         asked = conditioning.tensors
@@ -60,13 +52,10 @@ class QwenImageModel(PipelineModel):
             context, mask = context[:, :longest], mask[:, :longest]
         whole = mask.device.type == "meta" or bool(mask.all())
         height, width = latents.shape[2] // 2, latents.shape[3] // 2
-        guidance = None
-        if self.denoiser.config.guidance_embeds:
-            guidance = torch.full((len(latents),), self.config.embedded_guidance, device=latents.device)
         predicted: Tensor = self.denoiser(
             hidden_states=pack(latents).to(context.dtype),
-            timestep=torch.full((len(latents),), sigma, device=latents.device).to(context.dtype),
-            guidance=guidance,
+            timestep=filled(sigma, latents).to(context.dtype),
+            guidance=self.embedded_guidance(latents),
             encoder_hidden_states=context,
             encoder_hidden_states_mask=None if whole else mask,
             img_shapes=[[(1, height, width)]] * len(latents),

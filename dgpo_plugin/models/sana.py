@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Gemma2Model
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import PipelineModel
+from dgpo_plugin.models.pipeline import PipelineModel, filled
 
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 """What the pipeline puts before every prompt but the empty one."""
@@ -33,8 +33,13 @@ class SanaModel(PipelineModel):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Conditioning:
-        rows = [self._encode([text], INSTRUCTION if text else None) for text in texts]
-        return Conditioning.concatenate(rows)
+        asked = [text for text in texts if text]
+        parts = [(asked, INSTRUCTION)] if asked else []
+        if "" in texts:
+            parts.append(([""], None))
+        place = {text: n for n, text in enumerate([*asked, ""])}
+        encoded = Conditioning.concatenate([self._encode(part, instruction) for part, instruction in parts])
+        return encoded[[place[text] for text in texts]]
 
     def _encode(self, texts: list[str], instruction: list[str] | None) -> Conditioning:
         context, mask, _, _ = self.pipeline.encode_prompt(
@@ -46,25 +51,19 @@ class SanaModel(PipelineModel):
         )
         return Conditioning({"context": context, "mask": mask})
 
-    def blank_conditioning(self, count: int) -> Conditioning:
-        length, width = self.config.max_sequence_length, self.denoiser.config.caption_channels
-        return Conditioning(
-            {
-                "context": torch.zeros(count, length, width, dtype=self.denoiser.dtype),
-                "mask": torch.ones(count, length, dtype=torch.long),
-            }
-        )
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        length = self.config.max_sequence_length
+        return {"context": (length, self.denoiser.config.caption_channels), "mask": (length,)}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         asked = conditioning.tensors
         # Whole timesteps, cut off as the pipeline's scheduler does.
         whole = float(int(round(sigma * 1000, 2))) * self.denoiser.config.timestep_scale
-        timestep = torch.full((len(latents),), whole, device=latents.device)
         predicted: Tensor = self.denoiser(
             latents.to(self.denoiser.dtype),
             encoder_hidden_states=asked["context"].to(self.denoiser.dtype),
             encoder_attention_mask=asked["mask"],
-            timestep=timestep,
+            timestep=filled(whole, latents),
             return_dict=False,
         )[0]
         return predicted.float()

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.noise import NoisePredictingModel, timesteps
+from dgpo_plugin.models.noise import NoisePredictingModel
+from dgpo_plugin.models.pipeline import filled
 
 
 class SD15Model(NoisePredictingModel):
@@ -29,13 +30,12 @@ class SD15Model(NoisePredictingModel):
         )
         return Conditioning({"context": context})
 
-    def blank_conditioning(self, count: int) -> Conditioning:
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         tokens = self.encoders[0].config.max_position_embeddings
-        width = self.denoiser.config.cross_attention_dim
-        return Conditioning({"context": torch.zeros(count, tokens, width, dtype=self.denoiser.dtype)})
+        return {"context": (tokens, self.denoiser.config.cross_attention_dim)}
 
     def predict(self, noisy: Tensor, timestep: float, asked: dict[str, Tensor]) -> Tensor:
         predicted: Tensor = self.denoiser(
-            noisy, timesteps(timestep, noisy), encoder_hidden_states=asked["context"], return_dict=False
+            noisy, filled(timestep, noisy), encoder_hidden_states=asked["context"], return_dict=False
         )[0]
         return predicted

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, filled
 
 
 class SD3Model(PipelineModel):
@@ -42,15 +42,10 @@ class SD3Model(PipelineModel):
         )
         return Conditioning({"context": context, "pooled": pooled})
 
-    def blank_conditioning(self, count: int) -> Conditioning:
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         tokens = self.pipeline.tokenizer_max_length + self.config.max_sequence_length
-        dims, dtype = self.denoiser.config, self.denoiser.dtype
-        return Conditioning(
-            {
-                "context": torch.zeros(count, tokens, dims.joint_attention_dim, dtype=dtype),
-                "pooled": torch.zeros(count, dims.pooled_projection_dim, dtype=dtype),
-            }
-        )
+        dims = self.denoiser.config
+        return {"context": (tokens, dims.joint_attention_dim), "pooled": (dims.pooled_projection_dim,)}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         asked = conditioning.tensors
@@ -58,7 +53,7 @@ class SD3Model(PipelineModel):
             hidden_states=latents.to(asked["context"].dtype),
             encoder_hidden_states=asked["context"],
             pooled_projections=asked["pooled"],
-            timestep=torch.full((len(latents),), sigma * 1000, device=latents.device),
+            timestep=filled(sigma * 1000, latents),
             return_dict=False,
         )[0]
         return predicted.float()

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.noise import NoisePredictingModel, timesteps
+from dgpo_plugin.models.noise import NoisePredictingModel
+from dgpo_plugin.models.pipeline import filled
 
 
 class SDXLModel(NoisePredictingModel):
@@ -36,15 +37,9 @@ class SDXLModel(NoisePredictingModel):
             context, pooled = context * asked[:, None, None], pooled * asked[:, None]
         return Conditioning({"context": context, "pooled": pooled})
 
-    def blank_conditioning(self, count: int) -> Conditioning:
-        tokens = self.encoders[0].config.max_position_embeddings
-        dtype, pooled = self.denoiser.dtype, self.encoders[1].config.projection_dim
-        return Conditioning(
-            {
-                "context": torch.zeros(count, tokens, self.denoiser.config.cross_attention_dim, dtype=dtype),
-                "pooled": torch.zeros(count, pooled, dtype=dtype),
-            }
-        )
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        tokens, width = self.encoders[0].config.max_position_embeddings, self.denoiser.config.cross_attention_dim
+        return {"context": (tokens, width), "pooled": (self.encoders[1].config.projection_dim,)}
 
     def predict(self, noisy: Tensor, timestep: float, asked: dict[str, Tensor]) -> Tensor:
         side = float(self.resolution)
@@ -52,7 +47,7 @@ class SDXLModel(NoisePredictingModel):
         sizes = torch.tensor([side, side, 0, 0, side, side], device=noisy.device, dtype=noisy.dtype)
         predicted: Tensor = self.denoiser(
             noisy,
-            timesteps(timestep, noisy),
+            filled(timestep, noisy),
             encoder_hidden_states=asked["context"],
             added_cond_kwargs={"text_embeds": asked["pooled"], "time_ids": sizes.expand(len(noisy), -1)},
             return_dict=False,

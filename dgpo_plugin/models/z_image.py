@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from transformers import Qwen3Model
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import PipelineModel
+from dgpo_plugin.models.pipeline import PipelineModel, filled
 
 
 class ZImageModel(PipelineModel):
@@ -39,14 +39,8 @@ class ZImageModel(PipelineModel):
         context = torch.stack([pad(row, (0, 0, 0, length - len(row))) for row in rows])
         return Conditioning({"context": context, "length": torch.tensor([len(row) for row in rows])})
 
-    def blank_conditioning(self, count: int) -> Conditioning:
-        length, width = self.config.max_sequence_length, self.denoiser.config.cap_feat_dim
-        return Conditioning(
-            {
-                "context": torch.zeros(count, length, width, dtype=self.denoiser.dtype),
-                "length": torch.full((count,), length),
-            }
-        )
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"context": (self.config.max_sequence_length, self.denoiser.config.cap_feat_dim), "length": ()}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         asked = conditioning.tensors
@@ -54,6 +48,6 @@ class ZImageModel(PipelineModel):
         on_meta = lengths.device.type == "meta"
         rows = [row if on_meta else row[: int(n)] for row, n in zip(context, lengths, strict=True)]
         # The pipeline's time runs the other way, and so does its velocity.
-        time = torch.full((len(latents),), 1 - sigma, device=latents.device)
+        time = filled(1 - sigma, latents)
         predicted = self.denoiser(list(latents.to(context.dtype).unsqueeze(2)), time, rows, return_dict=False)[0]
         return -torch.stack([each.float() for each in predicted]).squeeze(2)

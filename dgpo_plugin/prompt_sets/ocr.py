@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 
-from dgpo_plugin.prompt_sets.split import in_any_order, read_words, test_side
+from dgpo_plugin.prompt_sets.words import read_words
 from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.split import in_any_order, test_side
 
 PLACES = (
     'A wooden shop sign that reads "{}"',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ class Family:
     resolution: int = 32
     tokens: int = 16
     guidance: float = 3.0
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def clip(width: int = 32, *, projected: bool = False) -> Any:
@@ -76,6 +75,22 @@ def byte_tokenizer(kind: Any, **settings: Any) -> Any:
     return kind(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", **settings)
 
 
+def chat_tokenizer() -> Any:
+    tokenizer = byte_tokenizer(transformers.PreTrainedTokenizerFast)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    return tokenizer
+
+
+TEXT = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+"""A language model's configuration, but for its depth."""
+
+
 def vae(channels: int, blocks: int = 2) -> Any:
     return diffusers.AutoencoderKL(
         block_out_channels=(16,) * blocks,
@@ -88,6 +103,15 @@ def vae(channels: int, blocks: int = 2) -> Any:
         scaling_factor=0.7,
         shift_factor=0.1,
     )
+
+
+def ask(pipe: Any, prompts: list[str], noise: Tensor, pixels: int, steps: int, **options: Any) -> Tensor:
+    """A pipeline's own final latents; ``pixels`` is a side's."""
+    size = {"height": pixels, "width": pixels}
+    latents: Tensor = pipe(
+        prompt=list(prompts), latents=noise, **size, num_inference_steps=steps, output_type="latent", **options
+    ).images  # a copy of the list: one of them writes into it
+    return latents
 
 
 def flux(folder: Path) -> None:
@@ -116,25 +140,13 @@ def flux(folder: Path) -> None:
 
 def call_flux(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
     height, width = noise.shape[2] // 2, noise.shape[3] // 2
-    side = noise.shape[2] * pipe.vae_scale_factor
     true = {} if guidance == 1 else {"negative_prompt": [""] * len(prompts), "true_cfg_scale": guidance}
-    latents = pipe(
-        prompts,
-        latents=pack(noise),
-        height=side,
-        width=side,
-        num_inference_steps=steps,
-        guidance_scale=3.5,
-        max_sequence_length=16,
-        output_type="latent",
-        **true,
-    ).images
+    pixels = noise.shape[2] * pipe.vae_scale_factor
+    latents = ask(pipe, prompts, pack(noise), pixels, steps, guidance_scale=3.5, max_sequence_length=16, **true)
     return unpack(latents, height, width)
 
 
 def flux2_klein(folder: Path) -> None:
-    tokenizer = byte_tokenizer(transformers.PreTrainedTokenizerFast)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
     torch.manual_seed(1)
     vae_2 = diffusers.AutoencoderKLFlux2(
         block_out_channels=(16, 16),
@@ -152,16 +164,10 @@ def flux2_klein(folder: Path) -> None:
         vae=vae_2,
         text_encoder=transformers.Qwen3ForCausalLM(
             transformers.Qwen3Config(
-                vocab_size=300,
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=27,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                head_dim=8,
+                **{**TEXT, "hidden_size": 16, "intermediate_size": 32}, num_hidden_layers=27, head_dim=8
             )
         ),
-        tokenizer=tokenizer,
+        tokenizer=chat_tokenizer(),
         transformer=diffusers.Flux2Transformer2DModel(
             in_channels=32,
             num_layers=2,
@@ -177,17 +183,8 @@ def flux2_klein(folder: Path) -> None:
 
 def call_flux2_klein(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
     """Patches are normalised again: the pipeline gives them as the VAE decodes them."""
-    side = noise.shape[2] * pipe.vae_scale_factor * 2
-    latents = pipe(
-        prompt=prompts,
-        latents=noise,
-        height=side,
-        width=side,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        max_sequence_length=32,
-        output_type="latent",
-    ).images
+    pixels = noise.shape[2] * pipe.vae_scale_factor * 2
+    latents = ask(pipe, prompts, noise, pixels, steps, guidance_scale=guidance, max_sequence_length=32)
     patches = torch.nn.functional.pixel_unshuffle(latents, 2)
     mean = pipe.vae.bn.running_mean[:, None, None]
     return (patches - mean) / (pipe.vae.bn.running_var + pipe.vae.config.batch_norm_eps).sqrt()[:, None, None]
@@ -196,12 +193,8 @@ def call_flux2_klein(pipe: Any, prompts: list[str], noise: Tensor, steps: int, g
 def qwen_image(folder: Path) -> None:
     text = transformers.Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": 300,
-            "hidden_size": 32,
-            "intermediate_size": 64,
+            **TEXT,
             "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
             "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [2, 2, 4]},
             "bos_token_id": 2,
             "eos_token_id": 1,
@@ -235,37 +228,16 @@ def qwen_image(folder: Path) -> None:
 
 def call_qwen_image(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
     height, width = noise.shape[2] // 2, noise.shape[3] // 2
-    side = noise.shape[2] * pipe.vae_scale_factor
-    latents = pipe(
-        prompts,
-        latents=pack(noise),
-        height=side,
-        width=side,
-        num_inference_steps=steps,
-        max_sequence_length=64,
-        output_type="latent",
-    ).images
-    return unpack(latents, height, width)
+    pixels = noise.shape[2] * pipe.vae_scale_factor
+    return unpack(ask(pipe, prompts, pack(noise), pixels, steps, max_sequence_length=64), height, width)
 
 
 def z_image(folder: Path) -> None:
-    tokenizer = byte_tokenizer(transformers.PreTrainedTokenizerFast)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
     diffusers.ZImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae(16),
-        text_encoder=transformers.Qwen3Model(
-            transformers.Qwen3Config(
-                vocab_size=300,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=3,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                head_dim=16,
-            )
-        ),
-        tokenizer=tokenizer,
+        text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**TEXT, num_hidden_layers=3, head_dim=16)),
+        tokenizer=chat_tokenizer(),
         transformer=diffusers.ZImageTransformer2DModel(
             in_channels=16,
             dim=64,
@@ -281,18 +253,9 @@ def z_image(folder: Path) -> None:
 
 
 def call_z_image(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
-    side = noise.shape[2] * pipe.vae_scale_factor
+    pixels = noise.shape[2] * pipe.vae_scale_factor
     # This pipeline adds guidance to the prompt's own velocity: theirs of g - 1 is everybody else's of g.
-    return pipe(
-        list(prompts),  # it writes into the list
-        latents=noise,
-        height=side,
-        width=side,
-        num_inference_steps=steps,
-        guidance_scale=guidance - 1,
-        max_sequence_length=32,
-        output_type="latent",
-    ).images
+    return ask(pipe, prompts, noise, pixels, steps, guidance_scale=guidance - 1, max_sequence_length=32)
 
 
 def sana(folder: Path) -> None:
@@ -317,17 +280,7 @@ def sana(folder: Path) -> None:
             decoder_act_fns="silu",
             scaling_factor=0.41,
         ),
-        text_encoder=transformers.Gemma2Model(
-            transformers.Gemma2Config(
-                vocab_size=300,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                head_dim=16,
-            )
-        ),
+        text_encoder=transformers.Gemma2Model(transformers.Gemma2Config(**TEXT, num_hidden_layers=2, head_dim=16)),
         tokenizer=byte_tokenizer(transformers.PreTrainedTokenizerFast),
         transformer=diffusers.SanaTransformer2DModel(
             in_channels=8,
@@ -350,18 +303,9 @@ def call_sana(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
         pipe.scheduler.config, solver_order=1, final_sigmas_type="zero"
     )
-    side = noise.shape[2] * pipe.vae_scale_factor
-    return pipe(
-        prompts,
-        latents=noise,
-        height=side,
-        width=side,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        max_sequence_length=300,
-        output_type="latent",
-        use_resolution_binning=False,
-    ).images
+    pixels = noise.shape[2] * pipe.vae_scale_factor
+    options = {"guidance_scale": guidance, "max_sequence_length": 300, "use_resolution_binning": False}
+    return ask(pipe, prompts, noise, pixels, steps, **options)
 
 
 def unet(**settings: Any) -> Any:
@@ -424,16 +368,7 @@ def sdxl(folder: Path) -> None:
 
 
 def call_unet(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
-    side = noise.shape[2] * pipe.vae_scale_factor
-    return pipe(
-        prompts,
-        latents=noise,
-        height=side,
-        width=side,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        output_type="latent",
-    ).images
+    return ask(pipe, prompts, noise, noise.shape[2] * pipe.vae_scale_factor, steps, guidance_scale=guidance)
 
 
 FAMILIES = {

@@ -18,6 +18,7 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.plan import make_plan
 from dgpo_plugin.sampling import fixed_noise, sample_latents
 from dgpo_plugin.trainer import Trainer
+from tests.conftest import spread
 from tests.dgpo_plugin.families import FAMILIES, Family
 
 pytestmark = pytest.mark.fast
@@ -36,14 +37,6 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def settings(family: Family, folder: Path) -> ModelConfig:
     return ModelConfig(path=str(folder), resolution=family.resolution, max_sequence_length=family.tokens)
-
-
-def spread(policy: Policy) -> None:
-    """Give lora_B values, so that the adapter does something."""
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in zip(policy.names, policy.parameters, strict=True):
-        if name.endswith("lora_B"):
-            parameter.data.normal_(0, 0.2, generator=generator)
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -91,7 +84,7 @@ def test_the_adapter_is_the_pipelines_too(family: tuple[Family, Path], tmp_path:
     """load_lora_weights gives exactly the policy's pictures, and every tensor is used."""
     chosen, _ = family
     policy = Policy(load_model(settings(*family)), LoraConfig(rank=4, alpha=8), seed=0)
-    spread(policy)
+    spread(policy, 0.2)
     path = tmp_path / "adapter.safetensors"
     config = RunConfig(model=settings(*family), lora=LoraConfig(rank=4, alpha=8))
     export_adapter(policy, policy.copy_weights(), path, config, steps=1, reward_before=None, reward_after=None)

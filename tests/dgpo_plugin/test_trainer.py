@@ -19,7 +19,7 @@ from dgpo_plugin.processes import Processes
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rollout import Rollout
 from dgpo_plugin.trainer import Trainer
-from tests.conftest import SMALL
+from tests.conftest import SMALL, spread
 
 ALGORITHMS = ["dgpo", "flow-grpo", "flow-grpo-fast"]
 PLAIN = [override for override in SMALL if not override.startswith("algorithm.")]
@@ -229,11 +229,7 @@ def test_gradients_in_bf16_point_where_those_in_float32_do(algorithm: str) -> No
     found, rollout, advantages = [], None, None
     for precision in ("fp32", "bf16"):
         model = load_model(ModelConfig(max_sequence_length=1, precision=precision))
-        policy = Policy(model, LoraConfig(rank=4, alpha=8), seed=0)
-        generator = torch.Generator().manual_seed(5)
-        for name, parameter in zip(policy.names, policy.parameters, strict=True):
-            if name.endswith("lora_B"):
-                parameter.data.normal_(0, 0.05, generator=generator)
+        policy = spread(Policy(model, LoraConfig(rank=4, alpha=8), seed=0))
         if rollout is None:
             rollout, advantages = rollout_and_advantages(config, policy)
         else:

@@ -8,13 +8,12 @@ A requirement is plain JSON, because it travels as a prompt's metadata::
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import math
 from typing import Any
 
 from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.split import test_side
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = ("red", "green", "blue", "yellow")
@@ -95,15 +94,12 @@ def _requirement(task: str, kinds: _Kinds, count: int = 1, relation: str | None 
 def _scene_key(prompt: Prompt) -> str:
     """Equal for two captions of the same scene ("a circle and a square", "a square and a circle")."""
     objects = sorted(json.dumps(item, sort_keys=True) for item in prompt.metadata["objects"])
-    return hashlib.blake2b(json.dumps([prompt.metadata["task"], objects]).encode(), digest_size=8).hexdigest()
+    return json.dumps([prompt.metadata["task"], objects])
 
 
 def _held_out_keys() -> frozenset[str]:
-    held_out: set[str] = set()
-    for task in TASKS:
-        keys = sorted({_scene_key(Prompt(caption(r), r)) for r in _requirements(task)})
-        held_out.update(keys[: math.ceil(len(keys) * HELD_OUT_FRACTION)])
-    return frozenset(held_out)
+    keys_by_task = ([_scene_key(Prompt(caption(r), r)) for r in _requirements(task)] for task in TASKS)
+    return frozenset().union(*(test_side(keys, HELD_OUT_FRACTION) for keys in keys_by_task))
 
 
 _HELD_OUT_KEYS = _held_out_keys()

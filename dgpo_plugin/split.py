@@ -5,15 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from importlib import resources
 from typing import TypeVar
 
 T = TypeVar("T")
-
-
-def read_words(file: str) -> tuple[str, ...]:
-    """The lines of a word list beside this file."""
-    return tuple((resources.files(__package__) / file).read_text(encoding="utf-8").splitlines())
 
 
 def test_side(keys: Iterable[str], share: float) -> frozenset[str]:
