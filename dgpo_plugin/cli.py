@@ -182,12 +182,9 @@ def sample(
 @reports_user_errors
 def inspect(adapter: Path) -> None:
     """Print an adapter's card."""
-    from dgpo_plugin.export import describe_adapter
+    from dgpo_plugin.export import as_table, describe_adapter
 
-    rows = describe_adapter(adapter)
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        click.echo(f"{label:<{width}}  {value}")
+    click.echo(as_table(describe_adapter(adapter)))
 
 
 @main.command()
@@ -253,6 +250,27 @@ def list_(kind: str | None) -> None:
             click.echo("\n".join(names))
         elif kind is None:
             click.echo(f"{label + ':':<13}{', '.join(names)}")
+
+
+@main.group()
+def comfy() -> None:
+    """The ComfyUI node pack."""
+
+
+@comfy.command("install")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--python", type=click.Path(path_type=Path), help="ComfyUI's interpreter.  [default: its environment's]")
+@reports_user_errors
+def comfy_install(path: Path, python: Path | None) -> None:
+    """Link the nodes into the ComfyUI at PATH and say what they still need there."""
+    from dgpo_plugin.comfy import install
+    from dgpo_plugin.export import as_table
+
+    report = install(path, python)
+    click.echo(as_table(report.rows))
+    if report.problems:
+        raise UserError("; ".join(report.problems))
+    click.echo("restart ComfyUI; the nodes are under DGPO")
 
 
 @main.group()

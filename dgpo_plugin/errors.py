@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """A run was told to stop, and did, with everything saved; the message says how to go on."""
+
+
+class StopNow(Exception):
+    """Raised inside an iteration, by whoever watches a run, to end it there; what was done before it is saved."""

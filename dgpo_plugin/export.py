@@ -25,9 +25,9 @@ from dgpo_plugin.errors import UserError
 from dgpo_plugin.files import atomic_path
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.base import Model
+from dgpo_plugin.strength import HALVES, folded
 
-DOWN = (".lora_A.weight", ".lora_down.weight")
-"""How the key of a LoRA's first half ends, in diffusers' and in kohya's names."""
+DOWN = tuple(first for first, _ in HALVES)
 PACKAGES = ("dgpo-plugin", "torch", "diffusers", "peft", "transformers", "safetensors")
 
 
@@ -171,6 +171,7 @@ def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: 
         UserError: another base, or any tensor that matches no weight.
     """
     tensors, header = read_adapter(path)
+    tensors, _ = folded(tensors, header, f"adapter {path}")
     expected = header.get("dgpo.base_weights_hash")
     if expected != model.identity["weights_hash"] and not any_base:
         trained_on = header.get("dgpo.base_model", "an unnamed model")
@@ -199,6 +200,12 @@ def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: 
     return header
 
 
+def as_table(rows: Sequence[tuple[str, str]]) -> str:
+    """(label, value) rows as lines of text, the values under each other."""
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
 def describe_adapter(path: Path) -> list[tuple[str, str]]:
     """The card that ``dgpo inspect`` prints: (label, value) rows."""
     tensors, header = read_adapter(path)
@@ -215,19 +222,14 @@ def describe_adapter(path: Path) -> list[tuple[str, str]]:
         ("reward after", header.get("dgpo.reward_after", "-")),
         ("optimizer steps", header.get("dgpo.optimizer_steps", "-")),
         ("rank", ", ".join(map(str, ranks))),
-        ("alpha", _alpha_note(tensors, header)),
+        ("scale", folded(tensors, header, f"adapter {path}")[1]),
         ("tensors", f"{len(tensors)}, {sum(t.numel() for t in tensors.values()):,} parameters"),
         ("date", header.get("modelspec.date", "-")),
+        ("licence", header.get("modelspec.license", "not stated in the file")),
         ("config hash", header.get("dgpo.config_hash", "-")),
         ("content hash", _hash_note(tensors, header)),
         ("packages", ", ".join(f"{n} {v}" for n, v in json.loads(header.get("dgpo.packages", "{}")).items()) or "-"),
     ]
-
-
-def _alpha_note(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    if "dgpo.original_alpha" in header:
-        return f"folded into the weights (was {header['dgpo.original_alpha']}); load at strength 1"
-    return "as tensors" if any(name.endswith(".alpha") for name in tensors) else "not folded by this program"
 
 
 def _hash_note(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

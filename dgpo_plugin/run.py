@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,11 +28,12 @@ from dgpo_plugin.checkpoint import (
     save_checkpoint,
 )
 from dgpo_plugin.config import RunConfig, load_config
-from dgpo_plugin.errors import Stopped, UserError
+from dgpo_plugin.errors import Stopped, StopNow, UserError
 from dgpo_plugin.export import creation_date, export_adapter, package_versions
 from dgpo_plugin.files import atomic_path, write_text_atomically
 from dgpo_plugin.processes import Processes, join_processes
 from dgpo_plugin.prompts import prompts_hash
+from dgpo_plugin.rewards import Reward
 from dgpo_plugin.rewards.own import own_hash
 from dgpo_plugin.sampling import image_grid
 from dgpo_plugin.trainer import Trainer
@@ -40,6 +41,8 @@ from dgpo_plugin.trainer import Trainer
 ADAPTER_FILE = "adapter.safetensors"
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+Watch = Callable[[Trainer, dict[str, float] | None], None]
+"""Called once the model is loaded, with None, and after every iteration with its record."""
 
 
 def check_folder(output: Path) -> None:
@@ -59,11 +62,18 @@ def check_folder(output: Path) -> None:
         raise UserError(f"cannot write {output}: {existing} is not a writable folder; choose another --output")
 
 
-def train(config: RunConfig, output: Path, console: Console) -> Path:
+def train(
+    config: RunConfig, output: Path, console: Console, *, reward: Reward | None = None, watch: Watch | None = None
+) -> Path:
     """Start a run and write its adapter.
 
     Ctrl-C (or SIGTERM) ends it after the iteration under way, with a checkpoint and the adapter as it is then; a
-    second Ctrl-C ends it at once.
+    second Ctrl-C ends it at once. A :class:`StopNow` from ``watch``, or from a hook that it put on the model, ends it
+    where it stands, saved as of the iteration before.
+
+    Args:
+        reward: loaded already; None to load the configuration's.
+        watch: is shown the run as it goes.
 
     Returns:
         The adapter's path.
@@ -73,28 +83,38 @@ def train(config: RunConfig, output: Path, console: Console) -> Path:
     """
     processes = join_processes()
     processes.on_main(lambda: check_folder(output))
-    return _run(config, output, console, processes, None)
+    return _run(config, output, console, processes, None, reward, watch)
 
 
-def resume(output: Path, console: Console) -> Path:
+def resume(output: Path, console: Console, *, reward: Reward | None = None, watch: Watch | None = None) -> Path:
     """Go on with a run from its last checkpoint (from the beginning if it has none), as if it had never stopped.
+
+    The arguments are those of :func:`train`.
 
     Raises:
         UserError: no run there, settings that were changed since, or a damaged checkpoint.
+        Stopped: as :func:`train`.
     """
     if not (output / CONFIG_FILE).exists():
         raise UserError(f"{output}: holds no run (no {CONFIG_FILE}); start one with `dgpo train`")
     config = load_config(str(output / CONFIG_FILE))
     found = checkpoints(output)
-    return _run(config, output, console, join_processes(), load_checkpoint(found[-1]) if found else None)
+    checkpoint = load_checkpoint(found[-1]) if found else None
+    return _run(config, output, console, join_processes(), checkpoint, reward, watch)
 
 
 def _run(
-    config: RunConfig, output: Path, console: Console, processes: Processes, checkpoint: Checkpoint | None
+    config: RunConfig,
+    output: Path,
+    console: Console,
+    processes: Processes,
+    checkpoint: Checkpoint | None,
+    reward: Reward | None,
+    watch: Watch | None,
 ) -> Path:
     console = console if processes.is_main else Console(quiet=True)
     with console.status("loading the model"):
-        trainer = Trainer(config, failures=output / "failed-reward")
+        trainer = Trainer(config, reward=reward, failures=output / "failed-reward")
         fixed = run_state(trainer)
         if checkpoint is not None:
             check_same_run(checkpoint, fixed)
@@ -102,6 +122,8 @@ def _run(
             restore_run(trainer, checkpoint)
         processes.on_main(lambda: _prepare_folder(output, fixed.config, trainer.iteration))
         _start_trackers(trainer, config, output)
+        if watch is not None:
+            watch(trainer, None)
         before = trainer.held_out_reward() if checkpoint is None else checkpoint.state.reward_before
         fixed = fixed.model_copy(update={"reward_before": before})
     console.print(f"held-out reward of the base: {before:.3f}")
@@ -114,8 +136,11 @@ def _run(
     started = time.perf_counter()
     adapter = output / ADAPTER_FILE
     try:
-        _iterate(trainer, config, output, console, fixed)
-        after = trainer.held_out_reward() if trainer.iteration >= config.training.iterations else None
+        after = None
+        with contextlib.suppress(StopNow):
+            _iterate(trainer, config, output, console, fixed, watch)
+            if trainer.iteration >= config.training.iterations:
+                after = trainer.held_out_reward()
 
         def export() -> None:
             export_adapter(
@@ -167,31 +192,48 @@ def restore_run(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.accelerator.scaler.load_state_dict(dict(checkpoint.state.gradient_scaler))
 
 
-def _iterate(trainer: Trainer, config: RunConfig, output: Path, console: Console, fixed: State) -> None:
-    """Train to the end, or until a signal asks to stop; what is done by then has a checkpoint."""
+def _iterate(
+    trainer: Trainer, config: RunConfig, output: Path, console: Console, fixed: State, watch: Watch | None
+) -> None:
+    """Train to the end, or until a signal or ``watch`` asks to stop; what is done by then has a checkpoint."""
     processes, rewards = trainer.processes, list[float]()
     log_path = output / METRICS_FILE if processes.is_main else Path(os.devnull)
     with _progress(console) as bar, log_path.open("a", encoding="utf-8") as log, _stop_asked(bar.console) as asked:
         total = config.training.iterations
         task = bar.add_task(config.algorithm.name, total=total, completed=trainer.iteration)
-        for record in trainer.iterations():
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-            trainer.accelerator.log(record, step=trainer.iteration)
-            bar.update(task, advance=1)
-            bar.console.print(_line(record), highlight=False)
-            if config.logging.sample_every and trainer.iteration % config.logging.sample_every == 0:
-                _save_samples(trainer, config, output, trainer.iteration)
-            rewards.append(record["reward"])
-            stop = bool(processes.sum(torch.tensor(float(len(asked)), device=trainer.policy.device)))
-            if stop or trainer.iteration % config.checkpoint.every == 0 or trainer.iteration == total:
-                measured = {"mean_reward": sum(rewards) / len(rewards), "reward_before": fixed.reward_before}
-                state = run_state(trainer).model_copy(update={"started": fixed.started, **measured})
-                save = functools.partial(save_checkpoint, output, state, trainer.state(), config.checkpoint.keep)
-                processes.on_main(save)
-                rewards.clear()
-            if stop:
-                return
+
+        def save() -> None:
+            measured = {"mean_reward": sum(rewards) / len(rewards), "reward_before": fixed.reward_before}
+            state = run_state(trainer).model_copy(update={"started": fixed.started, **measured})
+            write = functools.partial(save_checkpoint, output, state, trainer.state(), config.checkpoint.keep)
+            processes.on_main(write)
+            rewards.clear()
+
+        saved, steps = trainer.iteration, trainer.steps
+        try:
+            for record in trainer.iterations():
+                steps = trainer.steps
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                trainer.accelerator.log(record, step=trainer.iteration)
+                bar.update(task, advance=1)
+                bar.console.print(_line(record), highlight=False)
+                rewards.append(record["reward"])
+                if config.logging.sample_every and trainer.iteration % config.logging.sample_every == 0:
+                    _save_samples(trainer, config, output, trainer.iteration)
+                if watch is not None:
+                    watch(trainer, record)
+                stop = bool(processes.sum(torch.tensor(float(len(asked)), device=trainer.policy.device)))
+                if stop or trainer.iteration % config.checkpoint.every == 0 or trainer.iteration == total:
+                    save()
+                    saved = trainer.iteration
+                if stop:
+                    return
+        except StopNow:
+            # Of an iteration with several updates the first may be done: then only the checkpoint before is exact.
+            if trainer.iteration > saved and trainer.steps == steps:
+                save()
+            raise
 
 
 @contextlib.contextmanager

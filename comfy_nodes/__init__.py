@@ -1,0 +1,31 @@
+"""The ComfyUI node pack (V3 API), thin over ``dgpo_plugin``. Nothing here is imported outside ComfyUI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+WEB_DIRECTORY = "./comfy_nodes/web"
+"""Seen from the repository's root: ``docs/<node>.md`` (help pages) and ``js/`` (texts shown in nodes)."""
+
+
+async def comfy_entrypoint() -> Any:
+    """ComfyUI asks this for the pack's nodes."""
+    from comfy_api.latest import ComfyExtension, io
+
+    from . import adapters, compare, embedded, prompts, rewards, training
+
+    class Extension(ComfyExtension):
+        async def get_node_list(self) -> list[type[io.ComfyNode]]:
+            return [
+                adapters.LoadAdapter,
+                adapters.AdapterCard,
+                prompts.PromptList,
+                rewards.LoadReward,
+                rewards.ScoreImages,
+                rewards.BestOfN,
+                compare.CompareAdapter,
+                training.TrainAdapter,
+                embedded.LoadShapes,
+            ]
+
+    return Extension()

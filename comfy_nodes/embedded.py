@@ -1,0 +1,97 @@
+"""Load embedded shapes model: the tiny model that is shipped with the library, as MODEL, CLIP and VAE.
+
+Its transformer is loaded by ComfyUI's own loader. Its text encoders (width 64) and its VAE (8 channels) are smaller
+than any that ComfyUI can recognise, so diffusers and transformers run those two.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import comfy.latent_formats
+import comfy.sd
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from dgpo_plugin.config import ModelConfig
+from dgpo_plugin.models import load_model
+from dgpo_plugin.models.base import EMBEDDED
+
+from .types import CATEGORY
+
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@functools.lru_cache(maxsize=1)
+def _pipeline() -> Any:
+    with torch.inference_mode(False):
+        # As in the presets: its third encoder says nothing, one token of it is enough and many times faster.
+        return load_model(ModelConfig(path="shapes", max_sequence_length=1))
+
+
+class ShapesText:
+    """What CLIP Text Encode and our nodes ask of a CLIP."""
+
+    def tokenize(self, text: str, **options: object) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str, **options: object) -> list[list[Any]]:
+        encoded = _pipeline().encode([tokens]).tensors
+        return [[encoded["context"], {"pooled_output": encoded["pooled"]}]]
+
+
+class ShapesVAE:
+    """What VAE Decode, VAE Encode and our nodes ask of a VAE."""
+
+    @torch.no_grad()
+    def decode(self, samples: Tensor) -> Tensor:
+        """Latents (N, 16, h, w) as the VAE made them -> pictures (N, 8 h, 8 w, 3) in [0, 1]."""
+        vae = _pipeline().vae
+        decoded = vae.decode(samples.to(vae.device, vae.dtype), return_dict=False)[0]
+        return (decoded.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pictures (N, H, W, 3) in [0, 1] -> latents (N, 16, H / 8, W / 8), the distribution's mode."""
+        vae = _pipeline().vae
+        pictures = pixels[..., :3].movedim(-1, 1).to(vae.device, vae.dtype) * 2 - 1
+        return vae.encode(pictures).latent_dist.mode().float().cpu()
+
+
+class LoadShapes(io.ComfyNode):
+    """The model that needs no download."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPOLoadShapes",
+            display_name="Load embedded shapes model (DGPO)",
+            category=CATEGORY,
+            description="A tiny Stable Diffusion 3 (64 x 64 pixels, coloured shapes) that is shipped with the library, "
+            "to try the other nodes without a download or a GPU. Use cfg 1 and latents of 64 x 64 pixels.",
+            search_aliases=["shapes", "demo model", "dgpo"],
+            outputs=[
+                io.Model.Output("model", display_name="model", tooltip="Its transformer, by ComfyUI's own loader."),
+                io.Clip.Output("clip", display_name="clip", tooltip="Its text encoders; reads text as it is, no weights."),
+                io.Vae.Output("vae", display_name="vae", tooltip="Its VAE, 8 pixels a latent."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        file = Path(str(resources.files("dgpo_plugin"))) / EMBEDDED["shapes"] / TRANSFORMER
+        model = comfy.sd.load_diffusion_model(str(file))
+        model.model.latent_format = shapes_latents()
+        return io.NodeOutput(model, ShapesText(), ShapesVAE())
+
+
+def shapes_latents() -> Any:
+    """Stable Diffusion 3's latents, but with the scale and the shift of this VAE, and no colours known for previews."""
+    settings, latents = _pipeline().vae.config, comfy.latent_formats.SD3()
+    latents.scale_factor, latents.shift_factor = settings.scaling_factor, settings.shift_factor
+    latents.latent_rgb_factors = latents.latent_rgb_factors_bias = latents.taesd_decoder_name = None
+    return latents

@@ -1,0 +1,97 @@
+"""A LoRA on a ComfyUI model, strictly: ComfyUI's own key map decides, and what it does not know is an error.
+
+ComfyUI's loaders write a line to the log for a key that matches nothing, and go on; the picture then looks like the
+base model's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.utils
+from torch import Tensor
+
+from dgpo_plugin.errors import UserError
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A patched model, and of how many of the file's keys it has the weights."""
+
+    model: Any
+    matched: int
+    total: int
+
+
+def apply_strictly(
+    model: Any, tensors: Mapping[str, Tensor], strength: float, header: Mapping[str, str], where: str
+) -> Matched:
+    """A clone of a ComfyUI model (ModelPatcher) with every tensor of an adapter on it.
+
+    Raises:
+        UserError: any tensor matches no weight of the model, or has another shape.
+    """
+    base = type(model.model).__name__
+    converted = comfy.lora_convert.convert_lora(dict(tensors))
+    patches = comfy.lora.load_lora(converted, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
+    known = set().union(*(getattr(patch, "loaded_keys", ()) for patch in patches.values()))
+    unmatched = sorted(set(converted) - known)
+    if unmatched:
+        made_for = header.get("modelspec.architecture", header.get("ss_base_model_version", "an unnamed base"))
+        raise UserError(
+            f"{where}: {len(converted) - len(unmatched)} of {len(converted)} keys match this model ({base}); it was "
+            f"made for {made_for} (first that does not match: {unmatched[0]}); load that base, or another adapter"
+        )
+    for key, patch in patches.items():
+        _check_shape(model, key, patch, where, base)
+    patched = model.clone()
+    applied = patched.add_patches(patches, strength)
+    left_out = sorted(str(key) for key in set(patches) - set(applied))
+    if left_out:
+        raise UserError(f"{where}: {len(left_out)} of {len(patches)} weights are not in this model (first: {left_out[0]})")
+    return Matched(patched, len(known), len(converted))
+
+
+def _check_shape(model: Any, key: Any, patch: Any, where: str, base: str) -> None:
+    """ComfyUI finds a wrong shape only when it samples, and then goes on without that layer."""
+    name, part = key if isinstance(key, tuple) else (key, None)
+    up, down, *_ = patch.weights
+    shape = list(comfy.utils.get_attr(model.model, name).shape)
+    if part is not None:  # one of several projections that share a weight: (axis, start, length)
+        shape[part[0]] = part[2]
+    if up.shape[0] != shape[0] or math.prod(down.shape[1:]) != math.prod(shape[1:]):
+        raise UserError(
+            f"{where}: {name} is {tuple(shape)} in this model ({base}), but the adapter's update is "
+            f"({up.shape[0]}, {math.prod(down.shape[1:])}); it was made for a base of another size"
+        )
+
+
+def base_note(model: Any, header: Mapping[str, str]) -> str:
+    """Whether the model's weights are those that the adapter was trained on, as far as one can tell."""
+    trained_on = header.get("dgpo.base_model", header.get("ss_base_model_version", "a base the file does not name"))
+    expected = header.get("dgpo.base_weights_hash")
+    made = getattr(model, "cached_patcher_init", None)
+    file = Path(str(made[1][0])) if made and made[1] and isinstance(made[1][0], str) else None
+    if expected is None or file is None or not file.is_file():
+        return f"trained on {trained_on}; whether these are the same weights cannot be told here"
+    if file_hash(file, file.stat().st_mtime_ns) == expected:
+        return f"trained on {trained_on}, these very weights"
+    return f"MISMATCH: trained on {trained_on}, and {file.name} is another file (or the same weights saved otherwise)"
+
+
+@functools.lru_cache(maxsize=16)
+def file_hash(file: Path, changed: int) -> str:
+    """SHA-256 of a file; ``changed`` is its time, so that an answer is not given for what it was."""
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

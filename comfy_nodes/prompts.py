@@ -1,0 +1,77 @@
+"""Prompt list."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.prompt_sets import DATASET, PROMPT_SETS, load_prompts
+from dgpo_plugin.prompts import Prompt
+
+from .types import CATEGORY, Prompts
+
+OWN = "the text below"
+
+
+class PromptList(io.ComfyNode):
+    """Prompts for scoring, comparing and training, with what rewards need to know about each."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPOPromptList",
+            display_name="Prompt list (DGPO)",
+            category=CATEGORY,
+            description="Prompts for scoring, comparing and training: your own, or a shipped set whose prompts carry "
+            "what its reward needs to know.",
+            search_aliases=["prompts", "dgpo"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "source",
+                    options=[OWN, *PROMPT_SETS],
+                    default=OWN,
+                    tooltip="Your own text, or a shipped set. The reward 'shapes' needs a set that starts with shapes/.",
+                ),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default='A sign that reads "Open"',
+                    tooltip="With 'the text below': a prompt a line, or one line with a file (.txt, .jsonl) or a "
+                    "dataset (hf:owner/name).",
+                ),
+                io.Int.Input("start", default=0, min=0, max=1_000_000, tooltip="How many prompts to leave out first."),
+                io.Int.Input(
+                    "count", default=0, min=0, max=1_000_000, tooltip="How many prompts to take; 0 takes all there are."
+                ),
+            ],
+            outputs=[
+                Prompts.Output("prompts", display_name="prompts", tooltip="For our other nodes."),
+                io.String.Output(
+                    "texts",
+                    display_name="texts",
+                    is_output_list=True,
+                    tooltip="The prompts one by one: what comes after runs once for each.",
+                ),
+                io.Int.Output("number", display_name="number", tooltip="How many prompts there are."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, source: str, text: str, start: int, count: int) -> io.NodeOutput:
+        found = own_prompts(text) if source == OWN else load_prompts(source)
+        chosen = found[start : start + count if count else None]
+        if not chosen:
+            raise UserError(f"Prompt list: start {start} is behind the last of {len(found)} prompts; lower it")
+        texts = [prompt.text for prompt in chosen]
+        return io.NodeOutput(chosen, texts, len(chosen), ui=ui.PreviewText("\n".join(texts)))
+
+
+def own_prompts(text: str) -> list[Prompt]:
+    """A prompt a line; or, if there is one line that names a file or a dataset, what is in there."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError("Prompt list: the text is empty; write a prompt a line")
+    if len(lines) == 1 and (lines[0].endswith((".txt", ".jsonl")) or lines[0].startswith(DATASET)):
+        return load_prompts(lines[0])
+    return [Prompt(line) for line in lines]
