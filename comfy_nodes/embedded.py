@@ -1,7 +1,7 @@
 """Load embedded shapes model: the tiny model that is shipped with the library, as MODEL, CLIP and VAE.
 
-Its transformer is loaded by ComfyUI's own loader. Its text encoders (width 64) and its VAE (8 channels) are smaller
-than any that ComfyUI can recognise, so diffusers and transformers run those two.
+Its transformer runs in ComfyUI's own Stable Diffusion 3 code. Its text encoders (width 64) and its VAE (8 channels) are
+smaller than any that ComfyUI can recognise, so diffusers and transformers run those two.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
-import comfy.sd
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -75,7 +78,7 @@ class LoadShapes(io.ComfyNode):
             "to try the other nodes without a download or a GPU. Use cfg 1 and latents of 64 x 64 pixels.",
             search_aliases=["shapes", "demo model", "dgpo"],
             outputs=[
-                io.Model.Output("model", display_name="model", tooltip="Its transformer, by ComfyUI's own loader."),
+                io.Model.Output("model", display_name="model", tooltip="Its transformer, in ComfyUI's own code."),
                 io.Clip.Output("clip", display_name="clip", tooltip="Its text encoders; reads text as it is, no weights."),
                 io.Vae.Output("vae", display_name="vae", tooltip="Its VAE, 8 pixels a latent."),
             ],
@@ -84,9 +87,31 @@ class LoadShapes(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         file = Path(str(resources.files("dgpo_plugin"))) / EMBEDDED["shapes"] / TRANSFORMER
-        model = comfy.sd.load_diffusion_model(str(file))
-        model.model.latent_format = shapes_latents()
-        return io.NodeOutput(model, ShapesText(), ShapesVAE())
+        return io.NodeOutput(load_transformer(str(file)), ShapesText(), ShapesVAE())
+
+
+def load_transformer(file: str) -> Any:
+    """A diffusers SD3 transformer as ComfyUI's MODEL, in float32.
+
+    UNETLoader takes a Stable Diffusion 3 to have as many layers as heads of 64, as all published ones do. This one has
+    4 layers and 2 heads, which ComfyUI's network can be told, but its loader cannot.
+    """
+    weights = comfy.utils.load_torch_file(file)
+    layers = len({key.split(".")[1] for key in weights if key.startswith("transformer_blocks.")})
+    weights = comfy.model_detection.convert_diffusers_mmdit(weights)
+    config = comfy.model_detection.model_config_from_unet(weights, "")
+    config.unet_config["num_blocks"] = layers
+    config.set_inference_dtype(torch.float32, None)
+    network = config.get_model(weights, "")
+    network.load_model_weights(weights, "")
+    network.latent_format = shapes_latents()
+    management = comfy.model_management
+    model = comfy.model_patcher.ModelPatcher(
+        network, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+    )
+    # Where ComfyUI keeps how to load a model again: also what tells which file it came from.
+    model.cached_patcher_init = (load_transformer, (file,))
+    return model
 
 
 def shapes_latents() -> Any:
