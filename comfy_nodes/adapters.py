@@ -14,6 +14,9 @@ from dgpo_plugin.strength import folded
 from .matching import apply_strictly, base_note
 from .types import CATEGORY
 
+# With an adapter for the embedded model, so that the example workflows run as they are.
+folder_paths.add_model_folder_path("loras", str(Path(__file__).parent / "loras"))
+
 
 class LoadAdapter(io.ComfyNode):
     """An adapter on a model, at the strength that was asked for, or an error."""

@@ -47,7 +47,14 @@ class CompareAdapter(io.ComfyNode):
                     "latent", tooltip="Empty latents: their size is the pictures', their number the pictures a prompt."
                 ),
                 Prompts.Input("prompts", tooltip="From Prompt list; a row of the grid each."),
-                io.Int.Input("seed", default=0, min=0, max=2**63, tooltip="Of the first prompt; the next has one more."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53,
+                    control_after_generate=False,
+                    tooltip="Of the first prompt; the next has one more.",
+                ),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Of the sampler."),
                 io.Float.Input(
                     "cfg", default=4.5, min=1.0, max=30.0, step=0.1, tooltip="Guidance; 1 is none and twice as fast."

@@ -101,6 +101,12 @@ def load_transformer(file: str) -> Any:
     weights = comfy.model_detection.convert_diffusers_mmdit(weights)
     config = comfy.model_detection.model_config_from_unet(weights, "")
     config.unet_config["num_blocks"] = layers
+    # The last layer has scale and shift the other way round in diffusers; the conversion turned those of the layer
+    # that it takes for the last, and turning halves twice leaves them as they were.
+    for layer in {config.unet_config["depth"] - 1, layers - 1}:
+        for part in ("weight", "bias"):
+            key = f"joint_blocks.{layer}.context_block.adaLN_modulation.1.{part}"
+            weights[key] = torch.cat(weights[key].chunk(2)[::-1])
     config.set_inference_dtype(torch.float32, None)
     network = config.get_model(weights, "")
     network.load_model_weights(weights, "")

@@ -17,12 +17,14 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
+import yaml
 from comfy_api.latest import io, ui
 from PIL import Image
 from rich.console import Console
 from server import PromptServer
 from torch import Tensor
 
+from dgpo_plugin.checkpoint import MAY_CHANGE
 from dgpo_plugin.config import RunConfig, load_config, preset_names
 from dgpo_plugin.errors import Stopped, StopNow, UserError
 from dgpo_plugin.export import as_table, describe_adapter, read_adapter
@@ -88,7 +90,14 @@ class TrainAdapter(io.ComfyNode):
                     max=4096,
                     tooltip="Pictures in memory at once, 0 for all. Lower it if memory runs out: the result is the same.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**63, tooltip="Of everything that is drawn."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53,
+                    control_after_generate=False,
+                    tooltip="Of everything that is drawn.",
+                ),
                 io.Boolean.Input(
                     "resume",
                     default=False,
@@ -206,14 +215,15 @@ def run_watched(config: RunConfig, output: Path, reward: LoadedReward, node: str
 
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
-    begin = train
-    if (output / CONFIG_FILE).exists():
-        check_unchanged(config, output)
-        begin = _resume
+    going_on = (output / CONFIG_FILE).exists()
+    if going_on:
+        settle_settings(config, output)
     try:
         # Nodes run in inference mode, where nothing can be differentiated.
         with torch.inference_mode(False), torch.enable_grad(), _same_device():
-            return begin(config, output, console, reward=Stoppable(reward, stop), watch=watch)
+            if going_on:
+                return resume(output, console, reward=Stoppable(reward, stop), watch=watch)
+            return train(config, output, console, reward=Stoppable(reward, stop), watch=watch)
     except (Stopped, StopNow, UserError) as error:
         if not stop.pressed:
             raise
@@ -223,10 +233,6 @@ def run_watched(config: RunConfig, output: Path, reward: LoadedReward, node: str
         log.info("Train DGPO adapter: %s (%s)", done, saved or "no adapter yet")
         PromptServer.instance.send_progress_text(done, node)
         raise comfy.model_management.InterruptProcessingException from error
-
-
-def _resume(config: RunConfig, output: Path, console: Console, **options: Any) -> Path:
-    return resume(output, console, **options)
 
 
 class StopButton:
@@ -286,21 +292,25 @@ def _same_device() -> Iterator[None]:
                 os.environ["ACCELERATE_USE_CPU"] = before
 
 
-def check_unchanged(config: RunConfig, output: Path) -> None:
-    """Refuse to go on with other settings than the run in the folder was started with.
+def settle_settings(config: RunConfig, output: Path) -> None:
+    """Give the run in the folder the node's settings, as far as a run that goes on may have others.
 
     Raises:
-        UserError: names the first that differs.
+        UserError: names the first that it may not.
     """
-    now, before = config.model_dump(), load_config(str(output / CONFIG_FILE)).model_dump()
+    file = output / CONFIG_FILE
+    now, before = config.model_dump(mode="json"), load_config(str(file)).model_dump(mode="json")
     for section in now:
-        for key, value in now[section].items():
-            then = before[section].get(key)
-            if value != then:
+        for key in now[section]:
+            name, value, then = f"{section}.{key}", now[section][key], before[section].get(key)
+            # A falling learning rate depends on where the run ends.
+            fixed = name == "training.iterations" and config.training.decay != "none"
+            if value != then and (fixed or not name.startswith(MAY_CHANGE)):
                 raise UserError(
-                    f"Train DGPO adapter: {section}.{key} is {value!r}, but {output.name} was started with {then!r}; "
+                    f"Train DGPO adapter: {name} is {value!r}, but {output.name} was started with {then!r}; "
                     f"put it back, or choose another name"
                 )
+    write_text_atomically(file, yaml.safe_dump(now, sort_keys=False))
 
 
 def _preview(output: Path, iteration: int) -> tuple[str, Image.Image, int] | None:

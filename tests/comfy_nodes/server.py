@@ -13,7 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +110,32 @@ class Server:
             raise
         return json.loads(text) if text else None
 
-    def queue(self, graph: Graph) -> str:
+    @contextlib.contextmanager
+    def listening(self, client: str) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+        """What the server has told a browser so far, by message."""
+        file = self.base / f"{client}.jsonl"
+        with file.open("w") as sink:
+            command = [PYTHON, Path(__file__).with_name("listen.py"), self.address, client]
+            listener = subprocess.Popen(command, stdout=sink, preexec_fn=_die_with_parent)
+
+        def messages() -> list[dict[str, Any]]:
+            lines = file.read_text().splitlines(keepends=True)
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+
+        try:
+            until(lambda: messages(), "the server's greeting")
+            yield messages
+        finally:
+            listener.kill()
+            listener.wait()
+
+    def queue(self, graph: Graph, client: str = "") -> str:
         """Its id.
 
         Raises:
             BadPrompt: the server refuses it.
         """
-        answer = self.post("/prompt", {"prompt": graph})
+        answer = self.post("/prompt", {"prompt": graph, "client_id": client})
         assert not answer["node_errors"], answer
         return str(answer["prompt_id"])
 
@@ -146,6 +165,16 @@ class Server:
         failures = [details for kind, details in entry["status"]["messages"] if kind == "execution_error"]
         assert failures, json.dumps(entry["status"])[-2000:]
         return dict(failures[0])
+
+
+def until(happened: Callable[[], Any], what: str, timeout: float = 120) -> Any:
+    """Wait for something, and give it back."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if found := happened():
+            return found
+        time.sleep(0.02)
+    raise TimeoutError(f"waited {timeout:.0f} s for {what}")
 
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
