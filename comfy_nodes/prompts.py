@@ -25,7 +25,6 @@ class PromptList(io.ComfyNode):
             description="Prompts for scoring, comparing and training: your own, or a shipped set whose prompts carry "
             "what its reward needs to know.",
             search_aliases=["prompts", "dgpo"],
-            is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "source",

@@ -1,0 +1,61 @@
+"""The adapters of every family against ComfyUI's own key maps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.export import export_adapter
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.models import load_model
+from tests.comfy_nodes import environment
+from tests.comfy_nodes.server import Server
+from tests.dgpo_plugin.families import FAMILIES
+
+pytestmark = pytest.mark.slow
+
+KEYS = {"sd3": 62, "flux": 44, "flux2-klein": 40, "qwen-image": 32, "z-image": 32, "sdxl": 64, "sd15": 64}
+"""Families that ComfyUI's own loaders match whole, with the keys of our tiny one's adapter."""
+
+
+def matched(family: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What ComfyUI makes of an adapter for the family's tiny pipeline."""
+    if family == "sd3":
+        settings = ModelConfig(path="shapes", max_sequence_length=1)
+    else:
+        FAMILIES[family].build(folder / "model")
+        settings = ModelConfig(path=str(folder / "model"), max_sequence_length=FAMILIES[family].tokens)
+    policy = Policy(load_model(settings), LoraConfig(rank=2, alpha=4), seed=0)
+    adapter = folder / "adapter.safetensors"
+    config = RunConfig(model=settings)
+    export_adapter(policy, policy.copy_weights(), adapter, config, steps=0, reward_before=None, reward_after=None)
+    model: Any = policy.model
+    denoiser = environment.ROOT / "dgpo_plugin/worlds/shapes/pipeline" if family == "sd3" else folder / "model"
+    denoiser = denoiser / model.prefix
+    command = [environment.PYTHON, Path(__file__).with_name("key_maps.py"), family]
+    command += [denoiser / "diffusion_pytorch_model.safetensors", denoiser / "config.json", adapter]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+
+@pytest.mark.parametrize("family", KEYS)
+def test_every_key_is_matched(server: Server, family: str, tmp_path: Path) -> None:
+    done = matched(family, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["unmatched"] == []
+    assert found["comfyui"] == found["ours"] == found["total"] == KEYS[family]
+    assert found["layers"] == found["total"] // 2
+
+
+def test_sana_is_unknown_to_comfyui(server: Server, tmp_path: Path) -> None:
+    """Its adapters are for diffusers; should ComfyUI learn Sana, this test asks for a row in KEYS."""
+    base = (environment.SERVER / "comfy" / "model_base.py").read_text()
+    assert "class Sana" not in base
+    done = matched("sana", tmp_path)
+    assert done.returncode != 0
+    assert "no class of ComfyUI is sana's" in done.stderr
