@@ -64,10 +64,10 @@ class LoadAdapter(io.ComfyNode):
         matched = apply_strictly(model, scaled, strength, header, f"adapter {adapter}")
         rows = [
             ("keys", f"{matched.matched} of {matched.total} matched"),
-            ("scale in file", scale),
+            ("scale", scale),
             ("strength", f"{strength:g}"),
             ("base", base_note(model, header)),
-            *describe_adapter(path),
+            *(row for row in describe_adapter(path) if row[0] != "scale"),
         ]
         card = as_table(rows)
         return io.NodeOutput(matched.model, card, ui=ui.PreviewText(card))

@@ -142,12 +142,12 @@ def test_the_loader_says_what_it_did(server: Server) -> None:
     whole = card(server, node("DGPOLoadShapes"), "shapes.safetensors")
     # 4 layers of 8 projections, but for the last layer's text output; A and B each.
     assert whole["keys"] == "62 of 62 matched"
-    assert whole["scale in file"].startswith("1, alpha / rank is in the weights (alpha was 8)")
+    assert whole["scale"].startswith("1, alpha / rank is in the weights (alpha was 8)")
     assert whole["strength"] == "0.5"
     assert whole["base"] == "trained on shapes, these very weights"
     assert (whole["reward before"], whole["reward after"]) == ("0.250000", "0.750000")
     unet = node("UNETLoader", unet_name="cut.safetensors", weight_dtype="default")
-    assert card(server, unet, "cut-old.safetensors")["scale in file"].startswith("2, alpha / rank from the header")
+    assert card(server, unet, "cut-old.safetensors")["scale"].startswith("2, alpha / rank from the header")
 
 
 def test_other_weights_of_the_same_shape_are_named(server: Server, base: Path) -> None:
