@@ -67,9 +67,8 @@ class LoadAdapter(io.ComfyNode):
             ("scale", scale),
             ("strength", f"{strength:g}"),
             ("base", base_note(model, header)),
-            *(row for row in describe_adapter(path) if row[0] != "scale"),
         ]
-        card = as_table(rows)
+        card = as_table(rows + [row for row in own_rows(adapter) if row[0] != "scale"])
         return io.NodeOutput(matched.model, card, ui=ui.PreviewText(card))
 
 
@@ -101,7 +100,7 @@ class AdapterCard(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: str) -> io.NodeOutput:
-        card = as_table(describe_adapter(adapter_path(adapter)))
+        card = as_table(own_rows(adapter))
         return io.NodeOutput(card, ui=ui.PreviewText(card))
 
 
@@ -115,6 +114,11 @@ def adapter_path(name: str) -> Path:
     if path is None:
         raise UserError(f"adapter {name}: not in the loras folders any more; press R to read them again")
     return Path(path)
+
+
+def own_rows(name: str) -> list[tuple[str, str]]:
+    """What a file says about itself, under the name that ComfyUI lists it by."""
+    return [("file", name), *describe_adapter(adapter_path(name))[1:]]
 
 
 def _changed(name: str) -> object:

@@ -1,6 +1,7 @@
 // Shows a node's text output (cards, scores, reports) in the node itself.
-import { app } from "../../scripts/app.js";
-import { ComfyWidgets } from "../../scripts/widgets.js";
+// Served as /extensions/<pack>/js/text.js, three folders below the front end's scripts.
+import { app } from "../../../scripts/app.js";
+import { ComfyWidgets } from "../../../scripts/widgets.js";
 
 const WIDGET = "dgpo_text";
 
