@@ -48,7 +48,9 @@ class LoadAdapter(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output("patched", display_name="model", tooltip="The model with the adapter on it."),
-                io.String.Output("card", display_name="card", tooltip="Keys matched, effective scale, base, and its card."),
+                io.String.Output(
+                    "card", display_name="card", tooltip="Keys matched, effective scale, base, and its card."
+                ),
             ],
         )
 

@@ -60,7 +60,10 @@ class CompareAdapter(io.ComfyNode):
                     "cfg", default=4.5, min=1.0, max=30.0, step=0.1, tooltip="Guidance; 1 is none and twice as fast."
                 ),
                 io.Combo.Input(
-                    "sampler", options=list(comfy.samplers.KSampler.SAMPLERS), default="euler", tooltip="As in KSampler."
+                    "sampler",
+                    options=list(comfy.samplers.KSampler.SAMPLERS),
+                    default="euler",
+                    tooltip="As in KSampler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -71,10 +74,14 @@ class CompareAdapter(io.ComfyNode):
                 Reward.Input("reward", optional=True, tooltip="Scores the pictures; without one there are no scores."),
             ],
             outputs=[
-                io.Image.Output("grid", display_name="grid", tooltip="A row a prompt: without on the left, with on the right."),
+                io.Image.Output(
+                    "grid", display_name="grid", tooltip="A row a prompt: without on the left, with on the right."
+                ),
                 io.Image.Output("images_without", display_name="without", tooltip="The base's pictures."),
                 io.Image.Output("images_with", display_name="with", tooltip="The adapter's pictures."),
-                io.Float.Output("gain", display_name="gain", tooltip="Mean score with, minus without; 0 with no reward."),
+                io.Float.Output(
+                    "gain", display_name="gain", tooltip="Mean score with, minus without; 0 with no reward."
+                ),
                 io.String.Output("report", display_name="report", tooltip="Means and how often which was better."),
             ],
         )
@@ -95,7 +102,7 @@ class CompareAdapter(io.ComfyNode):
         scheduler: str,
         reward: LoadedReward | None = None,
     ) -> io.NodeOutput:
-        if without.clone_base_uuid != with_adapter.clone_base_uuid:
+        if without.model is not with_adapter.model:
             raise UserError("Compare adapter: the two models are different bases; patch the one that is 'without'")
         empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
         sides: list[list[Tensor]] = [[], []]
@@ -136,7 +143,7 @@ def summary(before: Sequence[float], after: Sequence[float], name: str) -> tuple
 def draw_grid(
     before: Tensor, after: Tensor, scores: list[list[float]] | None, captions: Sequence[str], title: str
 ) -> Tensor:
-    """A captioned sheet (1, H, W, 3) in [0, 1] of two batches (N, h, w, C), N / len(captions) pictures a row and side."""
+    """A captioned sheet (1, H, W, 3) in [0, 1] of two batches (N, h, w, C): a row a caption, a half a batch."""
     number = len(before) // len(captions)
     enlarged = -(-LEAST_SIDE // before.shape[2])
     height, width = before.shape[1] * enlarged, before.shape[2] * enlarged

@@ -54,15 +54,17 @@ class ShapesVAE:
     def decode(self, samples: Tensor) -> Tensor:
         """Latents (N, 16, h, w) as the VAE made them -> pictures (N, 8 h, 8 w, 3) in [0, 1]."""
         vae = _pipeline().vae
-        decoded = vae.decode(samples.to(vae.device, vae.dtype), return_dict=False)[0]
-        return (decoded.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
+        decoded: Tensor = vae.decode(samples.to(vae.device, vae.dtype), return_dict=False)[0]
+        pictures = (decoded.float() / 2 + 0.5).clamp(0, 1)
+        return pictures.movedim(1, -1).cpu()
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Pictures (N, H, W, 3) in [0, 1] -> latents (N, 16, H / 8, W / 8), the distribution's mode."""
         vae = _pipeline().vae
         pictures = pixels[..., :3].movedim(-1, 1).to(vae.device, vae.dtype) * 2 - 1
-        return vae.encode(pictures).latent_dist.mode().float().cpu()
+        latents: Tensor = vae.encode(pictures).latent_dist.mode()
+        return latents.float().cpu()
 
 
 class LoadShapes(io.ComfyNode):
@@ -79,7 +81,9 @@ class LoadShapes(io.ComfyNode):
             search_aliases=["shapes", "demo model", "dgpo"],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="Its transformer, in ComfyUI's own code."),
-                io.Clip.Output("clip", display_name="clip", tooltip="Its text encoders; reads text as it is, no weights."),
+                io.Clip.Output(
+                    "clip", display_name="clip", tooltip="Its text encoders; reads text as it is, no weights."
+                ),
                 io.Vae.Output("vae", display_name="vae", tooltip="Its VAE, 8 pixels a latent."),
             ],
         )

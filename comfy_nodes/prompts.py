@@ -30,7 +30,7 @@ class PromptList(io.ComfyNode):
                     "source",
                     options=[OWN, *PROMPT_SETS],
                     default=OWN,
-                    tooltip="Your own text, or a shipped set. The reward 'shapes' needs a set that starts with shapes/.",
+                    tooltip="Your own text, or a shipped set. The reward 'shapes' needs one that starts with shapes/.",
                 ),
                 io.String.Input(
                     "text",

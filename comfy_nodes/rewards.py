@@ -201,9 +201,7 @@ class ScoreImages(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, images: list[Tensor], reward: list[LoadedReward], prompts: list[list[Prompt]]
-    ) -> io.NodeOutput:
+    def execute(cls, images: list[Tensor], reward: list[LoadedReward], prompts: list[list[Prompt]]) -> io.NodeOutput:
         asked = [prompt for given in prompts for prompt in given]
         scores = score(reward[0], images, asked, "Score images")
         return io.NodeOutput(scores.values, scores.mean, scores.report(), ui=ui.PreviewText(scores.report()))
@@ -249,7 +247,9 @@ class BestOfN(io.ComfyNode):
         if k > len(images):
             raise UserError(f"Best of N: k is {k}, but the batch has {len(images)} pictures; lower k")
         if latents is not None and len(latents["samples"]) != len(images):
-            raise UserError(f"Best of N: {len(latents['samples'])} latents for {len(images)} pictures; give the batch's")
+            raise UserError(
+                f"Best of N: {len(latents['samples'])} latents for {len(images)} pictures; give the batch's"
+            )
         scores = score(reward, [images], prompts, "Best of N")
         order = sorted(range(len(images)), key=lambda n: -scores.values[n])[:k]
         kept = None if latents is None else _chosen(latents, order, len(images))

@@ -11,13 +11,13 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from comfy_api.latest import io, ui
 from PIL import Image
 from rich.console import Console
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dgpo_plugin.checkpoint import MAY_CHANGE
 from dgpo_plugin.config import RunConfig, load_config, preset_names
-from dgpo_plugin.errors import Stopped, StopNow, UserError
+from dgpo_plugin.errors import StopNow, Stopped, UserError
 from dgpo_plugin.export import as_table, describe_adapter, read_adapter
 from dgpo_plugin.files import write_text_atomically
 from dgpo_plugin.prompts import Prompt, prompts_hash, read_prompts
@@ -66,7 +66,7 @@ class TrainAdapter(io.ComfyNode):
                     "preset",
                     options=list(preset_names()),
                     default="shapes",
-                    tooltip="Where all other settings come from: shapes for the shipped model, sd35-... for large ones.",
+                    tooltip="Where all other settings come from: shapes for the shipped model, sd35-... for large.",
                 ),
                 io.String.Input(
                     "name",
@@ -88,7 +88,7 @@ class TrainAdapter(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="Pictures in memory at once, 0 for all. Lower it if memory runs out: the result is the same.",
+                    tooltip="Pictures in memory at once, 0 for all. Lower it if memory runs out: same result.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -117,7 +117,9 @@ class TrainAdapter(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.LoraModel.Output("lora", display_name="lora", tooltip="For ComfyUI's Load LoRA Model and Save LoRA."),
+                io.LoraModel.Output(
+                    "lora", display_name="lora", tooltip="For ComfyUI's Load LoRA Model and Save LoRA."
+                ),
                 io.LossMap.Output("loss_map", display_name="loss_map", tooltip="For ComfyUI's Plot Loss Graph."),
                 io.String.Output("file", display_name="file", tooltip="The adapter's name in the loras folders."),
                 io.String.Output("report", display_name="report", tooltip="The adapter's card."),
@@ -157,8 +159,6 @@ class TrainAdapter(io.ComfyNode):
             "lora.rank": rank,
             # A preset's alpha belongs to its rank.
             "lora.alpha": rank * (lambda lora: lora.alpha / lora.rank)(load_config(preset).lora),
-            # Tried again, a reward that was stopped would go on.
-            "reward.retries": 0,
         }
         own = [line.strip() for line in settings.splitlines() if line.strip()]
         config = load_config(preset, [*(f"{key}={json.dumps(value)}" for key, value in explicit.items()), *own])
@@ -194,7 +194,9 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     """
     if path.exists():
         if prompts_hash(read_prompts(path)) != prompts_hash(prompts):
-            raise UserError(f"Train DGPO adapter: {path.parent.name} was trained on other prompts; put them back to resume")
+            raise UserError(
+                f"Train DGPO adapter: {path.parent.name} was trained on other prompts; put them back to resume"
+            )
         return
     lines = [json.dumps({"prompt": p.text, **p.metadata}, ensure_ascii=False) for p in prompts]
     write_text_atomically(path, "\n".join(lines) + "\n")
@@ -210,11 +212,15 @@ def run_watched(config: RunConfig, output: Path, reward: LoadedReward, node: str
         if record is None:
             for module in trainer.model.denoiser.modules():
                 module.register_forward_pre_hook(stop.check)
-        bar.update_absolute(trainer.iteration, preview=_preview(output, trainer.iteration))
+        try:
+            bar.update_absolute(trainer.iteration, preview=_preview(output, trainer.iteration))
+        except comfy.model_management.InterruptProcessingException:  # the bar looks at the button too
+            stop.press()
         stop.check()
 
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
+    AcceleratorState._reset_state()  # or a run in fp16 could not follow one that was not, in the same server
     going_on = (output / CONFIG_FILE).exists()
     if going_on:
         settle_settings(config, output)
@@ -224,15 +230,15 @@ def run_watched(config: RunConfig, output: Path, reward: LoadedReward, node: str
             if going_on:
                 return resume(output, console, reward=Stoppable(reward, stop), watch=watch)
             return train(config, output, console, reward=Stoppable(reward, stop), watch=watch)
-    except (Stopped, StopNow, UserError) as error:
-        if not stop.pressed:
-            raise
+    except (Stopped, StopNow) as error:
         saved = publish(output)
-        text = f"{error or 'stopped before the first iteration'}"
-        done = f"stopped; {text.partition('; go on')[0]}; set resume to go on"
+        said = str(error).partition("; go on")[0] or "stopped before the first iteration, nothing to save"
+        done = f"{said}; set resume to go on"
         log.info("Train DGPO adapter: %s (%s)", done, saved or "no adapter yet")
         PromptServer.instance.send_progress_text(done, node)
         raise comfy.model_management.InterruptProcessingException from error
+    finally:
+        comfy.model_management.soft_empty_cache()
 
 
 class StopButton:
@@ -241,11 +247,16 @@ class StopButton:
     def __init__(self) -> None:
         self.pressed = False
 
+    def press(self) -> None:
+        """Remember it, and let go of the button: what stops the prompt is raised once everything is saved."""
+        self.pressed = True
+        comfy.model_management.interrupt_current_processing(False)
+
     def check(self, *_: object) -> None:
         """Raises StopNow once the button is pressed; also a hook before any module's forward."""
-        self.pressed = self.pressed or comfy.model_management.processing_interrupted()
+        if comfy.model_management.processing_interrupted():
+            self.press()
         if self.pressed:
-            comfy.model_management.interrupt_current_processing(False)
             raise StopNow
 
 
@@ -325,7 +336,7 @@ def _preview(output: Path, iteration: int) -> tuple[str, Image.Image, int] | Non
 
 
 def publish(output: Path) -> str | None:
-    """Copy the run's adapter to ``output/loras``, where every loader lists it; its name there, None if there is none."""
+    """Copy the run's adapter to ``output/loras``, where loaders list it; its name there, None if there is none."""
     adapter = output / "adapter.safetensors"
     if not adapter.exists():
         return None

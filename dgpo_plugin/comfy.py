@@ -84,9 +84,8 @@ def install(comfyui: Path, python: Path | None = None) -> Report:
         whose = ", which is ComfyUI's own: upgrade it there" if name in MOVED_BY_NOBODY else ""
         problems.append(f"{name} {found[name]} is older than {oldest}{whose}")
     if missing:
-        problems.append(
-            f"not installed: {', '.join(missing)}; {interpreter} -m pip install --requirement {ROOT / 'requirements.txt'}"
-        )
+        command = f"{interpreter} -m pip install --requirement {ROOT / 'requirements.txt'}"
+        problems.append(f"not installed: {', '.join(missing)}; {command}")
     return Report(rows, problems)
 
 
@@ -102,7 +101,11 @@ def _comfyui_version(folder: Path) -> str:
 
 def _interpreter(comfyui: Path) -> Path:
     """ComfyUI's own python where its usual installations keep it."""
-    places = [folder / inner for folder in (comfyui / ".venv", comfyui / "venv") for inner in ("bin/python", "Scripts/python.exe")]
+    places = [
+        folder / inner
+        for folder in (comfyui / ".venv", comfyui / "venv")
+        for inner in ("bin/python", "Scripts/python.exe")
+    ]
     places.append(comfyui.parent / "python_embeded" / "python.exe")
     return next((place for place in places if place.is_file()), Path(sys.executable))
 

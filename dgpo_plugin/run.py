@@ -28,7 +28,7 @@ from dgpo_plugin.checkpoint import (
     save_checkpoint,
 )
 from dgpo_plugin.config import RunConfig, load_config
-from dgpo_plugin.errors import Stopped, StopNow, UserError
+from dgpo_plugin.errors import StopNow, Stopped, UserError
 from dgpo_plugin.export import creation_date, export_adapter, package_versions
 from dgpo_plugin.files import atomic_path, write_text_atomically
 from dgpo_plugin.processes import Processes, join_processes

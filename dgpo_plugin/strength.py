@@ -51,7 +51,10 @@ def folded(tensors: Mapping[str, Tensor], header: Mapping[str, str], where: str)
             raise UserError(f"{where}: {DIFFUSERS_HEADER} in its header has no usable alpha ({error})") from error
         out[second] = tensors[second].float() * scale
         scales.add(round(scale, 4))
-    return out, f"{_span(scales)}, alpha / rank from the header, multiplied in here (loaders that read no header miss it)"
+    return (
+        out,
+        f"{_span(scales)}, alpha / rank from the header, multiplied in here (loaders that read no header miss it)",
+    )
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:

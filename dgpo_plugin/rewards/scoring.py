@@ -13,7 +13,7 @@ from queue import Queue
 from torch import Tensor
 
 from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.errors import StopNow, UserError
 from dgpo_plugin.files import atomic_path, write_text_atomically
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards.registry import Reward, checked_rewards
@@ -52,6 +52,8 @@ class Scorer:
                 time.sleep(RETRY_PAUSE * 2 ** (attempt - 1))
             try:
                 return self._attempt(images, prompts), time.perf_counter() - started
+            except StopNow:
+                raise
             except UserError as error:
                 raise UserError(f"{error}{self._save(images, prompts)}") from error
             except Exception as error:  # whatever a user's reward raises

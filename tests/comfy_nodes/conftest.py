@@ -29,7 +29,7 @@ _unreachable: list[str] = []
 
 @pytest.fixture(scope="session")
 def cut_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded pipeline with the first and the last of its four layers: as many as heads, as UNETLoader wants it."""
+    """The embedded pipeline with the first and the last of its four layers: as many as heads, for UNETLoader."""
     folder = tmp_path_factory.mktemp("models") / "cut"
     shutil.copytree(SHAPES, folder)
     weights = load_file(SHAPES / WEIGHTS)

@@ -18,9 +18,11 @@ async def listen(address: str, client: str) -> None:
                 print(message.data, flush=True)
             elif message.type == aiohttp.WSMsgType.BINARY:
                 (kind,) = struct.unpack(">I", message.data[:4])
-                shown = {"type": "text", "text": message.data[4:].decode("utf-8", "replace")} if kind == TEXT else {
-                    "type": "preview", "bytes": len(message.data)
-                }
+                shown = (
+                    {"type": "text", "text": message.data[4:].decode("utf-8", "replace")}
+                    if kind == TEXT
+                    else {"type": "preview", "bytes": len(message.data)}
+                )
                 print(json.dumps(shown), flush=True)
 
 

@@ -99,7 +99,11 @@ def test_samples_are_those_of_diffusers(
 ) -> None:
     adapter = server.base / "models" / "loras" / f"{model}.safetensors"
     if model == "cut":
-        folder, loads, scaling = cut_pipeline, node("UNETLoader", unet_name="cut.safetensors", weight_dtype="default"), SD3_LATENTS
+        folder, loads, scaling = (
+            cut_pipeline,
+            node("UNETLoader", unet_name="cut.safetensors", weight_dtype="default"),
+            SD3_LATENTS,
+        )
     else:
         folder, loads = SHAPES, node("DGPOLoadShapes")
         vae = StableDiffusion3Pipeline.from_pretrained(SHAPES).vae.config
@@ -153,7 +157,11 @@ def test_the_loader_says_what_it_did(server: Server) -> None:
 def test_other_weights_of_the_same_shape_are_named(server: Server, base: Path) -> None:
     weights = load_file(SHAPES / "transformer" / "diffusion_pytorch_model.safetensors")
     other = base / "models" / "diffusion_models" / "other.safetensors"
-    kept = {k.replace("blocks.3.", "blocks.1."): v for k, v in weights.items() if "blocks.1." not in k and "blocks.2." not in k}
+    kept = {
+        k.replace("blocks.3.", "blocks.1."): v
+        for k, v in weights.items()
+        if "blocks.1." not in k and "blocks.2." not in k
+    }
     save_file({key: value + 0.01 for key, value in kept.items()}, other)
     said = card(server, node("UNETLoader", unet_name="other.safetensors", weight_dtype="default"), "cut.safetensors")
     assert said["base"].startswith("MISMATCH: trained on ")
@@ -163,7 +171,11 @@ def test_other_weights_of_the_same_shape_are_named(server: Server, base: Path) -
 @pytest.mark.parametrize(
     ("model", "file", "message"),
     [
-        ("cut", "shapes.safetensors", "30 of 62 keys match this model (SD3); it was made for stable-diffusion-3-medium"),
+        (
+            "cut",
+            "shapes.safetensors",
+            "30 of 62 keys match this model (SD3); it was made for stable-diffusion-3-medium",
+        ),
         ("cut", "foreign.safetensors", "0 of 1 keys match this model (SD3); it was made for an unnamed base"),
     ],
 )

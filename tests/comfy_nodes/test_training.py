@@ -155,9 +155,11 @@ def test_stopping_saves_and_resuming_gives_the_same_adapter(server: Server) -> N
     assert all(torch.equal(expected[key], resumed[key]) for key in expected)
 
 
-def test_a_reward_that_takes_long_can_be_stopped_too(server: Server) -> None:
-    prompt = server.queue(training("waiting", reward=("mine.py", "slow")))
-    until(lambda: (server.base / "output" / "dgpo" / "waiting" / "config.yaml").exists(), "the run to start")
+@pytest.mark.parametrize(("function", "done"), [("slow", 0), ("SlowLater", 1)])
+def test_a_reward_that_takes_long_can_be_stopped_too(server: Server, function: str, done: int) -> None:
+    run = server.base / "output" / "dgpo" / function
+    prompt = server.queue(training(function, reward=("mine.py", function)))
+    until(lambda: (run / "config.yaml").exists() and len(lines(server, function)) == done, "the run to get there")
     time.sleep(1)  # to be inside the reward, which sleeps for half a minute
     pressed = time.monotonic()
     server.post("/interrupt", {})
@@ -166,6 +168,8 @@ def test_a_reward_that_takes_long_can_be_stopped_too(server: Server) -> None:
     print(f"stopped in {took:.2f} s")
     assert interrupted(entry), entry["status"]
     assert took < RESPONSE
+    assert len(list((run / "checkpoints").glob("[0-9]*"))) == done
+    assert (server.base / "output" / "loras" / f"{function}.safetensors").exists() == bool(done)
     # The server is as good as before.
     assert server.run({"card": node("DGPOAdapterCard", adapter="shapes.safetensors")})
 
@@ -209,7 +213,12 @@ def test_a_run_goes_on_only_as_it_began(server: Server, changes: dict[str, Any],
 
 @pytest.mark.parametrize(
     ("changes", "name"),
-    [({"iterations": 0}, "iterations"), ({"rank": 4096}, "rank"), ({"group_size": 1}, "group_size"), ({"preset": "x"}, "preset")],
+    [
+        ({"iterations": 0}, "iterations"),
+        ({"rank": 4096}, "rank"),
+        ({"group_size": 1}, "group_size"),
+        ({"preset": "x"}, "preset"),
+    ],
 )
 def test_values_beyond_the_limits_are_refused_at_once(server: Server, changes: dict[str, Any], name: str) -> None:
     with pytest.raises(BadPrompt) as refused:

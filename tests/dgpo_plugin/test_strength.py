@@ -62,7 +62,11 @@ def test_the_header_is_read_as_peft_reads_it(settings: dict[str, Any], shown: st
 
 
 def test_alpha_tensors_are_left_to_the_loader() -> None:
-    tensors = {"a.lora_down.weight": torch.ones(2, 3), "a.lora_up.weight": torch.ones(3, 2), "a.alpha": torch.tensor(4.0)}
+    tensors = {
+        "a.lora_down.weight": torch.ones(2, 3),
+        "a.lora_up.weight": torch.ones(3, 2),
+        "a.alpha": torch.tensor(4.0),
+    }
     same, note = folded(tensors, header(r=2, lora_alpha=8), "adapter x")
     assert all(torch.equal(same[key], tensors[key]) for key in tensors)
     assert note.startswith("2, alpha / rank as tensors")
@@ -75,7 +79,9 @@ def test_a_file_without_alpha_is_as_it_is() -> None:
     assert note == "1, the file states no alpha"
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"lora_alpha": "many"}', '{"alpha_pattern": {"(": 1}}', '{"alpha_pattern": 3}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"lora_alpha": "many"}', '{"alpha_pattern": {"(": 1}}', '{"alpha_pattern": 3}']
+)
 def test_a_header_that_cannot_be_read_is_an_error(text: str) -> None:
     tensors = {"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(3, 2)}
     with pytest.raises(UserError, match="adapter x: lora_adapter_metadata in its header"):
