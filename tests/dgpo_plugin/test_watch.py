@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from dgpo_plugin.config import RunConfig
-from dgpo_plugin.errors import Stopped, StopNow
+from dgpo_plugin.errors import StopNow, Stopped
 from dgpo_plugin.export import read_adapter
 from dgpo_plugin.run import resume, train
 from dgpo_plugin.trainer import Trainer
