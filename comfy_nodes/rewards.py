@@ -95,7 +95,6 @@ class LoadReward(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        known = "; ".join(f"{name}: {info.measures}, {info.range}" for name, info in reward_names().items())
         return io.Schema(
             node_id="DGPOLoadReward",
             display_name="Load reward (DGPO)",
@@ -108,7 +107,8 @@ class LoadReward(io.ComfyNode):
                     "reward",
                     options=reward_options(),
                     default="ocr",
-                    tooltip=f"{known}. Your own: a .py file in models/{FOLDER}.",
+                    tooltip="Shipped and installed ones, then your own .py files in models/dgpo_rewards. What one "
+                    "measures is shown in the node.",
                 ),
                 io.String.Input(
                     "function",
@@ -127,7 +127,10 @@ class LoadReward(io.ComfyNode):
     @classmethod
     def execute(cls, reward: str, function: str) -> io.NodeOutput:
         name = full_name(reward, function)
-        return io.NodeOutput(loaded_reward(name, own_hash([name])))
+        loaded = loaded_reward(name, own_hash([name]))
+        info = reward_names().get(reward)
+        said = f"{reward}, {function}" if info is None else f"{reward}: {info.measures}; {info.range}"
+        return io.NodeOutput(loaded, ui=ui.PreviewText(said))
 
 
 def for_each(prompts: Sequence[Prompt], pictures: int, where: str) -> list[Prompt]:

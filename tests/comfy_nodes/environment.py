@@ -93,7 +93,7 @@ def _pip(*arguments: str | Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode == 0:
         return
-    if any(sign in done.stderr for sign in ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError")):
+    if "after connection broken by" in done.stderr:
         raise Unreachable(done.stderr[-1000:])
     raise RuntimeError(f"pip {' '.join(map(str, arguments))}:\n{done.stderr[-3000:]}")
 
