@@ -217,3 +217,30 @@ def test_installing_the_requirements_moves_nothing(server: Server) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Would install" not in done.stdout
+
+
+def test_a_clone_works_without_installing_the_library(server: Server, tmp_path: Path) -> None:
+    """Loaded as ComfyUI loads a pack, by a python that knows nothing of this project."""
+    script = f"""
+import asyncio, importlib.util, sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+sys.path[:] = [{str(environment.SERVER)!r}, *(place for place in sys.path if place and "editable" not in place)]
+assert importlib.util.find_spec("dgpo_plugin") is None
+sys.argv[1:] = ["--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import comfy.utils, server, nodes
+spec = importlib.util.spec_from_file_location("/somewhere/dgpo-plugin", {str(environment.ROOT / "__init__.py")!r})
+pack = importlib.util.module_from_spec(spec)
+sys.modules["/somewhere/dgpo-plugin"] = pack
+spec.loader.exec_module(pack)
+extension = asyncio.run(pack.comfy_entrypoint())
+print(len(asyncio.run(extension.get_node_list())), pack.WEB_DIRECTORY)
+import dgpo_plugin
+print(dgpo_plugin.__file__)
+"""
+    done = subprocess.run([environment.PYTHON, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *_, made, where = done.stdout.splitlines()
+    assert made == "9 ./comfy_nodes/web"
+    assert Path(where) == environment.ROOT / "dgpo_plugin" / "__init__.py"
