@@ -12,7 +12,8 @@ function show(node, text) {
     widget.serialize = false; // not an input of the node
     widget.options.serialize = false;
     if (widget.inputEl) widget.inputEl.readOnly = true;
-    node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], 260)]);
+    const [width, height] = text.split("\n").length > 3 ? [420, 260] : node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   }
   widget.value = text;
   app.graph.setDirtyCanvas(true);
