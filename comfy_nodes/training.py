@@ -146,6 +146,7 @@ class TrainAdapter(io.ComfyNode):
         settings: str = "",
     ) -> io.NodeOutput:
         output = run_folder(name, resume)
+        usual = load_config(preset).lora
         explicit = {
             "model.path": model,
             "reward.name": reward.name,
@@ -158,7 +159,7 @@ class TrainAdapter(io.ComfyNode):
             "training.seed": seed,
             "lora.rank": rank,
             # A preset's alpha belongs to its rank.
-            "lora.alpha": rank * (lambda lora: lora.alpha / lora.rank)(load_config(preset).lora),
+            "lora.alpha": rank * usual.alpha / usual.rank,
         }
         own = [line.strip() for line in settings.splitlines() if line.strip()]
         config = load_config(preset, [*(f"{key}={json.dumps(value)}" for key, value in explicit.items()), *own])
@@ -181,7 +182,7 @@ def run_folder(name: str, going_on: bool) -> Path:
     if going_on and (home / name / CONFIG_FILE).exists():
         return home / name
     number = 1
-    while (folder := home / (name if number == 1 else f"{name}-{number}")).exists():
+    while (folder := home / (name if number == 1 else f"{name}-{number}")).joinpath(CONFIG_FILE).exists():
         number += 1
     return folder
 
@@ -192,7 +193,7 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     Raises:
         UserError: other prompts than are there.
     """
-    if path.exists():
+    if path.with_name(CONFIG_FILE).exists() and path.exists():
         if prompts_hash(read_prompts(path)) != prompts_hash(prompts):
             raise UserError(
                 f"Train DGPO adapter: {path.parent.name} was trained on other prompts; put them back to resume"

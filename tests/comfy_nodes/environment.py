@@ -27,9 +27,10 @@ SDIST = HERE / "comfyui.txt"
 _OPERATORS = """\
 import torch
 # The kernels in this package are linked against CUDA. Only the operators' schemas are needed to import it on a CPU.
-_schemas = torch.library.Library("torchvision", "FRAGMENT")
-_schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+if torch.version.cuda is None:
+    _schemas = torch.library.Library("torchvision", "FRAGMENT")
+    _schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
 
 

@@ -199,6 +199,14 @@ def test_mistakes_are_clear_errors(server: Server, changes: dict[str, Any], mess
     assert message in failure["exception_message"]
 
 
+def test_a_run_that_could_not_start_does_not_take_its_name(server: Server) -> None:
+    assert "no such folder" in server.error(training("free", 1, model="no-such-folder"))["exception_message"]
+    graph = training("free", 1)
+    graph["list"]["inputs"]["start"] = 5
+    server.run(graph)
+    assert (server.base / "output" / "loras" / "free.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"rank": 8}, "lora.rank is 8, but resumed was started with 4"), ({"iterations": 9}, "training.iterations is 9")],
@@ -209,6 +217,20 @@ def test_a_run_goes_on_only_as_it_began(server: Server, changes: dict[str, Any],
         server.run(training(name, 1))
     failure = server.error(training(name, **{"iterations": 1, "resume": True, **changes}))
     assert message in failure["exception_message"]
+
+
+def test_a_run_goes_on_only_with_its_prompts(server: Server) -> None:
+    server.run(training("prompted", 1))
+    other = training("prompted", 1, resume=True)
+    other["list"]["inputs"]["start"] = 5
+    assert "prompted was trained on other prompts" in server.error(other)["exception_message"]
+
+
+def test_a_run_can_be_made_longer_where_nothing_depends_on_its_end(server: Server) -> None:
+    constant = f"{SETTINGS}\ntraining.decay=none"
+    server.run(training("longer", 1, settings=constant))
+    server.run(training("longer", 2, settings=constant, resume=True))
+    assert [line["iteration"] for line in lines(server, "longer")] == [1, 2]
 
 
 @pytest.mark.parametrize(
