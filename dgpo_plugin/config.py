@@ -64,12 +64,25 @@ class RewardConfig(_Config):
     Attributes:
         name: as in ``dgpo list rewards``, or your own: ``path/to/file.py:function``; null with ``sum``.
         sum: several rewards by name, each with its weight, instead of ``name``.
+        aggregate: of several, the weighted sum of the ``rewards``, whose scales then matter; or of their
+            ``advantages``, each reward normalised by itself first (GDPO, arXiv 2601.05242).
+        options: a reward's own settings by its name, such as ``{hpsv2.1: {weights: /models/HPS_v2.1_compressed.pt}}``.
+        device: where rewards with weights run; ``auto`` is the GPU if there is one.
+        precision: of their weights.
+        batch_size: pictures through them at once.
+        offload: keep their weights in main memory between two uses.
         retries: further attempts after an exception or a time-out.
         timeout: seconds an attempt may take; null for any.
     """
 
     name: str | None = "shapes"
     sum: dict[str, float] = {}
+    aggregate: Literal["rewards", "advantages"] = "rewards"
+    options: dict[str, dict[str, Any]] = {}
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_size: int = Field(16, ge=1)
+    offload: bool = False
     retries: int = Field(2, ge=0)
     timeout: float | None = Field(None, gt=0)
 

@@ -149,7 +149,7 @@ def test_a_weighted_sum(own: Path) -> None:
     [
         ("missing.py:x", "no file missing.py"),
         ("{own}:absent", "defines no 'absent'"),
-        ("{own}:number", "number cannot be called"),
+        ("{own}:number", "number: cannot be called"),
         ("{own}:one", r"must take \(images, prompts\)"),
         ("ocrr", "no reward 'ocrr'; did you mean 'ocr'"),
     ],

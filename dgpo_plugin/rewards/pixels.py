@@ -1,0 +1,56 @@
+"""Pictures as the published rewards see them: 8-bit, resized by Pillow, with a gradient all the same.
+
+The originals were trained and are quoted on what Pillow's bicubic filter makes of 8-bit pictures. Ours are tensors, and
+may need a gradient; so values are Pillow's, and the gradient is that of torch's antialiased bicubic filter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def resized(images: Tensor, height: int, width: int) -> Tensor:
+    """(N, 3, H, W) in [0, 1] -> (N, 3, height, width), rounded to multiples of 1/255 as Pillow does."""
+    pixels = (images.detach() * 255).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+    if pixels.shape[1:3] != (height, width):
+        filtered = [Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC) for picture in pixels]
+        pixels = np.stack([np.asarray(picture) for picture in filtered])
+    # A copy, because Pillow's memory is read-only.
+    values = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).to(images.device, torch.float32) / 255
+    if not images.requires_grad:
+        return values
+    smooth = images
+    if images.shape[2:] != (height, width):
+        smooth = interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    return smooth + (values - smooth).detach()
+
+
+def shortest_to(images: Tensor, side: int) -> Tensor:
+    """The shorter side to ``side``, then the middle square: CLIP's own preprocessing."""
+    height, width = images.shape[2:]
+    scale = min(height, width)
+    # Truncated, as torchvision and transformers do.
+    tall, wide = side * height // scale, side * width // scale
+    top, left = round((tall - side) / 2), round((wide - side) / 2)
+    return resized(images, tall, wide)[:, :, top : top + side, left : left + side]
+
+
+def longest_to(images: Tensor, side: int) -> Tensor:
+    """The longer side to ``side``, the rest of the square black: HPSv2's preprocessing."""
+    height, width = images.shape[2:]
+    scale = side / max(height, width)
+    tall, wide = round(height * scale), round(width * scale)
+    above, left = (side - tall) // 2, (side - wide) // 2
+    return pad(resized(images, tall, wide), (left, side - wide - left, above, side - tall - above))
+
+
+def normalised(pixels: Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD) -> Tensor:
+    """(pixels - mean) / std, a value a channel."""
+    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
