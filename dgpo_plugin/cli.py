@@ -196,16 +196,24 @@ def inspect(adapter: Path) -> None:
 @click.option("--prompt", help="What all of them should show.")
 @click.option("--prompts", "prompt_file", help="Prompts in the pictures' order: .txt, .jsonl or a set's name.")
 @click.option("--output", type=click.Path(path_type=Path), help=".csv or .json file; standard output if left out.")
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Of a run's reward section, repeatable.")
 @reports_user_errors
 def score(
-    images: tuple[Path, ...], rewards: str, prompt: str | None, prompt_file: str | None, output: Path | None
+    images: tuple[Path, ...],
+    rewards: str,
+    prompt: str | None,
+    prompt_file: str | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Score pictures with rewards. IMAGES are files or folders."""
-    from rich.progress import track
+    from rich.progress import Progress
 
+    from dgpo_plugin.config import reward_configs
     from dgpo_plugin.files import write_text_atomically
     from dgpo_plugin.prompt_sets import load_prompts
     from dgpo_plugin.prompts import Prompt
+    from dgpo_plugin.rewards import load_reward
     from dgpo_plugin.score import as_text, find_pictures
     from dgpo_plugin.score import score as score_pictures
 
@@ -217,9 +225,14 @@ def score(
     prompts = [Prompt(prompt)] * len(pictures) if prompt is not None else load_prompts(prompt_file or "")
     if len(prompts) != len(pictures):
         raise UserError(f"--prompts {prompt_file}: {len(prompts)} prompts for {len(pictures)} pictures; give as many")
+    configs = reward_configs([name.strip() for name in rewards.split(",")], overrides)
     console = Console(stderr=True)
-    ticks = iter(track(pictures, "scoring", console=console, disable=not console.is_terminal))
-    rows = score_pictures(pictures, prompts, [name.strip() for name in rewards.split(",")], lambda: next(ticks, None))
+    with console.status("loading the rewards"):
+        loaded = {name: load_reward(config) for name, config in configs.items()}
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("scoring", total=len(pictures))
+        size = next(iter(configs.values())).batch_size
+        rows = score_pictures(pictures, prompts, loaded, size, lambda done: bar.update(task, advance=done))
     text = as_text(rows, "csv" if output is None else output.suffix[1:])
     if output is None:
         click.echo(text, nl=False)
@@ -245,8 +258,9 @@ def list_(kind: str | None) -> None:
     }
     if kind == "rewards":
         for name, info in reward_names().items():
-            missing = f"; needs {', '.join(info.missing)}: pip install 'dgpo-plugin[rewards]'" if info.missing else ""
-            click.echo(f"{name}: {info.measures}; {info.range}{missing}")
+            licence = f" ({info.licence})" if info.licence else ""
+            state = info.install or "installed"
+            click.echo(f"{name}: {info.measures}; {info.range}; weights: {info.weights}{licence}; {state}")
         return
     for key, (label, names) in rows.items():
         if kind == key:

@@ -338,6 +338,29 @@ def parse_config(values: Mapping[str, Any], where: str) -> RunConfig:
         raise UserError(f"{where}: {explain(error, RunConfig)}") from error
 
 
+def reward_configs(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, RewardConfig]:
+    """Rewards to be loaded one by one, with ``field=value`` overrides of the reward section for all of them.
+
+    Raises:
+        UserError: an unknown key, a value out of range, or options of a reward that is not among the names.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _override(values, override)
+    options = values.pop("options", {})
+    for name in options:
+        if name not in names:
+            raise UserError(f"--set options: {name} is not among the rewards{did_you_mean(name, names)}")
+    configs = {}
+    for name in names:
+        own = {"name": name, "options": {name: options[name]} if name in options else {}}
+        try:
+            configs[name] = RewardConfig.model_validate({**values, **own})
+        except ValidationError as error:
+            raise UserError(f"--set: {explain(error, RewardConfig)}") from error
+    return configs
+
+
 def preset_names() -> dict[str, Path]:
     """Shipped training presets by name."""
     folder = Path(str(resources.files("dgpo_plugin") / "presets"))

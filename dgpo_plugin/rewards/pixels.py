@@ -6,6 +6,8 @@ may need a gradient; so values are Pillow's, and the gradient is that of torch's
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -32,13 +34,18 @@ def resized(images: Tensor, height: int, width: int) -> Tensor:
     return smooth + (values - smooth).detach()
 
 
-def shortest_to(images: Tensor, side: int) -> Tensor:
-    """The shorter side to ``side``, then the middle square: CLIP's own preprocessing."""
+def shortest_to(images: Tensor, side: int, *, nearest: bool = False) -> Tensor:
+    """The shorter side to ``side``, then the middle square: CLIP's own preprocessing.
+
+    Args:
+        nearest: half a pixel of offset goes to the nearest even one, as in torchvision; else down, as in transformers.
+    """
     height, width = images.shape[2:]
     scale = min(height, width)
     # Truncated, as torchvision and transformers do.
     tall, wide = side * height // scale, side * width // scale
-    top, left = round((tall - side) / 2), round((wide - side) / 2)
+    rounded = round if nearest else math.floor
+    top, left = rounded((tall - side) / 2), rounded((wide - side) / 2)
     return resized(images, tall, wide)[:, :, top : top + side, left : left + side]
 
 

@@ -67,6 +67,33 @@ REWARDS: dict[str, RewardInfo] = {
         licence="Apache-2.0",
         needs=("rapidocr", "onnxruntime"),
     ),
+    "pickscore": RewardInfo(
+        "clip:PickScore",
+        "which picture people would pick for the text",
+        "about 20 to 24 (option divisor: 26 for the scale of training)",
+        "yuvalkirstain/PickScore_v1",
+        "MIT",
+    ),
+    "clipscore": RewardInfo(
+        "clip:ClipScore", "how well the picture fits the text", "[-1, 1]", "openai/clip-vit-large-patch14", "MIT"
+    ),
+    "aesthetic": RewardInfo(
+        "aesthetic:Aesthetic",
+        "looks, whatever is shown (LAION)",
+        "about 1 to 10",
+        "trl-lib/ddpo-aesthetic-predictor, openai/clip-vit-large-patch14",
+        "Apache-2.0, MIT",
+    ),
+    "sharpness": RewardInfo(
+        "statistics:Statistic", "edges; a fall is blur", "at least 0", fixed={"statistic": "sharpness"}
+    ),
+    "colour-entropy": RewardInfo(
+        "statistics:Statistic", "richness of colours", "[0, 9] bits", fixed={"statistic": "colour-entropy"}
+    ),
+    "brightness": RewardInfo("statistics:Statistic", "mean of all channels", fixed={"statistic": "brightness"}),
+    "jpeg-size": RewardInfo(
+        "statistics:Statistic", "detail, or noise: size as JPEG", "kilobytes", fixed={"statistic": "jpeg-size"}
+    ),
 }
 
 
