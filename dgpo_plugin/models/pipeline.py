@@ -122,6 +122,10 @@ class PipelineModel:
         """An adapter file's key for ``<module>.lora_A`` or ``.lora_B``, as diffusers and ComfyUI both read it."""
         return f"{self.prefix}.{name}.weight"
 
+    def guided(self, without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
+        """One velocity from the empty prompt's and the prompt's: v_empty + g (v_prompt - v_empty)."""
+        return without + guidance * (with_prompt - without)
+
     def initial_scale(self, sigma: float) -> float:
         """What standard normal noise is multiplied by to start at a schedule's first sigma."""
         return 1.0
@@ -143,17 +147,25 @@ class PipelineModel:
         return filled(self.config.embedded_guidance, latents) if self.denoiser.config.guidance_embeds else None
 
     @classmethod
+    def lighter_parts(cls, folder: Path) -> dict[str, Any]:
+        """Parts to give the pipeline instead of its own, which would need more than text asks for."""
+        return {}
+
+    @classmethod
     def load(cls, folder: Path, config: ModelConfig, identity: dict[str, str], device: torch.device) -> PipelineModel:
         """From a diffusers folder, placed as the configuration says, but for the denoiser (:meth:`place`)."""
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         try:
-            replaced = {}
+            lighter = cls.lighter_parts(folder)
+            # Given as None first: diffusers would check them against classes that may not be importable.
+            replaced: dict[str, Any] = dict.fromkeys(lighter)
             if config.quantization is not None:
                 replaced[cls.prefix] = load_quantized(cls.parts[cls.prefix], folder / cls.prefix, config, device)
             pipeline = cls.pipeline_class.from_pretrained(
                 folder, dtype=dtype_of(config), local_files_only=True, **cls.load_options, **replaced
             )
+            pipeline.register_modules(**lighter)
         except (OSError, ValueError) as error:
             raise UserError(f"model {config.path}: cannot be loaded ({str(error).splitlines()[0]})") from error
         # Convolutions are faster with channels last, on CPUs and GPUs alike; the numbers are the same.
