@@ -32,6 +32,9 @@ from dgpo_plugin.rollout import join, micro_batches
 from dgpo_plugin.sampling import EncodedTexts, decode_in_batches, fixed_noise, sample_latents
 from dgpo_plugin.seeding import derive_seed
 
+TEXTS_AT_ONCE = 1024
+"""Encoded texts in main memory (gigabytes with a T5 encoder); larger sets are encoded as the run comes to them."""
+
 
 @dataclass
 class Clock:
@@ -78,7 +81,7 @@ class Trainer:
         self.scorer = Scorer(reward, config.reward, failures)
         self.model = load_model(config.model, self.accelerator.device, place=False)
         # Before the denoiser takes its place: the text encoders may need all of the memory there is.
-        self._encoded = EncodedTexts(self.model, ["", *(prompt.text for prompt in (*self.prompts, *self.held_out))])
+        self._encode_first()
         self.policy = Policy(self.model, config.lora, training.seed, self._encoded[[""]])
         if config.model.shard:
             shard(self.model.denoiser, self.policy.parameters, self.accelerator.device)
@@ -117,7 +120,9 @@ class Trainer:
         # Whatever draws from the global generators (a reward, dropout) draws the same in a resumed run.
         set_seed(derive_seed(training.seed, iteration, "global") % 2**32)
         groups, size = training.prompts_per_iteration, training.group_size
-        rows = draw_prompt_groups(len(self.prompts), groups, iteration, training.seed)
+        rows = self._drawn(iteration)
+        if self._encode_stretch(iteration):
+            clock.lap("encoding_seconds")
         conditioning = self._encoded[[self.prompts[row].text for row in rows]].on(self.accelerator.device)
         sampled, futures = [], []
         for images in micro_batches(self.processes.share(training.images), training.micro_batch_size):
@@ -158,6 +163,36 @@ class Trainer:
             "differentiated_evaluations": counts[1],
             "denoiser_evaluations": counts[2],
         }
+
+    def _drawn(self, iteration: int) -> list[int]:
+        """Which prompts an iteration's groups are of, (P,)."""
+        training = self.config.training
+        return draw_prompt_groups(len(self.prompts), training.prompts_per_iteration, iteration, training.seed)
+
+    def _encode_first(self) -> None:
+        """Encode all texts of the run if they are few, else those that it evaluates on."""
+        config = self.config
+        shown = self.held_out[: max(config.evaluation.images, config.logging.sample_images)]
+        self._always = ["", *(prompt.text for prompt in shown)]
+        every = {"", *(prompt.text for prompt in (*self.prompts, *self.held_out))}
+        self._stretch = None if len(every) <= TEXTS_AT_ONCE else -1
+        self._encoded = EncodedTexts(self.model, self._always if self._stretch else sorted(every))
+
+    def _encode_stretch(self, iteration: int) -> bool:
+        """Encode what the iteration's stretch of the run draws, unless that is done.
+
+        Stretches begin at fixed iterations, so that a resumed run encodes the same texts together, to the same bits.
+        """
+        if self._stretch is None:
+            return False
+        length = max(1, TEXTS_AT_ONCE // self.config.training.prompts_per_iteration)
+        if iteration // length == self._stretch:
+            return False
+        self._stretch = iteration // length
+        rows = {row for n in range(length) for row in self._drawn(self._stretch * length + n)}
+        with self.model.room_for_encoders():
+            self._encoded = EncodedTexts(self.model, [*self._always, *(self.prompts[row].text for row in rows)])
+        return True
 
     def _reward_record(self, parts: Tensor, weights: Tensor) -> dict[str, float]:
         """What to log of an iteration's rewards (P, G, K): their weighted sum, and each of several by itself."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -183,6 +184,18 @@ class PipelineModel:
         """Put the denoiser on its device; a quantized one is there already, one to be split is put there by that."""
         if self.config.quantization is None and not self.config.shard:
             self.denoiser.to(self.device)
+
+    @contextlib.contextmanager
+    def room_for_encoders(self) -> Iterator[None]:
+        """A block in which the denoiser is out of the text encoders' way, if they are offloaded and it can be."""
+        movable = self.config.offload and self.config.quantization is None and not self.config.shard
+        if movable:
+            self.denoiser.to("cpu")
+        try:
+            yield
+        finally:
+            if movable:
+                self.place()
 
     @classmethod
     def skeleton(cls, folder: Path, config: ModelConfig) -> PipelineModel:
