@@ -247,6 +247,7 @@ def list_(kind: str | None) -> None:
     """List presets, models, prompt sets and rewards, or one KIND of them."""
     from dgpo_plugin.config import preset_names
     from dgpo_plugin.models.base import EMBEDDED, FAMILIES
+    from dgpo_plugin.plan import model_rows
     from dgpo_plugin.prompt_sets import PROMPT_SETS
     from dgpo_plugin.rewards import reward_names
 
@@ -256,6 +257,9 @@ def list_(kind: str | None) -> None:
         "prompts": ("prompt sets", PROMPT_SETS),
         "rewards": ("rewards", reward_names()),
     }
+    if kind == "models":
+        click.echo("\n".join(model_rows()))
+        return
     if kind == "rewards":
         for name, info in reward_names().items():
             licence = f" ({info.licence})" if info.licence else ""

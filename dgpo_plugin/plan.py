@@ -7,9 +7,11 @@ no memory, and are run once; what they would have had in memory at their worst m
 from __future__ import annotations
 
 import contextlib
+import json
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from dgpo_plugin.config import DGPOConfig, RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy
-from dgpo_plugin.models.base import Model, model_skeleton
+from dgpo_plugin.models.base import FAMILIES, Model, model_skeleton
 
 GIB = 2**30
 RESERVE = 0.08
@@ -257,3 +259,17 @@ def _advice(plan: Plan) -> str:
     if phase == "decoding":
         return "model.tiled_decode=true, or a smaller training.micro_batch_size"
     return "a smaller training.micro_batch_size (the result stays the same), training.gradient_checkpointing=true"
+
+
+def model_rows() -> list[str]:
+    """What ``dgpo list models`` prints: each family, its presets, and the memory that they were planned to take."""
+    file = resources.files("dgpo_plugin") / "presets" / "memory.json"
+    planned = json.loads(file.read_text(encoding="utf-8"))
+    lines = [f"{'pipeline class':<26} {'preset':<22} {'memory':>9}  of"]
+    for family in FAMILIES:
+        known = {name: row for name, row in planned.items() if row["family"] == family}
+        for name, row in known.items():
+            size = f"{row['parameters'] / 1e9:.1f} B" if row["parameters"] > 1e8 else f"{row['parameters'] / 1e6:.1f} M"
+            lines.append(f"{family:<26} {name:<22} {row['gib']:>5.1f} GiB  {row['model']}, {size}")
+    lines.append("Any folder or hub id of these classes works; `dgpo plan` says what your settings take.")
+    return lines
