@@ -11,6 +11,7 @@ GenEval's published score is the mean over the six task types of the share of pi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,8 +71,8 @@ class GenEvalReward(NeuralReward):
         tasks = [read_task(prompt) for prompt in prompts]
         rule = strict if self._strict else partial
         scores = [
-            rule(task, kept(detections, task.tag), lambda objects, image=image: self.colours_of(image, objects))
-            for task, detections, image in zip(tasks, self.find(images), images, strict=True)
+            rule(task, kept(objects, task.tag), functools.partial(self.colours_of, image))
+            for task, objects, image in zip(tasks, self.find(images), images, strict=True)
         ]
         return torch.tensor(scores)
 

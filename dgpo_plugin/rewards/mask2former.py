@@ -1,17 +1,17 @@
 """Objects in pictures: transformers' Mask2Former for instances, with pre- and post-processing on tensors.
 
-transformers' own fast processor needs torchvision, and the hub model's settings would squeeze every picture to 384 x 384.
-So both are written here, with the numbers that GenEval's detector is run with (mmdet 2.x,
-``mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco.py``; Mask2Former's own repository has the same):
+transformers' own processor wants torchvision, and the hub folders' settings squeeze every picture to 384 x 384. So both
+are written here, with the numbers that GenEval runs its detector with (mmdet 2.x, configuration
+``mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco.py``):
 
-- in: 8-bit RGB, the shorter side to 800 pixels, but the longer to 1333 at most, bilinear without antialiasing, rounded to
-  8 bits; minus the ImageNet mean, over its standard deviation; zeros at the right and bottom up to multiples of 32;
-- out: of all queries x classes the 100 most probable (softmax, the no-object class left out); mask logits bilinearly to
-  the padded size, cut to the picture, bilinearly to the picture's own size; mask: logit > 0; score: class probability x
-  the mean of sigmoid(logit) over the mask; box: from the mask's first row and column to past its last; no empty masks.
+- in: 8-bit RGB, the shorter side to 800 pixels, but the longer to 1333 at most, bilinear without antialiasing, rounded
+  to 8 bits; minus the ImageNet mean, over its standard deviation; zeros at the right and bottom to multiples of 32;
+- out: of all queries x classes the 100 most probable (softmax, the no-object class left out); mask logits bilinearly
+  to the padded size, cut to the picture, bilinearly to the picture's own size; mask: logit > 0; score: class
+  probability x the mean of sigmoid(logit) over the mask; box: from the mask's first row and column to past its last.
 
-What differs from GenEval's: the weights. The hub's are those that Mask2Former's authors trained, GenEval's are mmdet's
-own training of the same network, so single detections near a threshold fall otherwise. No mmdet is needed.
+What differs from GenEval's is the weights: the hub's are those that Mask2Former's authors trained, GenEval's are of
+mmdet's own training of the same network, so single detections near a threshold fall otherwise. No mmdet is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 

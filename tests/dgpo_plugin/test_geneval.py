@@ -85,7 +85,12 @@ def tiny_clip(folder: Path) -> Path:
         "patch_size": 8,
     }
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16, initializer_factor=4.0)
-    transformers.CLIPModel(config).save_pretrained(folder)
+    network = transformers.CLIPModel(config)
+    for parameter in network.vision_model.encoder.parameters():
+        if parameter.ndim == 2:
+            parameter.data *= 4  # so that different pictures get different colours
+    network.save_pretrained(folder)
+    tokenizer.model_max_length = 77
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -134,7 +139,7 @@ def test_pictures_are_prepared_as_opencv_and_numpy_do_it(height: int, width: int
     got = prepared(picture, size)[0].permute(1, 2, 0).numpy()
     assert got.shape[0] % 32 == got.shape[1] % 32 == 0
     assert np.abs(got[: size[0], : size[1]] - expected).max() < 1.01 / 57  # one step of 8 bits, where rounding ties
-    assert np.abs(got[: size[0], : size[1]] - expected).mean() < 0.05 / 57
+    assert np.abs(got[: size[0], : size[1]] - expected).mean() < 0.15 / 57
     assert not got[size[0] :].any()
     assert not got[:, size[1] :].any()
 
@@ -142,8 +147,8 @@ def test_pictures_are_prepared_as_opencv_and_numpy_do_it(height: int, width: int
 def test_instances_are_those_of_the_published_processor() -> None:
     """At its size, 384 pixels, where the two differ in nothing."""
     generator = torch.Generator().manual_seed(0)
-    class_logits = 4 * torch.randn(1, 30, 81, generator=generator)
-    coarse = torch.randn(1, 30, 8, 8, generator=generator) - 1
+    class_logits = 4 * torch.randn(1, 100, 81, generator=generator)
+    coarse = torch.randn(1, 100, 8, 8, generator=generator) - 1
     mask_logits = torch.nn.functional.interpolate(coarse, (96, 96), mode="bilinear") * 5
     mask_logits[0, :3] = -1  # three find nothing
     output = transformers.models.mask2former.modeling_mask2former.Mask2FormerForUniversalSegmentationOutput(
@@ -195,7 +200,9 @@ def test_the_tiny_detector_against_the_published_processor(reward: GenEvalReward
     network = reward.network["detector"]  # type: ignore[index]
     picture = pictures(2)
     processor = Mask2FormerImageProcessorPil(size={"height": 800, "width": 800})
-    inputs = processor([Image.fromarray((p * 255).round().byte().permute(1, 2, 0).numpy()) for p in picture], return_tensors="pt")
+    inputs = processor(
+        [Image.fromarray((p * 255).round().byte().permute(1, 2, 0).numpy()) for p in picture], return_tensors="pt"
+    )
     with torch.no_grad():
         published = processor.post_process_instance_segmentation(network(**inputs), threshold=0.3)
         found = reward.find(picture)
@@ -208,7 +215,7 @@ def test_the_tiny_detector_against_the_published_processor(reward: GenEvalReward
 
 def test_class_names_are_genevals() -> None:
     labels = {number: LABELS.get(name, name) for number, name in enumerate(OBJECTS)}
-    assert class_names(labels, "x") == OBJECTS
+    assert class_names(labels, "x") == list(OBJECTS)
     with pytest.raises(UserError, match=r"x: has 2 classes, lacks 80 of COCO's 80 \(first: person\)"):
         class_names({0: "LABEL_0", 1: "LABEL_1"}, "x")
     with pytest.raises(UserError, match="x: has 81 classes; give"):
@@ -220,17 +227,26 @@ def test_class_names_are_genevals() -> None:
 
 def test_colours_against_pillow_and_the_published_processor(reward: GenEvalReward, folders: dict[str, str]) -> None:
     picture = pictures(1, 60, 80)[0]
+    picture[:, :30] = picture[:, :30].round()
     mask = torch.zeros(60, 80, dtype=torch.bool)
     mask[10:50, 20:60] = True
     mask[20:30, 30:50] = False
+    whole = [
+        (3.4, 5.6, 70.2, 30.7),
+        (0, 0, 20, 20),
+        (30, 0, 50, 30),
+        (50, 5, 80, 25),
+        (0, 35, 30, 60),
+        (40, 30, 80, 60),
+    ]
     objects = [
         Detection("car", 0.9, (20, 10, 60, 50), mask),
-        Detection("car", 0.8, (3.4, 5.6, 70.2, 30.7)),
         Detection("car", 0.7, (-4, 30, 30, 90)),  # partly outside
+        *(Detection("car", 0.6, box) for box in whole),
     ]
     image = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
     masked = Image.composite(image, Image.new("RGB", image.size, "#999"), Image.fromarray(mask.numpy()))
-    crops = [masked.crop((20, 10, 60, 50)), image.crop((3, 6, 70, 31)), image.crop((0, 30, 30, 60))]
+    crops = [masked.crop((20, 10, 60, 50)), image.crop((0, 30, 30, 60)), *(image.crop(box) for box in whole)]  # type: ignore[arg-type]
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     clip = transformers.CLIPModel.from_pretrained(folders["colours"]).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folders["colours"])
@@ -238,7 +254,11 @@ def test_colours_against_pillow_and_the_published_processor(reward: GenEvalRewar
     for crop in crops:
         similar = []
         for colour in COLOURS:
-            captions = [f"a photo of a {colour} car", f"a photo of a {colour}-colored car", f"a photo of a {colour} object"]
+            captions = [
+                f"a photo of a {colour} car",
+                f"a photo of a {colour}-colored car",
+                f"a photo of a {colour} object",
+            ]
             total = torch.zeros(16)
             for caption in captions:  # one at a time: no padding
                 inputs = tokenizer([caption], return_tensors="pt") | processor(crop, return_tensors="pt")
@@ -249,7 +269,7 @@ def test_colours_against_pillow_and_the_published_processor(reward: GenEvalRewar
         expected.append(COLOURS[int(np.argmax(similar))])
     with torch.no_grad():
         assert reward.colours_of(picture, objects) == expected
-    assert len(set(expected)) > 1, "a test that tells nothing apart"
+    assert len(set(expected)) > 2, "a test that tells nothing apart"
 
 
 # ---- the whole
@@ -260,7 +280,11 @@ def test_a_picture_of_too_many_dogs(reward: GenEvalReward, folders: dict[str, st
     with torch.no_grad():
         dogs = [len(found) for found in reward.find(batch)]
     assert min(dogs) > 2
-    prompts = [asked({"class": "dog", "count": 2}), asked({"class": "dog", "count": 1}), asked({"class": "cat", "count": 1})]
+    prompts = [
+        asked({"class": "dog", "count": 2}),
+        asked({"class": "dog", "count": 1}),
+        asked({"class": "cat", "count": 1}),
+    ]
     expected = [1 - abs(dogs[0] - 2) / 2, 1 - abs(dogs[1] - 1), 0]
     values = checked_rewards(reward, batch, prompts, "geneval")
     assert values.tolist() == pytest.approx(expected)
@@ -289,7 +313,9 @@ def test_another_detector_can_be_put_in(folders: dict[str, str]) -> None:
         return [[Detection("cat", 0.99, (0, 0, 8, 8)), Detection("dog", 0.99, (30, 0, 38, 8))] for _ in images]
 
     reward.find = find
-    wanted = asked({"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["left of", 0]}, tag="position")
+    wanted = asked(
+        {"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["left of", 0]}, tag="position"
+    )
     wrong = asked({"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["above", 0]}, tag="position")
     assert reward(pictures(2), [wanted, wrong]).tolist() == [1, 0.75]
 
@@ -304,18 +330,23 @@ def test_half_precision(folders: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"detector": "{colours}"}, "geneval: detector .* is a clip, not a mask2former; give a Mask2FormerForUniversal"),
+        (
+            {"detector": "{colours}"},
+            "geneval: detector .* is a clip, not a mask2former; give a Mask2FormerForUniversal",
+        ),
         ({"colours": "{detector}"}, "geneval: colours .* is a mask2former, not a clip; give a CLIPModel"),
         ({"detector": "{empty}"}, "geneval: detector .*cannot be loaded .*fetch it beforehand and give its path"),
-        ({"detector": "facebook/mask2former-swin-small-coco-instance"}, r"reward.options.geneval.detector.*cannot be loaded"),
+        (
+            {"detector": "facebook/mask2former-swin-small-coco-instance"},
+            r"reward.options.geneval.detector.*cannot be loaded",
+        ),
         ({"strict": True}, "geneval has no option 'strict'"),
     ],
 )
-def test_what_cannot_be_loaded(
-    folders: dict[str, str], tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_loaded(folders: dict[str, str], tmp_path: Path, options: dict[str, Any], message: str) -> None:
     given = {
-        key: value.format(**folders, empty=tmp_path) if isinstance(value, str) else value for key, value in options.items()
+        key: value.format(**folders, empty=tmp_path) if isinstance(value, str) else value
+        for key, value in options.items()
     }
     with pytest.raises(UserError, match=message) as caught:
         load({**folders, **given})
