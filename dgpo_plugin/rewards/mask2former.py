@@ -1,11 +1,11 @@
 """Objects in pictures: transformers' Mask2Former for instances, with pre- and post-processing on tensors.
 
 transformers' own processor wants torchvision, and the hub folders' settings squeeze every picture to 384 x 384. So both
-are written here, with the numbers that GenEval runs its detector with (mmdet 2.x, configuration
+are written here, with the numbers that GenEval runs its detector with (mmdet 2.27, configuration
 ``mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco.py``):
 
 - in: 8-bit RGB, the shorter side to 800 pixels, but the longer to 1333 at most, bilinear without antialiasing, rounded
-  to 8 bits; minus the ImageNet mean, over its standard deviation; zeros at the right and bottom to multiples of 32;
+  to 8 bits; grey (128) at the right and bottom to multiples of 32; minus the ImageNet mean, over its deviation;
 - out: of all queries x classes the 100 most probable (softmax, the no-object class left out); mask logits bilinearly
   to the padded size, cut to the picture, bilinearly to the picture's own size; mask: logit > 0; score: class
   probability x the mean of sigmoid(logit) over the mask; box: from the mask's first row and column to past its last.
@@ -29,6 +29,7 @@ from dgpo_plugin.rewards.geneval_rules import THRESHOLD, Detection
 from dgpo_plugin.rewards.pixels import normalised
 
 SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32
+PADDING = 128
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MOST_INSTANCES = 100
@@ -68,11 +69,11 @@ def detector_size(height: int, width: int) -> tuple[int, int]:
 
 
 def prepared(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures (N, 3, H, W) in [0, 1] as the network takes them: resized to ``size``, normalised, padded."""
+    """Pictures (N, 3, H, W) in [0, 1] as the network takes them: resized to ``size``, padded, normalised."""
     pixels = (images.float() * 255).round().clamp(0, 255)
-    resized = interpolate(pixels, size, mode="bilinear", align_corners=False).round() / 255
-    height, width = size
-    return pad(normalised(resized, IMAGENET_MEAN, IMAGENET_STD), (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+    resized = interpolate(pixels, size, mode="bilinear", align_corners=False).round()
+    padded = pad(resized, (0, -size[1] % MULTIPLE, 0, -size[0] % MULTIPLE), value=PADDING)
+    return normalised(padded / 255, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def instances(
