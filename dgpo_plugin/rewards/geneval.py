@@ -55,12 +55,17 @@ class GenEvalReward(NeuralReward):
         colours: str = "openai/clip-vit-large-patch14",
         strict: bool = False,
     ) -> None:
-        what = "reward geneval: {} (reward.options.geneval.{})"
-        segmenter = _pretrained(what.format("detector", "detector"), Mask2FormerForUniversalSegmentation, detector)
-        names = class_names(segmenter.config.id2label, f"reward geneval: detector {detector}")
-        clip_what = what.format("colours", "colours")
-        clip = _pretrained(clip_what, CLIPModel, colours)
-        tokenizer = from_hub(f"{clip_what} {colours}", lambda: CLIPTokenizer.from_pretrained(colours))
+        name = "geneval-strict" if strict else "geneval"
+        detector_, colours_ = (
+            f"reward {name}: {where} (reward.options.{name}.{option})"
+            for option, where in (("detector", detector), ("colours", colours))
+        )
+        segmenter = _pretrained(detector_, Mask2FormerForUniversalSegmentation, detector)
+        names = class_names(segmenter.config.id2label, detector_)
+        clip = _pretrained(colours_, CLIPModel, colours)
+        tokenizer = from_hub(f"{colours_}: its tokenizer", lambda: CLIPTokenizer.from_pretrained(colours))
+        if len(tokenizer) != clip.config.text_config.vocab_size:  # an empty one, where its files are missing
+            raise UserError(f"{colours_}: its tokenizer is missing or not its own; fetch the whole folder")
         networks = nn.ModuleDict({"detector": segmenter, "colours": clip})
         super().__init__(networks, config)
         self.find: Callable[[Tensor], list[list[Detection]]] = lambda images: detect(segmenter, names, images)
@@ -111,7 +116,6 @@ def _pretrained(what: str, kind: Any, where: str) -> Any:
     Raises:
         UserError: not there, of another kind, or incomplete.
     """
-    what = f"{what} {where}"
     expected, given = kind.config_class.model_type, from_hub(what, lambda: AutoConfig.from_pretrained(where)).model_type
     if given != expected:
         raise UserError(f"{what}: is a {given}, not a {expected}; give a {kind.__name__}")

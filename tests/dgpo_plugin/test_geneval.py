@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -333,22 +334,24 @@ def test_half_precision(folders: dict[str, str]) -> None:
     [
         (
             {"detector": "{colours}"},
-            "geneval: detector .* is a clip, not a mask2former; give a Mask2FormerForUniversal",
+            r"\(reward.options.geneval.detector\): is a clip, not a mask2former; give a Mask2For",
         ),
-        ({"colours": "{detector}"}, "geneval: colours .* is a mask2former, not a clip; give a CLIPModel"),
-        ({"detector": "{empty}"}, "geneval: detector .*cannot be loaded .*fetch it beforehand and give its path"),
         (
-            {"detector": "facebook/mask2former-swin-small-coco-instance"},
-            r"reward.options.geneval.detector.*cannot be loaded",
+            {"colours": "{detector}"},
+            r"\(reward.options.geneval.colours\): is a mask2former, not a clip; give a CLIPModel",
         ),
+        ({"detector": "{empty}"}, r"\(reward.options.geneval.detector\): cannot be loaded .*fetch it beforehand"),
+        ({"colours": "{untold}"}, "its tokenizer is missing or not its own; fetch the whole folder"),
+        ({"detector": "facebook/mask2former-swin-small-coco-instance"}, "-instance .*cannot be loaded"),
         ({"strict": True}, "geneval has no option 'strict'"),
     ],
 )
 def test_what_cannot_be_loaded(folders: dict[str, str], tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    given = {
-        key: value.format(**folders, empty=tmp_path) if isinstance(value, str) else value
-        for key, value in options.items()
-    }
+    (tmp_path / "empty").mkdir()
+    no_tokenizer = shutil.ignore_patterns("*token*", "vocab*", "merges*")
+    shutil.copytree(folders["colours"], tmp_path / "untold", ignore=no_tokenizer)
+    places = {**folders, "empty": tmp_path / "empty", "untold": tmp_path / "untold"}
+    given = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
     with pytest.raises(UserError, match=message) as caught:
         load({**folders, **given})
     assert "\n" not in str(caught.value)
