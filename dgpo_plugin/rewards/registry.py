@@ -72,7 +72,7 @@ REWARDS: dict[str, RewardInfo] = {
         "GenEval's objects, counts, colours and relations, with Flow-GRPO's partial credit",
         range="[-14, 1]",
         weights="facebook/mask2former-swin-small-coco-instance, openai/clip-vit-large-patch14",
-        licence="MIT",
+        licence="Mask2Former: its card says other; CLIP: MIT",
         fixed={"strict": False},
     ),
     "geneval-strict": RewardInfo(
@@ -80,7 +80,7 @@ REWARDS: dict[str, RewardInfo] = {
         "GenEval's own verdict: all that was asked for is there, or not",
         range="0 or 1",
         weights="facebook/mask2former-swin-small-coco-instance, openai/clip-vit-large-patch14",
-        licence="MIT",
+        licence="Mask2Former: its card says other; CLIP: MIT",
         fixed={"strict": True},
     ),
 }

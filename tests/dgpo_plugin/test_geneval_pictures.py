@@ -1,7 +1,7 @@
 """GenEval end to end on photographs, with a real detector in Mask2Former's place.
 
 No weights of Mask2Former or CLIP can be had from a package index, so the detector is SSD-MobileNetV2 (COCO; boxes, no
-masks) through OpenCV, and no colour is judged here. Everything else is the reward as it is.
+masks) through OpenCV, and colours are a tiny random CLIP's. Everything else is the reward as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import checked_rewards, load_reward
 from dgpo_plugin.rewards.geneval import GenEvalReward
 from dgpo_plugin.rewards.geneval_rules import Detection
-from tests.dgpo_plugin.test_geneval import tiny_clip, tiny_mask2former
+from tests.dgpo_plugin.geneval_networks import tiny_clip, tiny_mask2former
 from tests.packages import files_of_wheel
 
 pytestmark = pytest.mark.slow
