@@ -34,7 +34,7 @@ GREY = 0x99 / 255
 
 
 class GenEvalReward(NeuralReward):
-    """How much of what GenEval's metadata asks for is in the picture.
+    """How much of what GenEval's metadata asks for is in the picture; counts have no gradient.
 
     Args:
         detector: hub id or folder of a Mask2Former for COCO instances.

@@ -162,7 +162,8 @@ def strict(task: Task, found: Found, colours: Colours) -> float:
 
     Of each class the ``count`` surest are looked at, and there must be so many; all must have the colour, and stand in
     the relation to all objects of the target, which must have passed itself. More of a class than ``count`` are no
-    mistake, but from an excluded count on they are: GenEval excludes count + 1 in its counting prompts.
+    mistake, but from an excluded count on they are: GenEval excludes count + 1 in its counting prompts. What
+    Flow-GRPO's server calls strict is another rule: exact counts everywhere.
     """
     passed: list[Sequence[Detection]] = []
     for wanted in task.include:
