@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from transformers import CLIPModel
 
 from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards.clip import VIT_L, image_embeddings, load_clip
-from dgpo_plugin.rewards.neural import NeuralReward, checkpoint_file, fill, load_published
+from dgpo_plugin.rewards.clip import VIT_L, image_embeddings
+from dgpo_plugin.rewards.neural import NeuralReward, checkpoint_file, fill, load_published, pretrained
 
 LAYERS = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}
 """Place in the published network, whose dropout layers count, and width of what comes out."""
@@ -29,7 +30,7 @@ class Aesthetic(NeuralReward):
     def __init__(self, config: RewardConfig | None = None, weights: str | None = None, clip: str = VIT_L) -> None:
         what = "reward aesthetic"
         path = checkpoint_file(what, "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth", weights)
-        model = load_clip(what, clip)
+        model = pretrained(f"{what} ({clip})", CLIPModel, clip)
         widths = [model.config.projection_dim, *LAYERS.values()]
         head = nn.ModuleDict({str(place): nn.Linear(widths[n], widths[n + 1]) for n, place in enumerate(LAYERS)})
         fill(what, nn.ModuleDict({"layers": head}), load_published(what, path))

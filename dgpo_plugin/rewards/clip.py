@@ -10,29 +10,12 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, CLIPModel
 
 from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards.neural import NeuralReward, from_hub
+from dgpo_plugin.rewards.neural import NeuralReward, from_hub, pretrained
 from dgpo_plugin.rewards.pixels import normalised, shortest_to
 
 VIT_L = "openai/clip-vit-large-patch14"
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-
-
-def load_clip(what: str, weights: str) -> Any:
-    """A CLIP model from a hub id or a folder.
-
-    Raises:
-        UserError: it cannot be loaded, or has weights of which some are missing.
-    """
-    model, report = from_hub(
-        f"{what} ({weights})",
-        lambda: CLIPModel.from_pretrained(weights, use_safetensors=True, output_loading_info=True),
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(f"{what} ({weights}): lacks {len(missing)} tensors of a CLIP model (first: {missing[0]})")
-    return model
 
 
 def image_embeddings(model: Any, images: Tensor) -> Tensor:
@@ -68,7 +51,7 @@ class ClipScore(NeuralReward):
     name = "clipscore"
 
     def __init__(self, config: RewardConfig | None = None, weights: str = VIT_L, tokenizer: str | None = None) -> None:
-        super().__init__(load_clip(f"reward {self.name}", weights), config)
+        super().__init__(pretrained(f"reward {self.name} ({weights})", CLIPModel, weights), config)
         place = tokenizer or weights
         self.tokenizer: Any = from_hub(
             f"reward {self.name}, tokenizer ({place})", lambda: AutoTokenizer.from_pretrained(place)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.errors import UserError
@@ -66,6 +67,24 @@ def from_hub(what: str, load: Callable[[], T]) -> T:
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{what}: cannot be loaded ({reason}); fetch it beforehand and give its path") from error
+
+
+def pretrained(what: str, kind: Any, weights: str) -> Any:
+    """A transformers network of one kind, by hub id or folder, no weight of which may be missing.
+
+    Raises:
+        UserError: not there, of another kind, or incomplete.
+    """
+    expected = kind.config_class.model_type
+    given = from_hub(what, lambda: AutoConfig.from_pretrained(weights)).model_type
+    if given != expected:
+        raise UserError(f"{what}: is a {given}, not a {expected}; give a {kind.__name__}")
+    network, loaded = from_hub(what, lambda: kind.from_pretrained(weights, output_loading_info=True))
+    # Buffers, such as a loss's class weights, are made from the configuration.
+    missing = sorted(loaded["missing_keys"] & dict(network.named_parameters()).keys())
+    if missing:
+        raise UserError(f"{what}: lacks {len(missing)} of its weights (first: {missing[0]}); fetch it again")
+    return network
 
 
 def checkpoint_file(what: str, repository: str, name: str, given: str | None) -> Path:

@@ -67,6 +67,22 @@ REWARDS: dict[str, RewardInfo] = {
         licence="Apache-2.0",
         needs=("rapidocr", "onnxruntime"),
     ),
+    "geneval": RewardInfo(
+        "geneval:GenEvalReward",
+        "GenEval's objects, counts, colours and relations, with Flow-GRPO's partial credit",
+        range="[-14, 1]",
+        weights="facebook/mask2former-swin-small-coco-instance, openai/clip-vit-large-patch14",
+        licence="Mask2Former: its card says other; CLIP: MIT",
+        fixed={"strict": False},
+    ),
+    "geneval-strict": RewardInfo(
+        "geneval:GenEvalReward",
+        "GenEval's own verdict: all that was asked for is there, or not",
+        range="0 or 1",
+        weights="facebook/mask2former-swin-small-coco-instance, openai/clip-vit-large-patch14",
+        licence="Mask2Former: its card says other; CLIP: MIT",
+        fixed={"strict": True},
+    ),
     "pickscore": RewardInfo(
         "clip:PickScore",
         "which picture people would pick for the text",
