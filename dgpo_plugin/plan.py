@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 from dgpo_plugin.config import DGPOConfig, RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy
-from dgpo_plugin.models.base import FAMILIES, Model, model_skeleton
+from dgpo_plugin.models.base import DTYPES, FAMILIES, Model, model_skeleton
+from dgpo_plugin.rewards import REWARDS
 
 GIB = 2**30
 RESERVE = 0.08
@@ -56,7 +57,9 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        return max(self.encoding, sum(self.weights.values()) + max(self.phases.values()))
+        return max(
+            self.encoding + self.weights.get("rewards", 0), sum(self.weights.values()) + max(self.phases.values())
+        )
 
 
 class MemoryCount(TorchDispatchMode):
@@ -147,6 +150,8 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
         # The adapter, its gradient, AdamW's two moments, the average; DGPO's old policy.
         copies = 6 if isinstance(config.algorithm, DGPOConfig) else 5
         weights["adapter and optimizer"] = copies * 4 * trainable
+        if rewards := _reward_bytes(config):
+            weights["rewards"] = rewards
         weights["an iteration's latents"] = _rollout_bytes(config, model, share)
         phases = {
             "sampling": _sampling(policy, config, size),
@@ -168,6 +173,14 @@ def _denoiser_bytes(model: Model, config: RunConfig) -> int:
     linear = [m.weight for m in model.denoiser.modules() if isinstance(m, nn.Linear)]
     small = sum(w.numel() for w in linear) * BYTES_A_WEIGHT[config.model.quantization]
     return int(whole - sum(w.numel() * w.element_size() for w in linear) + small)
+
+
+def _reward_bytes(config: RunConfig) -> int:
+    """Of our rewards' networks, which score beside the sampling; what a user's own takes is not known."""
+    if config.reward.device == "cpu":
+        return 0
+    named = [*config.reward.sum, config.reward.name or ""]
+    return sum(REWARDS[n].parameters for n in named if n in REWARDS) * DTYPES[config.reward.precision].itemsize
 
 
 def _rollout_bytes(config: RunConfig, model: Model, share: int) -> int:

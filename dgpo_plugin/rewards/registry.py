@@ -26,6 +26,7 @@ class RewardInfo:
     Attributes:
         made_by: ``module:class`` under ``dgpo_plugin.rewards``, or an entry point.
         measures, range, weights, licence: for people; the licence is the weights'.
+        parameters: of its networks.
         needs: modules that must be installed, by the extra ``extra``.
         fixed: arguments of the class that the name stands for.
     """
@@ -35,6 +36,7 @@ class RewardInfo:
     range: str = "[0, 1]"
     weights: str = "none"
     licence: str = ""
+    parameters: int = 0
     needs: tuple[str, ...] = ()
     extra: str = "rewards"
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -56,6 +58,8 @@ class RewardInfo:
         return getattr(importlib.import_module(f"dgpo_plugin.rewards.{module}"), kind)
 
 
+CLIP_L, CLIP_H, MASK2FORMER_S = 427_616_513, 986_109_441, 68_741_083
+"""Parameters of the networks that several rewards are made of."""
 REWARDS: dict[str, RewardInfo] = {
     "shapes": RewardInfo(
         "shapes:ShapesReward", "the embedded world: half for the share of what was asked, half for all of it"
@@ -73,6 +77,7 @@ REWARDS: dict[str, RewardInfo] = {
         range="[-14, 1]",
         weights="facebook/mask2former-swin-small-coco-instance, openai/clip-vit-large-patch14",
         licence="Mask2Former: its card says other; CLIP: MIT",
+        parameters=CLIP_L + MASK2FORMER_S,
         fixed={"strict": False},
     ),
     "geneval-strict": RewardInfo(
@@ -81,6 +86,7 @@ REWARDS: dict[str, RewardInfo] = {
         range="0 or 1",
         weights="facebook/mask2former-swin-small-coco-instance, openai/clip-vit-large-patch14",
         licence="Mask2Former: its card says other; CLIP: MIT",
+        parameters=CLIP_L + MASK2FORMER_S,
         fixed={"strict": True},
     ),
     "pickscore": RewardInfo(
@@ -89,9 +95,15 @@ REWARDS: dict[str, RewardInfo] = {
         "about 20 to 24 (option divisor: 26 for the scale of training)",
         "yuvalkirstain/PickScore_v1",
         "MIT",
+        CLIP_H,
     ),
     "clipscore": RewardInfo(
-        "clip:ClipScore", "how well the picture fits the text", "[-1, 1]", "openai/clip-vit-large-patch14", "MIT"
+        "clip:ClipScore",
+        "how well the picture fits the text",
+        "[-1, 1]",
+        "openai/clip-vit-large-patch14",
+        "MIT",
+        CLIP_L,
     ),
     "aesthetic": RewardInfo(
         "aesthetic:Aesthetic",
@@ -99,6 +111,7 @@ REWARDS: dict[str, RewardInfo] = {
         "about 1 to 10",
         "trl-lib/ddpo-aesthetic-predictor, openai/clip-vit-large-patch14",
         "Apache-2.0, MIT",
+        CLIP_L,
     ),
     "sharpness": RewardInfo(
         "statistics:Statistic", "edges; a fall is blur", "at least 0", fixed={"statistic": "sharpness"}
