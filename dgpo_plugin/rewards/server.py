@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from socketserver import ThreadingTCPServer
 from typing import Any
@@ -40,7 +41,7 @@ from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards.base import Reward, checked_rewards
 from dgpo_plugin.rewards.own import is_own, own_hash
-from dgpo_plugin.rewards.registry import load_reward
+from dgpo_plugin.rewards.registry import load_reward, reward_names
 from dgpo_plugin.rewards.wire import is_loopback
 
 MOST_PICTURES = 256
@@ -321,12 +322,15 @@ def served_config(name: str, overrides: Sequence[str]) -> RewardConfig:
 def identity(config: RewardConfig) -> tuple[str, str]:
     """Name and version of a reward as served: the same for two servers if, and only if, they give the same rewards.
 
-    The version changes with this package, the reward's precision and options, and the file of a user's own.
+    The version changes with this package or the one that the reward comes from, its precision and options, and the file
+    of a user's own.
     """
     name = config.name or ""
     path, _, attribute = name.rpartition(":")
     shown = f"{Path(path).name}:{attribute}" if is_own(name) else name
-    settings = json.dumps([config.precision, config.options.get(name, {}), own_hash([name])], sort_keys=True)
+    point = getattr(reward_names().get(name), "made_by", None)
+    theirs = point.dist.version if isinstance(point, EntryPoint) and point.dist else ""
+    settings = json.dumps([config.precision, config.options.get(name, {}), own_hash([name]), theirs], sort_keys=True)
     return shown, f"{dgpo_plugin.__version__}+{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 

@@ -19,7 +19,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +36,7 @@ from dgpo_plugin.cli import main
 from dgpo_plugin.config import RewardConfig, load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards import load_reward, server
+from dgpo_plugin.rewards import RewardInfo, load_reward, server
 from dgpo_plugin.rewards.remote import RemoteReward
 from dgpo_plugin.rewards.server import RewardServer, identity, served_config
 from dgpo_plugin.rewards.shapes import ShapesReward
@@ -643,9 +645,67 @@ def test_the_version_changes_with_what_changes_the_rewards(tmp_path: Path) -> No
     assert len({identity(config)[1] for config in different} | {same[1]}) == 4
 
 
+def test_the_version_changes_with_the_package_a_reward_is_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = set()
+    for version in ("1.0", "1.1"):
+        point = EntryPoint("theirs", "package:reward", "dgpo_plugin.rewards")
+        vars(point)["dist"] = SimpleNamespace(version=version)
+        monkeypatch.setattr(server, "reward_names", lambda point=point: {"theirs": RewardInfo(point, "")})
+        versions.add(identity(served_config("theirs", []))[1])
+    assert len(versions) == 2
+
+
 def test_serving_ones_own_needs_little() -> None:
     """An environment made for another scorer need not have what training needs."""
-    heavy = ["accelerate", "diffusers", "huggingface_hub", "matplotlib", "peft", "scipy", "tokenizers", "transformers"]
+    heavy = [
+        "accelerate",
+        "diffusers",
+        "jinja2",
+        "matplotlib",
+        "peft",
+        "safetensors",
+        "scipy",
+        "tokenizers",
+        "transformers",
+    ]
     code = f"import sys, dgpo_plugin.cli, dgpo_plugin.rewards.server; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- the documentation's example
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    """Its file, with a stand-in for the model that checks how it is loaded and what it is given."""
+    text = (Path(__file__).parents[2] / "docs" / "rewards-remote.md").read_text(encoding="utf-8")
+    (tmp_path / "deqa.py").write_text(text.split("```python\n")[1].split("```")[0])
+    (tmp_path / "transformers.py").write_text(
+        "import torch\n"
+        "class AutoModelForCausalLM:\n"
+        "    @classmethod\n"
+        "    def from_pretrained(cls, name, *, trust_remote_code, attn_implementation, torch_dtype, device_map):\n"
+        "        assert name == 'zhiyuanyou/DeQA-Score-Mix3' and trust_remote_code\n"
+        "        return cls()\n"
+        "    def score(self, pictures):\n"
+        "        return torch.tensor([p.getpixel((1, 2))[0] / 255 for p in pictures], dtype=torch.float16)\n"
+    )
+    code = (
+        "import torch\n"
+        "from dgpo_plugin.config import RewardConfig\n"
+        "from dgpo_plugin.prompts import Prompt\n"
+        "from dgpo_plugin.rewards import checked_rewards, load_reward\n"
+        "images = torch.zeros(2, 3, 4, 5)\n"
+        "images[1, 0, 2, 1] = 1\n"
+        "reward = load_reward(RewardConfig(name='deqa.py:DeQA'))\n"
+        "print(checked_rewards(reward, images, [Prompt('a')] * 2, 'deqa').tolist())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path[1:]])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[0.0, 1.0]", done.stderr
