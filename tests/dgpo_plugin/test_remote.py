@@ -135,6 +135,26 @@ def test_two_servers_share_the_load() -> None:
     assert sorted(used) == [0, 0, 1, 1]
 
 
+def test_a_slow_server_does_not_hold_the_others_up() -> None:
+    """It ends its only batch after the other has done all the rest."""
+    done, all_the_rest = [], threading.Event()
+
+    def slow(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        assert all_the_rest.wait(60)
+        return plain(images, prompts)
+
+    def quick(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        done.append(1)
+        if len(done) == 3:
+            all_the_rest.set()
+        return plain(images, prompts)
+
+    with serving(slow) as first, serving(quick) as second:
+        found = RemoteReward(urls=[first, second], batch_size=2, timeout=30)(pictures(8), asked(8))
+    assert torch.equal(found, plain(pictures(8), asked(8)))
+    assert len(done) == 3
+
+
 def test_a_run_trains_with_a_remote_reward() -> None:
     with serving(ShapesReward()) as address:
         chosen = ["reward.name=remote", f"reward.options.remote.urls=[{address}]", "reward.batch_size=3"]
