@@ -64,9 +64,11 @@ def endpoint(answer: Callable[[dict[str, Any]], tuple[int, Any]]) -> Iterator[tu
         made.request_queue_size = 64
         thread = threading.Thread(target=made.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{made.server_address[1]}/v1", seen
-        made.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{made.server_address[1]}/v1", seen
+        finally:
+            made.shutdown()
+            thread.join()
 
 
 def picture_in(body: dict[str, Any]) -> Tensor:
