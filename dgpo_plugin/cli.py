@@ -240,6 +240,27 @@ def score(
         write_text_atomically(output, text)
 
 
+@main.command("serve-reward")
+@click.argument("name")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address; beyond loopback it needs a token.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for any free one.")
+@click.option("--token-variable", help="Environment variable that holds the token which clients must bring.")
+@click.option("--max-megabytes", default=64, show_default=True, type=click.IntRange(1), help="Of a request's body.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Of the reward, as device=cpu or options.x=1."
+)
+@reports_user_errors
+def serve_reward(
+    name: str, host: str, port: int, token_variable: str | None, max_megabytes: int, overrides: tuple[str, ...]
+) -> None:
+    """Serve a reward to other processes and machines. NAME as in `dgpo list rewards`, or your own file.py:name."""
+    from dgpo_plugin.rewards.server import serve, served_config
+    from dgpo_plugin.rewards.wire import secret
+
+    token = secret("--token-variable", token_variable)
+    serve(served_config(name, overrides), host, port, token, max_megabytes * 2**20, click.echo)
+
+
 @main.command("list")
 @click.argument("kind", required=False, type=click.Choice(["presets", "models", "prompts", "rewards"]))
 @reports_user_errors

@@ -326,7 +326,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     values = read_yaml(source, preset_names(), "preset")
     # The algorithm's name first, because it clears the fields of the one before it.
     for override in sorted(overrides, key=lambda text: not text.startswith("algorithm.name=")):
-        _override(values, override)
+        apply_override(values, override)
     return parse_config(values, source)
 
 
@@ -346,7 +346,7 @@ def reward_configs(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[
     """
     values: dict[str, Any] = {}
     for override in overrides:
-        _override(values, override)
+        apply_override(values, override)
     options = values.pop("options", {})
     for name in options:
         if name not in names:
@@ -389,7 +389,8 @@ def read_yaml(source: str, presets: Mapping[str, Path], kind: str) -> dict[str, 
     return values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set the field of ``section.field=value``, the value in YAML."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"--set {override}: write it as section.field=value")

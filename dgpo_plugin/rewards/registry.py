@@ -123,6 +123,27 @@ REWARDS: dict[str, RewardInfo] = {
     "jpeg-size": RewardInfo(
         "statistics:Statistic", "detail, or noise: size as JPEG", "kilobytes", fixed={"statistic": "jpeg-size"}
     ),
+    "unifiedreward": RewardInfo(
+        "judge:UnifiedReward",
+        "alignment and quality as UnifiedReward judges them, behind an endpoint of yours (option url)",
+        range="[1, 5]",
+        weights="CodeGoat24/UnifiedReward-7b-v1.5, on the endpoint",
+        licence="see their model card",
+    ),
+    "judge": RewardInfo(
+        "judge:JudgeReward",
+        "the number that any vision model answers to a question of yours (options url, model, question)",
+        range="[lowest, highest], its options",
+        weights="the endpoint's",
+        licence="the weights' own",
+    ),
+    "remote": RewardInfo(
+        "remote:RemoteReward",
+        "what servers of `dgpo serve-reward` give (option urls)",
+        range="the served reward's",
+        weights="the servers'",
+        licence="the weights' own",
+    ),
 }
 
 
