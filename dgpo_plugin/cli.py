@@ -283,9 +283,7 @@ def list_(kind: str | None) -> None:
         return
     if kind == "rewards":
         for name, info in reward_names().items():
-            licence = f" ({info.licence})" if info.licence else ""
-            state = info.install or "installed"
-            click.echo(f"{name}: {info.measures}; {info.range}; weights: {info.weights}{licence}; {state}")
+            click.echo(f"{name}\n    {info.measures}\n    " + "; ".join(info.facts()))
         return
     for key, (label, names) in rows.items():
         if kind == key:

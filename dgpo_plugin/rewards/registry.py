@@ -50,6 +50,12 @@ class RewardInfo:
         """How to get what is missing, or nothing."""
         return f"needs {', '.join(self.missing)}; pip install 'dgpo-plugin[{self.extra}]'" if self.missing else ""
 
+    def facts(self) -> list[str]:
+        """Range, weights, licence, size, and whether it is installed."""
+        licence = f" ({self.licence})" if self.licence else ""
+        size = [f"{self.parameters / 1e6:.0f} M parameters"] if self.parameters else []
+        return [self.range, f"weights: {self.weights}{licence}", *size, self.install or "installed"]
+
     def thing(self) -> Any:
         """The class or function, imported."""
         if isinstance(self.made_by, EntryPoint):

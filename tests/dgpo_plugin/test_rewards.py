@@ -171,8 +171,11 @@ def test_a_reward_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytes
     with pytest.raises(UserError, match=r"reward dear: needs not_installed_here; pip install 'dgpo-plugin\[rewards\]'"):
         load_reward(RewardConfig(name="dear"))
     listed = CliRunner().invoke(main, ["list", "rewards"]).output
-    assert "dear: nothing; [0, 1]; weights: none; needs not_installed_here; pip install" in listed
-    assert "ocr: the words in double quotes (or metadata text) as read back; [0, 1]; weights: PP-OCRv6" in listed
+    assert "dear\n    nothing\n    [0, 1]; weights: none; needs not_installed_here; pip install" in listed
+    assert (
+        "ocr\n    the words in double quotes (or metadata text) as read back\n    [0, 1]; weights: PP-OCRv6" in listed
+    )
+    assert "986 M parameters; installed" in listed
 
 
 def test_a_run_is_not_resumed_with_another_reward_file(own: Path, tmp_path: Path) -> None:
