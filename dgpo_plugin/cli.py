@@ -20,7 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def quieten() -> None:
     """Keep the libraries' start-up notices out of our output; their errors still show."""
-    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+    # The hub's retries are warnings; what it says last is in our error.
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(variable, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
