@@ -136,3 +136,8 @@ def fill(what: str, network: nn.Module, tensors: Mapping[str, Tensor], ignored: 
                 f"give the published one"
             )
     network.load_state_dict(dict(tensors), strict=False)
+
+
+def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbers follow the prefix in the tensors' names."""
+    return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})

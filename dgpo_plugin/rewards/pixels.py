@@ -1,7 +1,8 @@
-"""Pictures as the published rewards see them: 8-bit, resized by Pillow, with a gradient all the same.
+"""Pictures as the published rewards see them: 8-bit, then resized as the original did, with a gradient all the same.
 
-The originals were trained and are quoted on what Pillow's bicubic filter makes of 8-bit pictures. Ours are tensors, and
-may need a gradient; so values are Pillow's, and the gradient is that of torch's antialiased bicubic filter.
+Most of them let Pillow's bicubic filter make 8-bit pictures of 8-bit pictures. Ours are tensors, and may need a
+gradient; so values are Pillow's, and the gradient is that of torch's antialiased bicubic filter. HPSv2 resizes by that
+filter itself, after the division by 255.
 """
 
 from __future__ import annotations
@@ -18,19 +19,23 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def eight_bit(images: Tensor) -> Tensor:
+    """Rounded to multiples of 1/255, with the gradient of the identity."""
+    values = (images.detach() * 255).round().clamp(0, 255) / 255
+    return images + (values - images).detach() if images.requires_grad else values
+
+
 def resized(images: Tensor, height: int, width: int) -> Tensor:
     """(N, 3, H, W) in [0, 1] -> (N, 3, height, width), rounded to multiples of 1/255 as Pillow does."""
+    if images.shape[2:] == (height, width):
+        return eight_bit(images)
     pixels = (images.detach() * 255).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-    if pixels.shape[1:3] != (height, width):
-        filtered = [Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC) for picture in pixels]
-        pixels = np.stack([np.asarray(picture) for picture in filtered])
-    # A copy, because Pillow's memory is read-only.
-    values = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).to(images.device, torch.float32) / 255
+    filtered = [Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC) for picture in pixels]
+    stacked = np.stack([np.asarray(picture) for picture in filtered])
+    values = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(images.device, torch.float32) / 255
     if not images.requires_grad:
         return values
-    smooth = images
-    if images.shape[2:] != (height, width):
-        smooth = interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    smooth = interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False)
     return smooth + (values - smooth).detach()
 
 
@@ -50,12 +55,18 @@ def shortest_to(images: Tensor, side: int, *, nearest: bool = False) -> Tensor:
 
 
 def longest_to(images: Tensor, side: int) -> Tensor:
-    """The longer side to ``side``, the rest of the square black: HPSv2's preprocessing."""
+    """The longer side to ``side``, the rest of the square black: HPSv2's preprocessing, with current torchvision.
+
+    Resized in float32 and not rounded again, so values may leave [0, 1] a little beside sharp edges.
+    """
     height, width = images.shape[2:]
     scale = side / max(height, width)
     tall, wide = round(height * scale), round(width * scale)
+    images = eight_bit(images)
+    if scale != 1:
+        images = interpolate(images, (tall, wide), mode="bicubic", antialias=True, align_corners=False)
     above, left = (side - tall) // 2, (side - wide) // 2
-    return pad(resized(images, tall, wide), (left, side - wide - left, above, side - tall - above))
+    return pad(images, (left, side - wide - left, above, side - tall - above))
 
 
 def normalised(pixels: Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD) -> Tensor:
