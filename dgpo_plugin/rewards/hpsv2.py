@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.nn.utils.rnn import pad_sequence
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.errors import UserError
@@ -108,7 +108,7 @@ class CLIPText:
     """
 
     def __init__(self, what: str, name: str, limit: int, last: int) -> None:
-        self.cut = from_hub(f"{what}: tokenizer {name}", lambda: CLIPTokenizer.from_pretrained(name))
+        self.cut = from_hub(f"{what}: tokenizer {name}", lambda: AutoTokenizer.from_pretrained(name))
         self.limit = limit
         if self.cut.eos_token_id != last:
             raise UserError(

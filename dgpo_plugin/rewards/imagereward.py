@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isqrt
 
 from torch import Tensor, nn
-from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.errors import UserError
@@ -72,7 +72,7 @@ class ImageReward(NeuralReward):
             super().__init__(nn.Identity(), config)
             return
         network = BlipScore(load_published(WHAT, checkpoint_file(WHAT, REPOSITORY, FILE, weights)))
-        self.tokenizer = from_hub(f"{WHAT}: tokenizer {tokenizer}", lambda: BertTokenizer.from_pretrained(tokenizer))
+        self.tokenizer = from_hub(f"{WHAT}: tokenizer {tokenizer}", lambda: AutoTokenizer.from_pretrained(tokenizer))
         words = network.text.config.vocab_size
         if len(self.tokenizer) > words:
             raise UserError(f"{WHAT}: tokenizer {tokenizer} has {len(self.tokenizer)} words, the checkpoint {words}")
