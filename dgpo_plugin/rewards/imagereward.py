@@ -85,7 +85,7 @@ class ImageReward(NeuralReward):
         if self.package is not None:
             return images.new_tensor(self.package(pictures(images), texts))
         cut = self.tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-        pixels = normalised(shortest_to(images, self.side)).to(self.dtype)
+        pixels = normalised(shortest_to(images, self.side, nearest=True)).to(self.dtype)
         raw: Tensor = self.network(pixels, cut["input_ids"].to(images.device), cut["attention_mask"].to(images.device))
         return (raw.float() - MEAN) / STD
 

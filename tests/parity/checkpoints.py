@@ -47,7 +47,7 @@ BLIP_L = BlipSize(1024, 24, 16, 224, 768, 12, 30524)
 
 
 def random_tensors(shapes: dict[str, Shape], seed: int = 0) -> dict[str, Tensor]:
-    """Of a size that keeps activations and their differences alive: 1/sqrt(inputs), norms near 1."""
+    """1/sqrt(inputs), norms near 1: differences live on. Small at the start: there the norms' constants matter."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():
@@ -55,8 +55,10 @@ def random_tensors(shapes: dict[str, Shape], seed: int = 0) -> dict[str, Tensor]
         for size in shape[1:]:
             inputs *= size
         tensors[name] = torch.randn(shape, generator=generator) * (inputs**-0.5 if len(shape) > 1 else 0.1)
-        if "emb" in name or "_token" in name:
-            tensors[name] = torch.randn(shape, generator=generator) * 0.5
+        if "patch_embed" in name or "conv1" in name:
+            tensors[name] *= 0.1
+        elif "emb" in name or "_token" in name:
+            tensors[name] = torch.randn(shape, generator=generator) * 0.02
         elif len(shape) == 1 and name.endswith("weight"):
             tensors[name] += 1
     return tensors

@@ -28,7 +28,7 @@ from tests.parity.checkpoints import (
 
 pytestmark = pytest.mark.slow
 
-SIZES = [(224, 224), (512, 512), (64, 64), (300, 200), (200, 301), (768, 433), (97, 640), (225, 224), (37, 41)]
+SIZES = [(224, 224), (512, 512), (64, 64), (303, 200), (200, 301), (433, 783), (97, 640), (225, 224), (37, 41)]
 """Width and height: square, wide, tall, smaller and larger than 224, and where rounding decides."""
 PROMPTS = [
     "a red circle",
