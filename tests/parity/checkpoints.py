@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def random_tensors(shapes: dict[str, Shape], seed: int = 0) -> dict[str, Tensor]
     return tensors
 
 
-def hpsv2_checkpoint(path: Path, size: ClipSize, seed: int = 0) -> Path:
+def hpsv2_checkpoint(path: Path, size: ClipSize, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """open_clip's names, under ``state_dict``."""
     patches = (size.side // size.patch) ** 2
     shapes: dict[str, Shape] = {
@@ -82,7 +83,8 @@ def hpsv2_checkpoint(path: Path, size: ClipSize, seed: int = 0) -> Path:
         "token_embedding.weight": (size.vocabulary, size.text_width),
         **_norm("ln_final", size.text_width),
     }
-    torch.save({"state_dict": random_tensors(shapes, seed)}, path)
+    tensors = {name: tensor.to(dtype) for name, tensor in random_tensors(shapes, seed).items()}
+    torch.save({"state_dict": tensors}, path)
     return path
 
 
@@ -174,6 +176,13 @@ def byte_letters() -> list[str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + place) for place in range(len(others))]
+
+
+def published_words(python: Path) -> list[tuple[str, str]]:
+    """The merges of CLIP's vocabulary, from the package hpsv2x in that environment."""
+    file = next(python.parents[1].rglob("open_clip/bpe_simple_vocab_16e6.txt.gz"))
+    lines = gzip.decompress(file.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    return [(first, second) for first, second in (line.split() for line in lines)]
 
 
 def clip_tokenizer(folder: Path, merges: Sequence[tuple[str, str]]) -> Path:

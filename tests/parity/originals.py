@@ -1,7 +1,7 @@
 """Run in the original packages' environment: their own ``score`` on a folder's pictures, prompts and weights.
 
     python originals.py FOLDER scores      writes scores.json: theirs, and ours with ``backend: package``
-    python originals.py FOLDER seconds     writes seconds.json: theirs and ours for the same pictures, in turn
+    python originals.py FOLDER seconds     writes seconds.json: what theirs and ours take for the same pictures
 
 FOLDER holds cases.json, a list of {"file": ..., "prompt": ...}, and settings.json with the checkpoints' sizes.
 """
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import shims  # noqa: F401  (first)
 import torch
@@ -23,7 +23,7 @@ from PIL import Image
 
 from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards import load_reward
+from dgpo_plugin.rewards import Reward, load_reward
 from dgpo_plugin.score import read_picture
 
 
@@ -76,8 +76,8 @@ def prepare_imagereward(size: dict[str, int], weights: Path) -> Any:
     return model
 
 
-def ours(name: str, **options: str) -> Callable[[Any, list[Prompt]], Any]:
-    return load_reward(RewardConfig(name=name, options={name: options}, device="cpu", batch_size=16))
+def ours(name: str, precision: Literal["fp32", "bf16"] = "fp32", **options: str) -> Reward:
+    return load_reward(RewardConfig(name=name, options={name: options}, device="cpu", precision=precision))
 
 
 def main(folder: Path, what: str) -> None:
@@ -107,9 +107,13 @@ def main(folder: Path, what: str) -> None:
                 "package": [package(p[None], [t]).item() for p, t in zip(pictures, prompts, strict=True)],
             }
         else:
-            native = ours(name, weights=str(weights), tokenizer=tokenizer)
-            result[name] = seconds(settings, name, score, theirs, native, files, prompts)
+            files, prompts = files[: settings["pictures"][name]], prompts[: settings["pictures"][name]]
+            theirs = partial(_theirs, score, files, texts[: len(files)])
+            result[name] = seconds(
+                score, theirs, partial(ours, name, weights=str(weights), tokenizer=tokenizer), files, prompts
+            )
         del score, theirs
+        sys.modules["hpsv2.img_score"].model_dict.clear()  # its network, which it keeps
     Path(f"{what}.json").write_text(json.dumps(result, indent=1))
 
 
@@ -122,29 +126,33 @@ def _number(score: Any) -> float:
 
 
 def seconds(
-    settings: dict[str, Any],
-    name: str,
     score: Callable[..., Any],
     theirs: Callable[[], Any],
-    native: Callable[[Any, list[Prompt]], Any],
+    native: Callable[..., Reward],
     files: list[str],
     prompts: list[Prompt],
 ) -> dict[str, float]:
-    """Wall time of all pictures, each with its prompt; theirs also with all pictures in one call, as one prompt's."""
+    """CPU seconds for all pictures, each with its prompt; theirs also for all in one call, as if of one prompt."""
 
     def timed(run: Callable[[], Any]) -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         run()
-        return time.perf_counter() - started
+        return time.process_time() - started
 
-    def all_ours() -> None:
-        native(torch.stack([read_picture(Path(file)) for file in files]), prompts)
+    def all_ours(reward: Reward) -> None:
+        reward(torch.stack([read_picture(Path(file)) for file in files]), prompts)
 
-    native(torch.stack([read_picture(Path(files[0]))]), prompts[:1])
     score(prompts[0].text, files[0])  # what happens only once is no one's time
-    found = {"native": timed(all_ours), "original": timed(theirs)}
-    found["original_one_prompt"] = timed(lambda: score(prompts[0].text, files))
-    found["pictures"] = len(files)
+    found = {
+        "pictures": len(files),
+        "original": timed(theirs),
+        "original_one_prompt": timed(lambda: score(prompts[0].text, files)),
+    }
+    for precision in ("fp32", "bf16"):
+        reward = native(precision)
+        reward(read_picture(Path(files[0]))[None], prompts[:1])
+        found[precision] = timed(partial(all_ours, reward))
+        del reward
     return found
 
 

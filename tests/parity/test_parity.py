@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import warnings
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from tests.parity.checkpoints import (
     clip_tokenizer,
     hpsv2_checkpoint,
     imagereward_checkpoint,
+    published_words,
 )
 
 pytestmark = pytest.mark.slow
@@ -54,9 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         message = f"NOT COMPARED with the original packages, the package index cannot be reached: {error}"
         warnings.warn(message, stacklevel=1)
         pytest.skip(message)
-    words = next(python.parents[1].rglob("open_clip/bpe_simple_vocab_16e6.txt.gz"))
-    lines = gzip.decompress(words.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    clip_tokenizer(folder / "clip", [tuple(line.split()) for line in lines])  # type: ignore[misc]
+    clip_tokenizer(folder / "clip", published_words(python))
     bert_tokenizer(folder / "bert-base-uncased")
     hpsv2_checkpoint(folder / "v2.pt", ClipSize(), seed=0)
     hpsv2_checkpoint(folder / "v2.1.pt", ClipSize(), seed=1)
