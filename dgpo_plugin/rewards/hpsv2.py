@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isqrt
 
 import torch
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers.initialization import no_init_weights
 
 from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards.neural import NeuralReward, checkpoint_file, count_layers, fill, from_hub, load_published
-from dgpo_plugin.rewards.packages import hpsv2_package, pictures, uses_package
+from dgpo_plugin.rewards.packages import Package, hpsv2_package, pictures, uses_package
 from dgpo_plugin.rewards.pixels import longest_to, normalised
 
 REPOSITORY = "xswu/HPSv2"
@@ -77,7 +78,7 @@ class HPSv2Reward(NeuralReward):
         backend: str = "native",
     ) -> None:
         what = f"reward {'hpsv2' if version == 'v2.0' else 'hpsv2.1'}"
-        self.package: Callable[..., list[float]] | None = None
+        self.package: Package | None = None
         if uses_package(what, backend):
             self.package = hpsv2_package(what, version, weights)
             super().__init__(nn.Identity(), config)
@@ -137,7 +138,8 @@ def clip_from_open_clip(what: str, tensors: Mapping[str, Tensor]) -> CLIPModel:
         UserError: a tensor is missing, left over or of a wrong shape.
     """
     try:
-        network = CLIPModel(clip_config(tensors))
+        with no_init_weights():  # which takes longer than reading them
+            network = CLIPModel(clip_config(tensors))
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"{what}: not a checkpoint of HPSv2 (its sizes: {error}); give the published one") from error
     fill(what, network, from_open_clip(tensors))

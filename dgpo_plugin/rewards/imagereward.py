@@ -5,17 +5,18 @@ The tensors of the published checkpoint fill transformers' BlipVisionModel and B
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isqrt
 
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+from transformers.initialization import no_init_weights
 
 from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards.neural import NeuralReward, checkpoint_file, count_layers, fill, from_hub, load_published
-from dgpo_plugin.rewards.packages import imagereward_package, pictures, uses_package
+from dgpo_plugin.rewards.packages import Package, imagereward_package, pictures, uses_package
 from dgpo_plugin.rewards.pixels import normalised, shortest_to
 
 WHAT = "reward imagereward"
@@ -66,7 +67,7 @@ class ImageReward(NeuralReward):
         tokenizer: str = TOKENIZER,
         backend: str = "native",
     ) -> None:
-        self.package: Callable[..., list[float]] | None = None
+        self.package: Package | None = None
         if uses_package(WHAT, backend):
             self.package = imagereward_package(WHAT, weights)
             super().__init__(nn.Identity(), config)
@@ -103,8 +104,9 @@ class BlipScore(nn.Module):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         try:
-            self.vision = BlipVisionModel(vision_config(tensors))
-            self.text = BlipTextModel(text_config(tensors), add_pooling_layer=False)
+            with no_init_weights():  # which takes longer than reading them
+                self.vision = BlipVisionModel(vision_config(tensors))
+                self.text = BlipTextModel(text_config(tensors), add_pooling_layer=False)
             places = [name.split(".")[2] for name in tensors if name.startswith("mlp.layers.") and "weight" in name]
             # Between them stood dropout, hence the gaps in the names; there was never an activation.
             shapes = {place: tensors[f"mlp.layers.{place}.weight"].shape for place in sorted(places, key=int)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -237,6 +239,46 @@ def test_the_package_as_a_backend_must_be_there(folder: Path, name: str, package
         load_reward(RewardConfig(name=name, options={name: {"backend": "package"}}))
     with pytest.raises(UserError, match="backend 'fast' is neither native nor package"):
         loaded(folder, name, changed={"backend": "fast"})
+
+
+def test_hpsv2s_package_is_called_once_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads its weights anew in each call; the answers stay in the pictures' order."""
+    calls = []
+
+    def score(images: list[Image.Image], prompt: str, cp: str | None, hps_version: str) -> list[np.float32]:
+        calls.append((prompt, len(images), cp, hps_version))
+        return [np.float32(np.asarray(image).mean() / 255 + len(prompt)) for image in images]
+
+    fake = ModuleType("hpsv2.img_score")
+    fake.score = score  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "hpsv2", ModuleType("hpsv2"))
+    monkeypatch.setitem(sys.modules, "hpsv2.img_score", fake)
+    reward = load_reward(RewardConfig(name="hpsv2", options={"hpsv2": {"backend": "package", "weights": "w.pt"}}))
+    pictures = torch.tensor([0.2, 0.4, 0.6, 0.8])[:, None, None, None].expand(4, 3, 8, 8)
+    values = reward(pictures, [Prompt("a"), Prompt("bcd"), Prompt("a"), Prompt("bcd")])
+    assert torch.allclose(values, torch.tensor([1.2, 3.4, 1.6, 3.8]), atol=1e-6)
+    assert calls == [("a", 2, "w.pt", "v2.0"), ("bcd", 2, "w.pt", "v2.0")]
+
+
+def test_imagerewards_package_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+
+    class Model:
+        def score(self, prompt: str, image: Image.Image) -> float:
+            return len(prompt) + np.asarray(image).mean() / 255
+
+    def load(**options: str) -> Model:
+        loads.append(options)
+        return Model()
+
+    fake = ModuleType("ImageReward")
+    fake.load = load  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ImageReward", fake)
+    chosen = {"backend": "package", "weights": "models/i.pt"}
+    reward = load_reward(RewardConfig(name="imagereward", options={"imagereward": chosen}, batch_size=1))
+    values = reward(torch.full((2, 3, 8, 8), 0.6), [Prompt("a"), Prompt("bc")])
+    assert torch.allclose(values, torch.tensor([1.6, 2.6]), atol=1e-6)
+    assert loads == [{"name": "models/i.pt", "med_config": "models/med_config.json"}]
 
 
 def test_the_version_belongs_to_the_name() -> None:

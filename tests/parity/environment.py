@@ -34,8 +34,8 @@ def build() -> Path:
     stamp, wanted = FOLDER / "installed", _key()
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
-    subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", FOLDER], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER], check=True)
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
     # What PYTHONPATH shows here would count as installed there.
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(

@@ -98,21 +98,18 @@ def main(folder: Path, what: str) -> None:
             hpsv2 = prepare_hpsv2(settings["clip"], weights)
             version = {"hpsv2": "v2.0", "hpsv2.1": "v2.1"}[name]
             score = lambda text, file, v=version, package=hpsv2: package.score(file, text, hps_version=v)  # noqa: E731
-        theirs = partial(_theirs, score, files, texts)
         if what == "scores":
             pictures = [read_picture(Path(file)) for file in files]
             package = ours(name, backend="package", weights=str(weights))
             result[name] = {
-                "original": theirs(),
+                "original": _theirs(score, files, texts),
                 "package": [package(p[None], [t]).item() for p, t in zip(pictures, prompts, strict=True)],
             }
         else:
-            files, prompts = files[: settings["pictures"][name]], prompts[: settings["pictures"][name]]
-            theirs = partial(_theirs, score, files, texts[: len(files)])
-            result[name] = seconds(
-                score, theirs, partial(ours, name, weights=str(weights), tokenizer=tokenizer), files, prompts
-            )
-        del score, theirs
+            count = settings["pictures"][name]
+            native = partial(ours, name, weights=str(weights), tokenizer=tokenizer)
+            result[name] = seconds(score, native, files[:count], prompts[:count])
+        del score
         sys.modules["hpsv2.img_score"].model_dict.clear()  # its network, which it keeps
     Path(f"{what}.json").write_text(json.dumps(result, indent=1))
 
@@ -127,32 +124,38 @@ def _number(score: Any) -> float:
 
 def seconds(
     score: Callable[..., Any],
-    theirs: Callable[[], Any],
     native: Callable[..., Reward],
     files: list[str],
     prompts: list[Prompt],
 ) -> dict[str, float]:
-    """CPU seconds for all pictures, each with its prompt; theirs also for all in one call, as if of one prompt."""
+    """CPU seconds for all pictures, each with its prompt; theirs also for all in one call, as if of one prompt.
+
+    And ``bf16_off``, the largest difference between our two precisions.
+    """
+    texts = [prompt.text for prompt in prompts]
 
     def timed(run: Callable[[], Any]) -> float:
         started = time.process_time()
         run()
         return time.process_time() - started
 
-    def all_ours(reward: Reward) -> None:
-        reward(torch.stack([read_picture(Path(file)) for file in files]), prompts)
+    values: dict[str, torch.Tensor] = {}
+
+    def all_ours(reward: Reward, precision: str) -> None:
+        values[precision] = reward(torch.stack([read_picture(Path(file)) for file in files]), prompts)
 
     score(prompts[0].text, files[0])  # what happens only once is no one's time
     found = {
         "pictures": len(files),
-        "original": timed(theirs),
+        "original": timed(lambda: _theirs(score, files, texts)),
         "original_one_prompt": timed(lambda: score(prompts[0].text, files)),
     }
     for precision in ("fp32", "bf16"):
         reward = native(precision)
         reward(read_picture(Path(files[0]))[None], prompts[:1])
-        found[precision] = timed(partial(all_ours, reward))
+        found[precision] = timed(partial(all_ours, reward, precision))
         del reward
+    found["bf16_off"] = (values["bf16"] - values["fp32"]).abs().max().item()
     return found
 
 
