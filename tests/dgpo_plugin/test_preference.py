@@ -213,9 +213,15 @@ def test_without_the_hub_one_line_says_what_to_fetch(
     folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    for missing in ("weights", "tokenizer"):
+    published = {
+        "hpsv2": ("xswu/HPSv2/HPS_v2_compressed.pt", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+        "hpsv2.1": ("xswu/HPSv2/HPS_v2.1_compressed.pt", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+        "imagereward": ("THUDM/ImageReward/ImageReward.pt", "google-bert/bert-base-uncased"),
+    }
+    for missing, place in zip(("weights", "tokenizer"), published[name], strict=True):
         given = {key: value for key, value in options(folder, name).items() if key != missing}
-        with pytest.raises(UserError, match="cannot be loaded .*; fetch it beforehand and give its path") as error:
+        message = f"{place}.*cannot be loaded .*; fetch it beforehand and give its path"
+        with pytest.raises(UserError, match=message) as error:
             load_reward(RewardConfig(name=name, options={name: given}))
         assert "\n" not in str(error.value)
 

@@ -47,8 +47,7 @@ def build() -> Path:
     )
     if done.returncode:
         output = done.stdout + done.stderr
-        unreachable = ("Failed to establish a new connection", "Name or service not known", "Network is unreachable")
-        if any(sign in output for sign in (*unreachable, "Temporary failure in name resolution", "timed out")):
+        if any(sign in output for sign in ("Failed to establish a new connection", "ConnectTimeout", "ProxyError")):
             raise IndexUnreachable(output.strip().splitlines()[-1])
         raise RuntimeError(f"the parity environment could not be installed:\n{output}")
     stamp.write_text(wanted)

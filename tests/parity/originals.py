@@ -24,6 +24,7 @@ from PIL import Image
 from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import Reward, load_reward
+from dgpo_plugin.rewards.hpsv2 import FILES
 from dgpo_plugin.score import read_picture
 
 
@@ -32,7 +33,9 @@ def prepare_hpsv2(size: dict[str, int], weights: Path) -> Any:
     import hpsv2
     import huggingface_hub
     from hpsv2.src.open_clip import factory
+    from hpsv2.utils import hps_version_map
 
+    assert hps_version_map == FILES
     factory._MODEL_CONFIGS["ViT-H-14"] = {
         "embed_dim": size["embedding"],
         "vision_cfg": {
