@@ -66,7 +66,9 @@ def from_hub(what: str, load: Callable[[], T]) -> T:
         return load()
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{what}: cannot be loaded ({reason}); fetch it first and give its place in reward.options") from error
+        raise UserError(
+            f"{what}: cannot be loaded ({reason}); fetch it first and give its place in reward.options"
+        ) from error
 
 
 def pretrained(what: str, kind: Any, weights: str) -> Any:

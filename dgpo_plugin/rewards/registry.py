@@ -84,6 +84,7 @@ REWARDS: dict[str, RewardInfo] = {
         weights="xswu/HPSv2",
         licence="Apache-2.0",
         needs=("ftfy",),
+        parameters=CLIP_H,
         fixed={"version": "v2.0"},
     ),
     "hpsv2.1": RewardInfo(
@@ -93,6 +94,7 @@ REWARDS: dict[str, RewardInfo] = {
         weights="xswu/HPSv2",
         licence="Apache-2.0",
         needs=("ftfy",),
+        parameters=CLIP_H,
         fixed={"version": "v2.1"},
     ),
     "imagereward": RewardInfo(
@@ -101,6 +103,7 @@ REWARDS: dict[str, RewardInfo] = {
         range="roughly normal: mean 0, deviation 1",
         weights="THUDM/ImageReward",
         licence="Apache-2.0",
+        parameters=446_206_689,
     ),
     "geneval": RewardInfo(
         "geneval:GenEvalReward",

@@ -186,7 +186,9 @@ def test_a_checkpoint_that_would_run_code_is_refused(tiny: Path, tmp_path: Path)
 def test_weights_that_are_not_there_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="reward aesthetic: no file nowhere.pth; check the path"):
         Aesthetic(weights="nowhere.pth")
-    with pytest.raises(UserError, match=r"reward clipscore \(openai/.*cannot be loaded .*give its place in reward.options") as raised:
+    with pytest.raises(
+        UserError, match=r"reward clipscore \(openai/.*cannot be loaded .*give its place in reward.options"
+    ) as raised:
         ClipScore()  # the hub is not reached in tests
     assert "\n" not in str(raised.value)
 

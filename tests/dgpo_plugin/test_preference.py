@@ -220,7 +220,7 @@ def test_without_the_hub_one_line_says_what_to_fetch(
     }
     for missing, place in zip(("weights", "tokenizer"), published[name], strict=True):
         given = {key: value for key, value in options(folder, name).items() if key != missing}
-        message = f"{place}.*cannot be loaded .*; fetch it beforehand and give its path"
+        message = f"{place}.*cannot be loaded .*; fetch it first and give its place in reward.options"
         with pytest.raises(UserError, match=message) as error:
             load_reward(RewardConfig(name=name, options={name: given}))
         assert "\n" not in str(error.value)
