@@ -166,7 +166,7 @@ def test_half_precision(folders: dict[str, str]) -> None:
             {"colours": "{detector}"},
             r"\(reward.options.geneval.colours\): is a mask2former, not a clip; give a CLIPModel",
         ),
-        ({"detector": "{empty}"}, r"\(reward.options.geneval.detector\): cannot be loaded .*fetch it beforehand"),
+        ({"detector": "{empty}"}, r"\(reward.options.geneval.detector\): cannot be loaded .*fetch it first"),
         ({"colours": "{untold}"}, "its tokenizer is missing or not its own; fetch the whole folder"),
         ({"detector": "facebook/mask2former-swin-small-coco-instance"}, "-instance .*cannot be loaded"),
         ({"strict": True}, "geneval has no option 'strict'"),
