@@ -7,9 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from dgpo_plugin.algorithms.dgpo import matching_error
@@ -17,6 +15,7 @@ from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.prompt_sets import load_prompts
 from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.rewards.statistics import brightness, colour_entropy, diversity, jpeg_size, sharpness
 from dgpo_plugin.sampling import decode_in_batches, fixed_noise, sample_latents
 from dgpo_plugin.seeding import seeded_noise
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE
@@ -65,7 +64,8 @@ def metric_definitions(tasks: Sequence[str]) -> dict[str, Metric]:
         ),
         ("sharpness", "Sharpness", "none", "Standard deviation of the Laplacian of the brightness; a fall is blur."),
         ("colour_entropy", "Colour entropy", "none", "Bits of an 8x8x8 RGB histogram; a fall is a poorer picture."),
-        ("brightness", "Brightness", "none", "Mean luminance; it should stay where the base has it."),
+        ("brightness", "Brightness", "none", "Mean of all channels; it should stay where the base has it."),
+        ("jpeg_size", "JPEG size", "none", "Kilobytes as JPEG of quality 95; a fall is less detail, a rise is noise."),
         (
             "drift",
             "Drift from the base",
@@ -117,9 +117,10 @@ class Evaluator:
             "ood_partial_credit": _mean(v.partial for v in outside),
             "palette_error": palette_error(images),
             "diversity": diversity(images.reshape(-1, self.plan.images_per_prompt, *images.shape[1:])),
-            "sharpness": sharpness(images),
-            "colour_entropy": colour_entropy(images),
-            "brightness": float(images.mean()),
+            "sharpness": _mean(sharpness(images)),
+            "colour_entropy": _mean(colour_entropy(images)),
+            "brightness": _mean(brightness(images)),
+            "jpeg_size": _mean(jpeg_size(images)),
             "drift": drift,
         }
 
@@ -181,22 +182,6 @@ def _strict(verdicts: Sequence[Verdict]) -> float:
     return _mean(verdict.strict for verdict in verdicts)
 
 
-def sharpness(images: NDArray[np.float32]) -> float:
-    """Mean over pictures (N, 3, H, W) of the standard deviation of the brightness's Laplacian."""
-    return _mean(ndimage.laplace(image.mean(0)).std() for image in images)
-
-
-def colour_entropy(images: NDArray[np.float32]) -> float:
-    """Mean over pictures of the entropy in bits of their 8 x 8 x 8 RGB histogram."""
-    levels = np.minimum((images * 8).astype(int), 7)
-    entropies = []
-    for red, green, blue in levels:
-        share = np.bincount((red * 64 + green * 8 + blue).ravel(), minlength=512) / red.size
-        share = share[share > 0]
-        entropies.append(float(-(share * np.log2(share)).sum()))
-    return _mean(entropies)
-
-
 def palette_error(images: NDArray[np.float32]) -> float:
     """Mean RGB distance of clearly coloured pixels to the nearest palette colour; 0 without any such pixel."""
     pixels = images.transpose(0, 2, 3, 1).reshape(-1, 3)
@@ -205,11 +190,3 @@ def palette_error(images: NDArray[np.float32]) -> float:
         return 0.0
     distances = [np.linalg.norm(pixels - colour, axis=1) for colour in PALETTE.values()]
     return float(np.min(distances, axis=0).mean())
-
-
-def diversity(groups: NDArray[np.float32]) -> float:
-    """Mean over groups (P, G, 3, H, W) and pairs of pictures of their root mean square pixel distance."""
-    flat = torch.from_numpy(groups.reshape(*groups.shape[:2], -1))
-    size = flat.shape[1]
-    distances = torch.cdist(flat, flat) / flat.shape[2] ** 0.5
-    return float(distances.sum((1, 2)).mean() / (size * (size - 1)))

@@ -20,7 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def quieten() -> None:
     """Keep the libraries' start-up notices out of our output; their errors still show."""
-    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+    # The hub's retries are warnings; what it says last is in our error.
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(variable, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -193,16 +194,24 @@ def inspect(adapter: Path) -> None:
 @click.option("--prompt", help="What all of them should show.")
 @click.option("--prompts", "prompt_file", help="Prompts in the pictures' order: .txt, .jsonl or a set's name.")
 @click.option("--output", type=click.Path(path_type=Path), help=".csv or .json file; standard output if left out.")
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Of a run's reward section, repeatable.")
 @reports_user_errors
 def score(
-    images: tuple[Path, ...], rewards: str, prompt: str | None, prompt_file: str | None, output: Path | None
+    images: tuple[Path, ...],
+    rewards: str,
+    prompt: str | None,
+    prompt_file: str | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Score pictures with rewards. IMAGES are files or folders."""
-    from rich.progress import track
+    from rich.progress import Progress
 
+    from dgpo_plugin.config import reward_configs
     from dgpo_plugin.files import write_text_atomically
     from dgpo_plugin.prompt_sets import load_prompts
     from dgpo_plugin.prompts import Prompt
+    from dgpo_plugin.rewards import load_reward
     from dgpo_plugin.score import as_text, find_pictures
     from dgpo_plugin.score import score as score_pictures
 
@@ -214,14 +223,40 @@ def score(
     prompts = [Prompt(prompt)] * len(pictures) if prompt is not None else load_prompts(prompt_file or "")
     if len(prompts) != len(pictures):
         raise UserError(f"--prompts {prompt_file}: {len(prompts)} prompts for {len(pictures)} pictures; give as many")
+    configs = reward_configs([name.strip() for name in rewards.split(",")], overrides)
     console = Console(stderr=True)
-    ticks = iter(track(pictures, "scoring", console=console, disable=not console.is_terminal))
-    rows = score_pictures(pictures, prompts, [name.strip() for name in rewards.split(",")], lambda: next(ticks, None))
+    with console.status("loading the rewards"):
+        loaded = {name: load_reward(config) for name, config in configs.items()}
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("scoring", total=len(pictures))
+        size = next(iter(configs.values())).batch_size
+        rows = score_pictures(pictures, prompts, loaded, size, lambda done: bar.update(task, advance=done))
     text = as_text(rows, "csv" if output is None else output.suffix[1:])
     if output is None:
         click.echo(text, nl=False)
     else:
         write_text_atomically(output, text)
+
+
+@main.command("serve-reward")
+@click.argument("name")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address; beyond loopback it needs a token.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for any free one.")
+@click.option("--token-variable", help="Environment variable that holds the token which clients must bring.")
+@click.option("--max-megabytes", default=64, show_default=True, type=click.IntRange(1), help="Of a request's body.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Of the reward, as device=cpu or options.x=1."
+)
+@reports_user_errors
+def serve_reward(
+    name: str, host: str, port: int, token_variable: str | None, max_megabytes: int, overrides: tuple[str, ...]
+) -> None:
+    """Serve a reward to other processes and machines. NAME as in `dgpo list rewards`, or your own file.py:name."""
+    from dgpo_plugin.rewards.server import serve, served_config
+    from dgpo_plugin.rewards.wire import secret
+
+    token = secret("--token-variable", token_variable)
+    serve(served_config(name, overrides), host, port, token, max_megabytes * 2**20, click.echo)
 
 
 @main.command("list")
@@ -231,6 +266,7 @@ def list_(kind: str | None) -> None:
     """List presets, models, prompt sets and rewards, or one KIND of them."""
     from dgpo_plugin.config import preset_names
     from dgpo_plugin.models.base import EMBEDDED, FAMILIES
+    from dgpo_plugin.plan import model_rows
     from dgpo_plugin.prompt_sets import PROMPT_SETS
     from dgpo_plugin.rewards import reward_names
 
@@ -240,10 +276,12 @@ def list_(kind: str | None) -> None:
         "prompts": ("prompt sets", PROMPT_SETS),
         "rewards": ("rewards", reward_names()),
     }
+    if kind == "models":
+        click.echo("\n".join(model_rows()))
+        return
     if kind == "rewards":
         for name, info in reward_names().items():
-            missing = f"; needs {', '.join(info.missing)}: pip install 'dgpo-plugin[rewards]'" if info.missing else ""
-            click.echo(f"{name}: {info.measures}; {info.range}{missing}")
+            click.echo(f"{name}\n    {info.measures}\n    " + "; ".join(info.facts()))
         return
     for key, (label, names) in rows.items():
         if kind == key:

@@ -64,12 +64,25 @@ class RewardConfig(_Config):
     Attributes:
         name: as in ``dgpo list rewards``, or your own: ``path/to/file.py:function``; null with ``sum``.
         sum: several rewards by name, each with its weight, instead of ``name``.
+        aggregate: of several, the weighted sum of the ``rewards``, whose scales then matter; or of their
+            ``advantages``, each reward normalised by itself first (GDPO, arXiv 2601.05242).
+        options: a reward's own settings by its name, such as ``{hpsv2.1: {weights: /models/HPS_v2.1_compressed.pt}}``.
+        device: where rewards with weights run; ``auto`` is the GPU if there is one.
+        precision: of their weights.
+        batch_size: pictures through them at once.
+        offload: keep their weights in main memory between two uses.
         retries: further attempts after an exception or a time-out.
         timeout: seconds an attempt may take; null for any.
     """
 
     name: str | None = "shapes"
     sum: dict[str, float] = {}
+    aggregate: Literal["rewards", "advantages"] = "rewards"
+    options: dict[str, dict[str, Any]] = {}
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_size: int = Field(16, ge=1)
+    offload: bool = False
     retries: int = Field(2, ge=0)
     timeout: float | None = Field(None, gt=0)
 
@@ -313,7 +326,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     values = read_yaml(source, preset_names(), "preset")
     # The algorithm's name first, because it clears the fields of the one before it.
     for override in sorted(overrides, key=lambda text: not text.startswith("algorithm.name=")):
-        _override(values, override)
+        apply_override(values, override)
     return parse_config(values, source)
 
 
@@ -323,6 +336,29 @@ def parse_config(values: Mapping[str, Any], where: str) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{where}: {explain(error, RunConfig)}") from error
+
+
+def reward_configs(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, RewardConfig]:
+    """Rewards to be loaded one by one, with ``field=value`` overrides of the reward section for all of them.
+
+    Raises:
+        UserError: an unknown key, a value out of range, or options of a reward that is not among the names.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(values, override)
+    options = values.pop("options", {})
+    for name in options:
+        if name not in names:
+            raise UserError(f"--set options: {name} is not among the rewards{did_you_mean(name, names)}")
+    configs = {}
+    for name in names:
+        own = {"name": name, "options": {name: options[name]} if name in options else {}}
+        try:
+            configs[name] = RewardConfig.model_validate({**values, **own})
+        except ValidationError as error:
+            raise UserError(f"--set: {explain(error, RewardConfig)}") from error
+    return configs
 
 
 def preset_names() -> dict[str, Path]:
@@ -353,7 +389,8 @@ def read_yaml(source: str, presets: Mapping[str, Path], kind: str) -> dict[str, 
     return values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set the field of ``section.field=value``, the value in YAML."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"--set {override}: write it as section.field=value")

@@ -7,9 +7,11 @@ no memory, and are run once; what they would have had in memory at their worst m
 from __future__ import annotations
 
 import contextlib
+import json
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 from dgpo_plugin.config import DGPOConfig, RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy
-from dgpo_plugin.models.base import Model, model_skeleton
+from dgpo_plugin.models.base import DTYPES, FAMILIES, Model, model_skeleton
+from dgpo_plugin.rewards import REWARDS
 
 GIB = 2**30
 RESERVE = 0.08
@@ -54,7 +57,9 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        return max(self.encoding, sum(self.weights.values()) + max(self.phases.values()))
+        return max(
+            self.encoding + self.weights.get("rewards", 0), sum(self.weights.values()) + max(self.phases.values())
+        )
 
 
 class MemoryCount(TorchDispatchMode):
@@ -145,6 +150,8 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
         # The adapter, its gradient, AdamW's two moments, the average; DGPO's old policy.
         copies = 6 if isinstance(config.algorithm, DGPOConfig) else 5
         weights["adapter and optimizer"] = copies * 4 * trainable
+        if rewards := _reward_bytes(config):
+            weights["rewards"] = rewards
         weights["an iteration's latents"] = _rollout_bytes(config, model, share)
         phases = {
             "sampling": _sampling(policy, config, size),
@@ -166,6 +173,14 @@ def _denoiser_bytes(model: Model, config: RunConfig) -> int:
     linear = [m.weight for m in model.denoiser.modules() if isinstance(m, nn.Linear)]
     small = sum(w.numel() for w in linear) * BYTES_A_WEIGHT[config.model.quantization]
     return int(whole - sum(w.numel() * w.element_size() for w in linear) + small)
+
+
+def _reward_bytes(config: RunConfig) -> int:
+    """Of our rewards' networks, which score beside the sampling; what a user's own takes is not known."""
+    if config.reward.device == "cpu":
+        return 0
+    named = [*config.reward.sum, config.reward.name or ""]
+    return sum(REWARDS[n].parameters for n in named if n in REWARDS) * DTYPES[config.reward.precision].itemsize
 
 
 def _rollout_bytes(config: RunConfig, model: Model, share: int) -> int:
@@ -257,3 +272,17 @@ def _advice(plan: Plan) -> str:
     if phase == "decoding":
         return "model.tiled_decode=true, or a smaller training.micro_batch_size"
     return "a smaller training.micro_batch_size (the result stays the same), training.gradient_checkpointing=true"
+
+
+def model_rows() -> list[str]:
+    """What ``dgpo list models`` prints: each family, its presets, and the memory that they were planned to take."""
+    file = resources.files("dgpo_plugin") / "presets" / "memory.json"
+    planned = json.loads(file.read_text(encoding="utf-8"))
+    lines = [f"{'pipeline class':<26} {'preset':<22} {'memory':>9}  of"]
+    for family in FAMILIES:
+        known = {name: row for name, row in planned.items() if row["family"] == family}
+        for name, row in known.items():
+            size = f"{row['parameters'] / 1e9:.1f} B" if row["parameters"] > 1e8 else f"{row['parameters'] / 1e6:.1f} M"
+            lines.append(f"{family:<26} {name:<22} {row['gib']:>5.1f} GiB  {row['model']}, {size}")
+    lines.append("Any folder or hub id of these classes works; `dgpo plan` says what your settings take.")
+    return lines

@@ -89,10 +89,9 @@ def draw_prompt_groups(count: int, per_iteration: int, iteration: int, seed: int
     Returns:
         P indices in ``[0, count)``.
     """
-    start = iteration * per_iteration
-    return [
-        _shuffled(count, position // count, seed)[position % count] for position in range(start, start + per_iteration)
-    ]
+    positions = range(iteration * per_iteration, (iteration + 1) * per_iteration)
+    orders = {epoch: _shuffled(count, epoch, seed) for epoch in {position // count for position in positions}}
+    return [orders[position // count][position % count] for position in positions]
 
 
 def _shuffled(count: int, epoch: int, seed: int) -> Sequence[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards import checked_rewards, load_reward
+from dgpo_plugin.rewards import Reward, checked_rewards
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -51,16 +51,32 @@ def read_picture(path: Path) -> Tensor:
 
 
 def score(
-    pictures: Sequence[Path], prompts: Sequence[Prompt], rewards: Sequence[str], advance: Callable[[], object]
+    pictures: Sequence[Path],
+    prompts: Sequence[Prompt],
+    rewards: Mapping[str, Reward],
+    batch_size: int,
+    advance: Callable[[int], object],
 ) -> list[dict[str, str | float]]:
-    """One row a picture: file, prompt, and a column for each reward."""
-    loaded = {name: load_reward(RewardConfig(name=name)) for name in rewards}
+    """One row a picture: file, prompt, and a column for each reward.
+
+    Args:
+        batch_size: pictures in memory at once; those of one size that follow each other are scored together.
+        advance: called with how many more are done.
+    """
     rows: list[dict[str, str | float]] = []
-    for path, prompt in zip(pictures, prompts, strict=True):
-        picture = read_picture(path)[None]  # sizes may differ from file to file
-        values = {name: checked_rewards(reward, picture, [prompt], name).item() for name, reward in loaded.items()}
-        rows.append({"file": str(path), "prompt": prompt.text, **values})
-        advance()
+    for start in range(0, len(pictures), batch_size):
+        files = pictures[start : start + batch_size]
+        tensors = [read_picture(file) for file in files]
+        done = 0
+        for _, run in itertools.groupby(tensors, key=lambda tensor: tensor.shape):
+            images = torch.stack(list(run))
+            asked = prompts[start + done : start + done + len(images)]
+            columns = {name: checked_rewards(reward, images, asked, name) for name, reward in rewards.items()}
+            for row, prompt in enumerate(asked):
+                values = {name: column[row].item() for name, column in columns.items()}
+                rows.append({"file": str(files[done + row]), "prompt": prompt.text, **values})
+            done += len(images)
+            advance(len(images))
     return rows
 
 

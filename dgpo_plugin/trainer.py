@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from dgpo_plugin.advantages import normalise
+from dgpo_plugin.advantages import aggregate
 from dgpo_plugin.algorithms import Draw, make_algorithm
 from dgpo_plugin.config import RunConfig
 from dgpo_plugin.errors import UserError
@@ -26,11 +26,14 @@ from dgpo_plugin.models.memory import shard
 from dgpo_plugin.processes import join_processes, runs_on_cpu
 from dgpo_plugin.prompt_sets import load_prompts
 from dgpo_plugin.prompts import Prompt, draw_prompt_groups
-from dgpo_plugin.rewards import Reward, load_reward
+from dgpo_plugin.rewards import Reward, as_sum, load_reward
 from dgpo_plugin.rewards.scoring import Scorer
 from dgpo_plugin.rollout import join, micro_batches
 from dgpo_plugin.sampling import EncodedTexts, decode_in_batches, fixed_noise, sample_latents
 from dgpo_plugin.seeding import derive_seed
+
+TEXTS_AT_ONCE = 1024
+"""Encoded texts in main memory (gigabytes with a T5 encoder); larger sets are encoded as the run comes to them."""
 
 
 @dataclass
@@ -73,10 +76,12 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision="fp16" if half else "no", cpu=runs_on_cpu())
         self.prompts = load_prompts(config.prompts.train)
         self.held_out = load_prompts(config.prompts.held_out) if config.prompts.held_out else self.prompts
-        self.scorer = Scorer(reward or load_reward(config.reward), config.reward, failures)
+        reward = reward or load_reward(config.reward)
+        self.reward_weights = {name: w for name, (_, w) in as_sum(reward, config.reward.label).terms.items()}
+        self.scorer = Scorer(reward, config.reward, failures)
         self.model = load_model(config.model, self.accelerator.device, place=False)
         # Before the denoiser takes its place: the text encoders may need all of the memory there is.
-        self._encoded = EncodedTexts(self.model, ["", *(prompt.text for prompt in (*self.prompts, *self.held_out))])
+        self._encode_first()
         self.policy = Policy(self.model, config.lora, training.seed, self._encoded[[""]])
         if config.model.shard:
             shard(self.model.denoiser, self.policy.parameters, self.accelerator.device)
@@ -115,21 +120,24 @@ class Trainer:
         # Whatever draws from the global generators (a reward, dropout) draws the same in a resumed run.
         set_seed(derive_seed(training.seed, iteration, "global") % 2**32)
         groups, size = training.prompts_per_iteration, training.group_size
-        rows = draw_prompt_groups(len(self.prompts), groups, iteration, training.seed)
+        rows = self._drawn(iteration)
+        if self._encode_stretch(iteration):
+            clock.lap("encoding_seconds")
         conditioning = self._encoded[[self.prompts[row].text for row in rows]].on(self.accelerator.device)
-        parts, futures = [], []
+        sampled, futures = [], []
         for images in micro_batches(self.processes.share(training.images), training.micro_batch_size):
             part = self.algorithm.sample(self.policy, conditioning[images // size], images, size, draw)
-            parts.append(part)
+            sampled.append(part)
             clock.lap("rollout_seconds")
             pictures = self.model.decode(part.latents).cpu()
             futures.append(self.scorer.submit(pictures, [self.prompts[rows[n // size]] for n in images.tolist()]))
             clock.lap("decode_seconds")
-        rollout = join(parts)
+        rollout = join(sampled)
         rollout_evaluations = self.policy.denoiser_evaluations - evaluations_before
-        rewards = self._gather_rewards(futures, rollout.images, training.images).view(groups, size)
+        parts = self._gather_rewards(futures, rollout.images, training.images).view(groups, size, -1)
         clock.lap("reward_wait_seconds")
-        advantages = normalise(rewards, self.algorithm.advantage_std)
+        weights = parts.new_tensor(list(self.reward_weights.values()))
+        advantages = aggregate(parts, weights, self.algorithm.advantage_std, self.config.reward.aggregate)
         record: dict[str, float] = {}
         updates = training.updates_per_iteration
         for chosen, part in rollout.split(groups, size, updates):
@@ -141,14 +149,12 @@ class Trainer:
                 record[name] = record.get(name, 0.0) + value / updates
         evaluations = self.policy.denoiser_evaluations - evaluations_before
         counted = [rollout_evaluations, self.policy.differentiated - differentiated_before, evaluations]
-        counts = self.processes.sum(torch.tensor(counted, device=rewards.device)).tolist()
+        counts = self.processes.sum(torch.tensor(counted, device=parts.device)).tolist()
         clock.lap("training_seconds")
         return {
             "iteration": iteration + 1,
             "optimizer_steps": self.steps,
-            "reward": rewards.mean().item(),
-            "reward_group_std": rewards.std(1, correction=0).mean().item(),
-            "constant_groups": (rewards == rewards[:, :1]).all(1).float().mean().item(),
+            **self._reward_record(parts, weights),
             **record,
             **{name: round(seconds, 4) for name, seconds in clock.parts.items()},
             "reward_seconds": round(sum(future.result()[1] for future in futures), 4),
@@ -158,10 +164,52 @@ class Trainer:
             "denoiser_evaluations": counts[2],
         }
 
+    def _drawn(self, iteration: int) -> list[int]:
+        """Which prompts an iteration's groups are of, (P,)."""
+        training = self.config.training
+        return draw_prompt_groups(len(self.prompts), training.prompts_per_iteration, iteration, training.seed)
+
+    def _encode_first(self) -> None:
+        """Encode all texts of the run if they are few, else those that it evaluates on."""
+        config = self.config
+        shown = self.held_out[: max(config.evaluation.images, config.logging.sample_images)]
+        self._always = ["", *(prompt.text for prompt in shown)]
+        every = {"", *(prompt.text for prompt in (*self.prompts, *self.held_out))}
+        self._stretch = None if len(every) <= TEXTS_AT_ONCE else -1
+        self._encoded = EncodedTexts(self.model, self._always if self._stretch else sorted(every))
+
+    def _encode_stretch(self, iteration: int) -> bool:
+        """Encode what the iteration's stretch of the run draws, unless that is done.
+
+        Stretches begin at fixed iterations, so that a resumed run encodes the same texts together, to the same bits.
+        """
+        if self._stretch is None:
+            return False
+        length = max(1, TEXTS_AT_ONCE // self.config.training.prompts_per_iteration)
+        if iteration // length == self._stretch:
+            return False
+        self._stretch = iteration // length
+        rows = {row for n in range(length) for row in self._drawn(self._stretch * length + n)}
+        with self.model.room_for_encoders():
+            self._encoded = EncodedTexts(self.model, [*self._always, *(self.prompts[row].text for row in rows)])
+        return True
+
+    def _reward_record(self, parts: Tensor, weights: Tensor) -> dict[str, float]:
+        """What to log of an iteration's rewards (P, G, K): their weighted sum, and each of several by itself."""
+        columns = {"": (parts * weights).sum(2)}
+        if len(weights) > 1:
+            columns |= {f"/{name}": part for name, part in zip(self.reward_weights, parts.unbind(2), strict=True)}
+        record: dict[str, float] = {}
+        for name, rewards in columns.items():
+            record[f"reward{name}"] = rewards.mean().item()
+            record[f"reward_group_std{name}"] = rewards.std(1, correction=0).mean().item()
+            record[f"constant_groups{name}"] = (rewards == rewards[:, :1]).all(1).float().mean().item()
+        return record
+
     def _gather_rewards(self, futures: Sequence[Future[tuple[Tensor, float]]], places: Tensor, total: int) -> Tensor:
-        """(total,), every process's at their places; a reward that failed anywhere ends them all."""
+        """(total, K), every process's at their places; a reward that failed anywhere ends them all."""
         problem: str | None = None
-        values = torch.zeros(len(places))
+        values = torch.zeros(len(places), len(self.reward_weights))
         try:
             if futures:
                 values = torch.cat([future.result()[0] for future in futures])
@@ -244,7 +292,8 @@ class Trainer:
         pictures, places = self._sample_share(prompts, seed=0)
         asked = [prompts[n] for n in places.tolist()]
         futures = [self.scorer.submit(pictures, asked)] if asked else []
-        return self._gather_rewards(futures, places, count).mean().item()
+        parts = self._gather_rewards(futures, places, count)
+        return (parts @ parts.new_tensor(list(self.reward_weights.values()))).mean().item()
 
     def state(self) -> dict[str, list[Tensor]]:
         """Everything that changes in training, by name, each a tensor a parameter of the adapter."""

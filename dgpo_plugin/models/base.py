@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ EMBEDDED = {"shapes": "worlds/shapes/pipeline"}
 FAMILIES = {
     "StableDiffusion3Pipeline": "sd3.SD3Model",
     "FluxPipeline": "flux.FluxModel",
+    "Flux2Pipeline": "flux2.Flux2DevModel",
     "Flux2KleinPipeline": "flux2.Flux2KleinModel",
     "QwenImagePipeline": "qwen_image.QwenImageModel",
     "ZImagePipeline": "z_image.ZImageModel",
@@ -79,8 +81,14 @@ class Model(Protocol):
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """The text encoders' output, one row a text."""
 
+    def room_for_encoders(self) -> AbstractContextManager[None]:
+        """A block in which the denoiser is out of the text encoders' way, if they are offloaded and it can be."""
+
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The denoiser's velocity, (N, ...) like ``latents``, float32."""
+
+    def guided(self, without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
+        """One velocity from the empty prompt's and the prompt's; classifier-free guidance or the family's own."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (N, 3, H, W), float32 in [0, 1]."""
@@ -109,7 +117,7 @@ def guided_velocity(
     unconditional: Conditioning,
     guidance: float,
 ) -> Tensor:
-    """Classifier-free guidance, v = v_empty + g (v_prompt - v_empty), in one pass of twice the batch; plain at g = 1.
+    """The velocity under guidance g, in one pass of twice the batch; plain at g = 1.
 
     Args:
         unconditional: one row, the empty prompt's.
@@ -119,7 +127,7 @@ def guided_velocity(
     empty = unconditional[[0] * len(latents)]
     both = Conditioning.concatenate([empty, conditioning])
     without, with_prompt = model.velocity(torch.cat([latents, latents]), sigma, both).chunk(2)
-    return without + guidance * (with_prompt - without)
+    return model.guided(without, with_prompt, guidance)
 
 
 def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place: bool = True) -> Model:

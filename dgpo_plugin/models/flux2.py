@@ -1,25 +1,24 @@
-"""FLUX.2 klein: latents in two-by-two patches, normalised by the VAE's own statistics, Qwen3's hidden states."""
+"""FLUX.2: latents in two-by-two patches, normalised by the VAE's own statistics, a language model's hidden states."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
-from transformers import Qwen3ForCausalLM
+from transformers import AutoTokenizer, Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, filled
 
 
-class Flux2KleinModel(PipelineModel):
+class _Flux2Model(PipelineModel):
     """See :class:`dgpo_plugin.models.base.Model`. Latents are patches here: (4 C, H / 2, W / 2), a token each."""
 
-    pipeline_class = Flux2KleinPipeline
-    parts = {"transformer": Flux2Transformer2DModel, "vae": AutoencoderKLFlux2, "text_encoder": Qwen3ForCausalLM}
-    architecture = "flux-2-klein"
     lora_targets = (*ATTENTION, "attn.to_qkv_mlp_proj", "attn.to_out")
 
     def pixels_a_latent(self) -> int:
@@ -50,7 +49,7 @@ class Flux2KleinModel(PipelineModel):
         predicted: Tensor = self.denoiser(
             hidden_states=latents.flatten(2).transpose(1, 2).to(context.dtype),
             timestep=filled(sigma, latents).to(context.dtype),
-            guidance=None,
+            guidance=self.embedded_guidance(latents),
             encoder_hidden_states=context,
             txt_ids=text.to(latents.device).expand(count, -1, -1),
             img_ids=picture.to(latents.device).expand(count, -1, -1),
@@ -67,3 +66,28 @@ class Flux2KleinModel(PipelineModel):
         std = (statistics.running_var.to(latents.device) + self.vae.config.batch_norm_eps).sqrt()[:, None, None]
         # (4 C, h, w) -> (C, 2 h, 2 w)
         return torch.nn.functional.pixel_shuffle(latents * std + mean, 2)
+
+
+class Flux2KleinModel(_Flux2Model):
+    """klein: Qwen3's hidden states, true guidance where it is not distilled."""
+
+    pipeline_class = Flux2KleinPipeline
+    parts = {"transformer": Flux2Transformer2DModel, "vae": AutoencoderKLFlux2, "text_encoder": Qwen3ForCausalLM}
+    architecture = "flux-2-klein"
+
+
+class Flux2DevModel(_Flux2Model):
+    """dev: Mistral's hidden states, guidance embedded."""
+
+    pipeline_class = Flux2Pipeline
+    parts = {
+        "transformer": Flux2Transformer2DModel,
+        "vae": AutoencoderKLFlux2,
+        "text_encoder": Mistral3ForConditionalGeneration,
+    }
+    architecture = "flux-2-dev"
+
+    @classmethod
+    def lighter_parts(cls, folder: Path) -> dict[str, Any]:
+        """The tokenizer alone: the processor round it is for pictures, and needs torchvision."""
+        return {"tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)}

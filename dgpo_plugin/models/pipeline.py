@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,6 +123,10 @@ class PipelineModel:
         """An adapter file's key for ``<module>.lora_A`` or ``.lora_B``, as diffusers and ComfyUI both read it."""
         return f"{self.prefix}.{name}.weight"
 
+    def guided(self, without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
+        """One velocity from the empty prompt's and the prompt's: v_empty + g (v_prompt - v_empty)."""
+        return without + guidance * (with_prompt - without)
+
     def initial_scale(self, sigma: float) -> float:
         """What standard normal noise is multiplied by to start at a schedule's first sigma."""
         return 1.0
@@ -143,17 +148,25 @@ class PipelineModel:
         return filled(self.config.embedded_guidance, latents) if self.denoiser.config.guidance_embeds else None
 
     @classmethod
+    def lighter_parts(cls, folder: Path) -> dict[str, Any]:
+        """Parts to give the pipeline instead of its own, which would need more than text asks for."""
+        return {}
+
+    @classmethod
     def load(cls, folder: Path, config: ModelConfig, identity: dict[str, str], device: torch.device) -> PipelineModel:
         """From a diffusers folder, placed as the configuration says, but for the denoiser (:meth:`place`)."""
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         try:
-            replaced = {}
+            lighter = cls.lighter_parts(folder)
+            # Given as None first: diffusers would check them against classes that may not be importable.
+            replaced: dict[str, Any] = dict.fromkeys(lighter)
             if config.quantization is not None:
                 replaced[cls.prefix] = load_quantized(cls.parts[cls.prefix], folder / cls.prefix, config, device)
             pipeline = cls.pipeline_class.from_pretrained(
                 folder, dtype=dtype_of(config), local_files_only=True, **cls.load_options, **replaced
             )
+            pipeline.register_modules(**lighter)
         except (OSError, ValueError) as error:
             raise UserError(f"model {config.path}: cannot be loaded ({str(error).splitlines()[0]})") from error
         # Convolutions are faster with channels last, on CPUs and GPUs alike; the numbers are the same.
@@ -171,6 +184,18 @@ class PipelineModel:
         """Put the denoiser on its device; a quantized one is there already, one to be split is put there by that."""
         if self.config.quantization is None and not self.config.shard:
             self.denoiser.to(self.device)
+
+    @contextlib.contextmanager
+    def room_for_encoders(self) -> Iterator[None]:
+        """A block in which the denoiser is out of the text encoders' way, if they are offloaded and it can be."""
+        movable = self.config.offload and self.config.quantization is None and not self.config.shard
+        if movable:
+            self.denoiser.to("cpu")
+        try:
+            yield
+        finally:
+            if movable:
+                self.place()
 
     @classmethod
     def skeleton(cls, folder: Path, config: ModelConfig) -> PipelineModel:

@@ -63,6 +63,13 @@ class QwenImageModel(PipelineModel):
         )[0]
         return unpack(predicted.float(), height, width)
 
+    def guided(self, without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
+        """As its pipeline does: the guided velocity of each token has the length of the prompt's own."""
+        combined = pack(super().guided(without, with_prompt, guidance))
+        own = pack(with_prompt)
+        scaled = combined * (own.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+        return unpack(scaled, without.shape[2] // 2, without.shape[3] // 2)
+
     def unscaled(self, latents: Tensor) -> Tensor:
         vae = self.vae.config
         mean, std = (torch.tensor(values, device=latents.device) for values in (vae.latents_mean, vae.latents_std))

@@ -13,7 +13,7 @@ COLUMNS = ("prompt", "text", "caption", "Prompt")
 
 
 def read_dataset(source: str) -> list[Prompt]:
-    """``owner/name[:split[:column]]``; the other columns that are JSON types become metadata.
+    """``owner/name[:split[:column]]``; each text once; the other columns that are JSON types become metadata.
 
     Raises:
         UserError: the package or the dataset is not there, or no column holds texts.
@@ -31,10 +31,14 @@ def read_dataset(source: str) -> list[Prompt]:
     text = column or next((known for known in COLUMNS if known in columns), "")
     if text not in columns:
         raise UserError(f"hf:{source}: has no column of prompts; its columns are {', '.join(columns)}; name one")
-    prompts = [Prompt(row[text], _metadata(row, text)) for row in rows if isinstance(row[text], str) and row[text]]
+    # Preference data has a row a pair, so a text many times: the first counts.
+    prompts: dict[str, Prompt] = {}
+    for row in rows:
+        if isinstance(row[text], str) and row[text] and row[text] not in prompts:
+            prompts[row[text]] = Prompt(row[text], _metadata(row, text))
     if not prompts:
         raise UserError(f"hf:{source}: column {text} holds no text")
-    return prompts
+    return list(prompts.values())
 
 
 def _metadata(row: dict[str, Any], text: str) -> dict[str, Any]:

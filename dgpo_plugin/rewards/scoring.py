@@ -16,7 +16,7 @@ from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.errors import StopNow, UserError
 from dgpo_plugin.files import atomic_path, write_text_atomically
 from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards.registry import Reward, checked_rewards
+from dgpo_plugin.rewards.base import Reward, as_sum
 from dgpo_plugin.sampling import to_image
 
 RETRY_PAUSE = 1.0
@@ -37,10 +37,10 @@ class Scorer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reward")
 
     def submit(self, images: Tensor, prompts: Sequence[Prompt]) -> Future[tuple[Tensor, float]]:
-        """Rewards (N,) of float32 (N, 3, H, W) pictures, and the seconds they took.
+        """Rewards (N, K) of float32 (N, 3, H, W) pictures, K = 1 or a sum's terms, and the seconds they took.
 
         The future raises UserError if the reward fails, or takes longer than ``timeout``, in ``retries`` + 1 attempts,
-        or returns what :func:`checked_rewards` refuses, which is not tried again.
+        or returns what :func:`~dgpo_plugin.rewards.checked_rewards` refuses, which is not tried again.
         """
         return self._pool.submit(self._score, images, prompts)
 
@@ -69,7 +69,7 @@ class Scorer:
 
         def call() -> None:
             try:
-                answers.put(checked_rewards(self.reward, images, prompts, self._config.label))
+                answers.put(as_sum(self.reward, self._config.label).parts(images, prompts))
             except Exception as error:
                 answers.put(error)
 

@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from dgpo_bench.cli import main, parse_budget
-from dgpo_bench.evaluate import colour_entropy, diversity, palette_error, sharpness
+from dgpo_bench.evaluate import palette_error
 from dgpo_bench.plan import Event, Plan, run_file, run_folder
 from dgpo_bench.preset import bench_preset_names, load_preset
 from dgpo_bench.results import Budget, Results, read_results
 from dgpo_bench.single import run_one
 from dgpo_plugin.errors import UserError
-from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE, SIZE, Thing, draw
+from dgpo_plugin.worlds.shapes.render import BACKGROUND, Thing, draw
 
 EVALUATIONS = 1500
 
@@ -190,21 +190,12 @@ def picture(*things: Thing) -> np.ndarray:
 
 
 @pytest.mark.fast
-def test_statistics_notice_what_they_are_for() -> None:
+def test_the_palette_error_notices_other_colours() -> None:
     sharp = picture(Thing("square", "red", 20, 20, 8), Thing("circle", "blue", 44, 44, 8))
-    blurred = sum(np.roll(sharp, shift, axis) for shift in (-1, 0, 1) for axis in (1, 2)) / 6
-    assert sharpness(blurred[None]) < 0.6 * sharpness(sharp[None])
     faded = sharp * 0.6
     assert palette_error(faded[None]) > palette_error(sharp[None]) + 0.05
     blank = np.broadcast_to(BACKGROUND[:, None, None], sharp.shape).astype(np.float32)
     assert palette_error(blank[None]) == 0
-    assert colour_entropy(blank[None]) == pytest.approx(0)
-    half = blank.copy()
-    half[:, :, : SIZE // 2] = PALETTE["yellow"][:, None, None]
-    assert colour_entropy(half[None]) == pytest.approx(1)
-    assert diversity(np.stack([[sharp, sharp]])) == pytest.approx(0, abs=1e-6)
-    distance = np.sqrt(np.mean((sharp - blank) ** 2))
-    assert diversity(np.stack([[sharp, blank]])) == pytest.approx(float(distance), rel=1e-4)
 
 
 class Killed(BaseException):

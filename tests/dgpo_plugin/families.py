@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +147,9 @@ def call_flux(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance
     return unpack(latents, height, width)
 
 
-def flux2_klein(folder: Path) -> None:
+def flux2_vae() -> Any:
     torch.manual_seed(1)
-    vae_2 = diffusers.AutoencoderKLFlux2(
+    made = diffusers.AutoencoderKLFlux2(
         block_out_channels=(16, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -157,28 +158,63 @@ def flux2_klein(folder: Path) -> None:
         norm_num_groups=4,
         sample_size=32,
     )
-    vae_2.bn.running_mean.normal_()
-    vae_2.bn.running_var.uniform_(0.5, 2)
+    made.bn.running_mean.normal_()
+    made.bn.running_var.uniform_(0.5, 2)
+    return made
+
+
+def flux2_transformer(width: int, *, guidance: bool) -> Any:
+    return diffusers.Flux2Transformer2DModel(
+        in_channels=32,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=3 * width,
+        axes_dims_rope=(8, 8, 8, 8),
+        guidance_embeds=guidance,
+    )
+
+
+def flux2_klein(folder: Path) -> None:
     diffusers.Flux2KleinPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
-        vae=vae_2,
+        vae=flux2_vae(),
         text_encoder=transformers.Qwen3ForCausalLM(
             transformers.Qwen3Config(
                 **{**TEXT, "hidden_size": 16, "intermediate_size": 32}, num_hidden_layers=27, head_dim=8
             )
         ),
         tokenizer=chat_tokenizer(),
-        transformer=diffusers.Flux2Transformer2DModel(
-            in_channels=32,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=32,
-            num_attention_heads=2,
-            joint_attention_dim=48,
-            axes_dims_rope=(8, 8, 8, 8),
-            guidance_embeds=False,
-        ),
+        transformer=flux2_transformer(16, guidance=False),
     ).save_pretrained(folder)
+
+
+def flux2_dev(folder: Path) -> None:
+    tokenizer = byte_tokenizer(transformers.PreTrainedTokenizerFast)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'][0]['text'] }}{% endfor %}"
+    text = {**TEXT, "hidden_size": 16, "intermediate_size": 32, "head_dim": 8, "num_hidden_layers": 30}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Mistral3Config(
+        text_config={"model_type": "mistral", **text}, vision_config={"model_type": "pixtral", **vision}
+    )
+    diffusers.Flux2Pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=flux2_vae(),
+        text_encoder=transformers.Mistral3ForConditionalGeneration(config),
+        tokenizer=tokenizer,
+        transformer=flux2_transformer(16, guidance=True),
+    ).save_pretrained(folder)
+    # As published: a processor for pictures and text, which cannot be made without torchvision.
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "PixtralProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def call_flux2_dev(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
+    pixels = noise.shape[2] * pipe.vae_scale_factor * 2
+    latents = ask(pipe, prompts, noise, pixels, steps, guidance_scale=3.5, max_sequence_length=32)
+    return latents.transpose(1, 2).reshape(noise.shape)
 
 
 def call_flux2_klein(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
@@ -229,7 +265,8 @@ def qwen_image(folder: Path) -> None:
 def call_qwen_image(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
     height, width = noise.shape[2] // 2, noise.shape[3] // 2
     pixels = noise.shape[2] * pipe.vae_scale_factor
-    return unpack(ask(pipe, prompts, pack(noise), pixels, steps, max_sequence_length=64), height, width)
+    true = {} if guidance == 1 else {"negative_prompt": [""] * len(prompts), "true_cfg_scale": guidance}
+    return unpack(ask(pipe, prompts, pack(noise), pixels, steps, max_sequence_length=64, **true), height, width)
 
 
 def z_image(folder: Path) -> None:
@@ -374,8 +411,8 @@ def call_unet(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance
 FAMILIES = {
     "flux": Family(flux, call_flux),
     "flux2-klein": Family(flux2_klein, call_flux2_klein, tokens=32),
-    # Its pipeline rescales a guided velocity to the unguided one's norm, which is no classifier-free guidance.
-    "qwen-image": Family(qwen_image, call_qwen_image, tokens=64, guidance=1.0),
+    "flux2-dev": Family(flux2_dev, call_flux2_dev, tokens=32, guidance=1.0),
+    "qwen-image": Family(qwen_image, call_qwen_image, tokens=64),
     "z-image": Family(z_image, call_z_image, tokens=32),
     "sana": Family(sana, call_sana, tokens=300),
     "sd15": Family(sd15, call_unet),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dgpo_plugin.advantages import AdvantageStd, normalise
+from dgpo_plugin.advantages import AdvantageStd, aggregate, normalise
 
 pytestmark = pytest.mark.fast
 
@@ -132,3 +132,45 @@ def test_better_images_have_larger_advantages(rewards: Array) -> None:
     for mode in MODES:
         for group, advantages in zip(rewards, advantages_of(rewards, mode), strict=True):
             assert (np.diff(advantages[np.argsort(group, kind="stable")]) >= 0).all()
+
+
+# ---- several rewards
+
+
+@quick
+@given(matrices, modes)
+def test_a_single_reward_of_weight_one_is_itself(rewards: Array, mode: AdvantageStd) -> None:
+    parts = torch.tensor(rewards)[..., None]
+    both = aggregate(parts, torch.ones(1, dtype=torch.float64), mode, "rewards")
+    np.testing.assert_array_equal(both.numpy(), advantages_of(rewards, mode))
+
+
+@quick
+@given(matrices, modes, st.integers(0, 2**31), st.floats(-2, 2), st.floats(0.1, 3))
+def test_decoupled_advantages_match_the_formula(
+    rewards: Array, mode: AdvantageStd, seed: int, first: float, second: float
+) -> None:
+    """GDPO: each reward's own advantage, unclipped; their weighted sum over its spread in the iteration."""
+    other = np.random.default_rng(seed).normal(size=rewards.shape).round(2) * 1000
+    total = first * oracle(rewards, mode, np.inf) + second * oracle(other, mode, np.inf)
+    expected = np.clip(total / (np.std(total) + 1e-4), -5, 5)
+    parts = torch.tensor(np.stack([rewards, other], axis=-1))
+    ours = aggregate(parts, torch.tensor([first, second], dtype=torch.float64), mode, "advantages")
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_a_rewards_scale_does_not_drown_another_in_decoupled_advantages() -> None:
+    generator = torch.Generator().manual_seed(0)
+    small, large = torch.randn(2, 4, 8, generator=generator, dtype=torch.float64)
+    weights = torch.ones(2, dtype=torch.float64)
+    plain = aggregate(torch.stack([small, large], -1), weights, "group", "advantages")
+    scaled = aggregate(torch.stack([small, 1000 * large], -1), weights, "group", "advantages")
+    torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-3)
+    summed = aggregate(torch.stack([small, 1000 * large], -1), weights, "group", "rewards")
+    torch.testing.assert_close(summed, normalise(large, "group"), rtol=1e-2, atol=1e-2)
+
+
+def test_rewards_that_all_are_constant_prefer_nothing() -> None:
+    parts = torch.full((2, 4, 3), 0.1)
+    for how in ("rewards", "advantages"):
+        assert not aggregate(parts, torch.tensor([1.0, 0.3, 2.0]), "group", how).any()  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dgpo_plugin.cli import main
+from dgpo_plugin.config import preset_names
+from dgpo_plugin.models.base import FAMILIES
 from tests.conftest import SMALL
 
 SMALL_FLAGS = [flag for override in SMALL for flag in ("--set", override)]
@@ -128,6 +130,11 @@ def test_list_names_everything() -> None:
     listed = run("list").output
     for name in ("shapes", "shapes/train", "shapes/held-out", "shapes/out-of-domain"):
         assert name in listed
+    models = run("list", "models").output
+    assert all(family in models for family in FAMILIES)
+    assert all(preset in models for preset in preset_names()), (
+        "make presets/memory.json again (examples/plan_presets.py)"
+    )
 
 
 @pytest.mark.slow

@@ -249,25 +249,38 @@ def test_the_order_of_overrides_of_different_fields_is_without_effect() -> None:
     assert load_config("shapes", overrides) == load_config("shapes", overrides[::-1])
 
 
+TASKS = {
+    # noisiest steps, old policy after, standard deviation, group size; beta, KL weight and clip with guidance
+    "geneval": (5, 500, "group", 16, (100, 0.02, 1e-2)),
+    "ocr": (7, 200, "iteration", 16, (100, 0.02, 1e-2)),
+    "pickscore": (7, 200, "iteration", 24, (10, 0.001, 5e-2)),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(
-    ("preset", "rollout", "reference", "beta", "clip", "against"),
+    ("mode", "rollout", "reference", "shape", "against"),
     [
-        ("sd35-ocr", 4.5, 1, 100, 1e-2, "base"),
-        ("sd35-ocr-unguided", 1, 4.5, 100, 1e-3, "base"),
-        ("sd35-ocr-old-policy", 1, 1, 2000, 1e-5, "old_policy"),
+        ("", 4.5, 1, None, "base"),
+        ("-unguided", 1, 4.5, (100, 0.02, 1e-3), "base"),
+        ("-old-policy", 1, 1, (2000, 0.001, 1e-5), "old_policy"),
     ],
 )
 def test_the_published_settings(
-    preset: str, rollout: float, reference: float, beta: float, clip: float, against: str
+    task: str, mode: str, rollout: float, reference: float, shape: tuple[float, float, float] | None, against: str
 ) -> None:
-    """Of the paper's table, column OCR and the two columns without guidance."""
-    config = load_config(preset)
+    """Of the paper's table: the task's column, and the two columns without guidance."""
+    config = load_config(f"sd35-{task}{mode}")
+    steps, after, std, group, guided = TASKS[task]
     algorithm = config.algorithm
     assert algorithm.name == "dgpo"
     assert (algorithm.rollout_guidance, algorithm.reference_guidance) == (rollout, reference)
-    assert (algorithm.beta, algorithm.clip, algorithm.reference) == (beta, clip, against)
-    assert (algorithm.timesteps, algorithm.noisiest_steps, algorithm.old_policy_after) == (4, 7, 200)
-    assert algorithm.advantage_std == "iteration"
-    assert (config.training.prompts_per_iteration, config.training.group_size) == (8, 16)
+    assert (algorithm.beta, algorithm.kl_weight, algorithm.clip) == (shape or guided)
+    assert algorithm.reference == against
+    assert (algorithm.timesteps, algorithm.noisiest_steps, algorithm.old_policy_after) == (4, steps, after)
+    assert algorithm.advantage_std == std
+    assert (config.training.prompts_per_iteration, config.training.group_size) == (8, 16 if shape else group)
     assert (config.lora.rank, config.lora.alpha, config.training.learning_rate) == (64, 128, 3e-4)
     assert (config.rollout.steps, config.rollout.shift) == (10, 3)
+    assert config.reward.name == task
+    assert config.evaluation.guidance == rollout

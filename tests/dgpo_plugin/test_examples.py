@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,15 @@ def test_plan_of_sd35_medium() -> None:
     assert len(peaks) == 4
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[0] > 24 > 12 > peaks[-1]
+
+
+@pytest.mark.slow
+def test_the_presets_memory_is_what_was_planned() -> None:
+    """`dgpo list models` shows a file; making it again gives the same numbers."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "plan_presets.py")], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    planned = {line.split()[0]: float(line.split()[-2]) for line in done.stdout.splitlines()}
+    listed = json.loads((ROOT / "dgpo_plugin" / "presets" / "memory.json").read_text())
+    assert planned == {name: row["gib"] for name, row in listed.items()}

@@ -116,11 +116,13 @@ def test_the_plan_knows_its_parameters(family: tuple[Family, Path]) -> None:
     assert plan.phases["training"] > 0
 
 
-def test_dgpo_runs(family: tuple[Family, Path]) -> None:
+def test_dgpo_runs(family: tuple[Family, Path], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     config = parse_config(
         {
             "model": settings(*family).model_dump(),
             "lora": {"rank": 4, "alpha": 8},
+            "prompts": {"train": str(tmp_path / "prompts.txt")},
             "rollout": {"steps": 4},
             "algorithm": {"name": "dgpo", "timesteps": 2, "noisiest_steps": 3, "rollout_guidance": 2},
             "training": {"prompts_per_iteration": 2, "group_size": 4, "iterations": 2, "micro_batch_size": 3},

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
 
 from dgpo_plugin.cli import main
 from dgpo_plugin.config import ModelConfig, RunConfig, load_config
@@ -176,6 +177,20 @@ def test_the_planned_evaluations_are_those_of_an_iteration(changes: list[str]) -
     records = list(Trainer(config, reward=reward).iterations())
     trained = records[2]["denoiser_evaluations"]
     assert make_plan(config).denoiser_evaluations == trained
+
+
+@pytest.mark.fast
+def test_the_plan_counts_the_rewards_networks() -> None:
+    """By the published shapes, in the precision asked for; on the CPU they cost the GPU nothing."""
+    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "patch_size": 14}
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    shapes = CLIPConfig(text_config=text, vision_config={**vision, "num_attention_heads": 16}, projection_dim=1024)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in CLIPModel(shapes).parameters())
+    pickscore = "reward={name: null, sum: {pickscore: 1, brightness: 1}}"
+    assert make_plan(plan_config(pickscore)).weights["rewards"] == 4 * parameters
+    assert make_plan(plan_config(pickscore, "reward.precision=bf16")).weights["rewards"] == 2 * parameters
+    assert "rewards" not in make_plan(plan_config(pickscore, "reward.device=cpu")).weights
 
 
 @pytest.mark.fast

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 
 from dgpo_plugin.errors import UserError
@@ -109,7 +111,9 @@ def test_a_datasets_prompts_and_metadata(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def load_dataset(name: str, split: str) -> Rows:
         asked.append((name, split))
-        return Rows([{"caption": "a dog", "n": 1, "picture": object()}, {"caption": "", "n": 2, "picture": object()}])
+        return Rows(
+            [{"caption": text, "n": n, "picture": object()} for n, text in enumerate(("a dog", "", "a dog"), 1)]
+        )
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     (prompt,) = load_prompts("hf:owner/name:test")
@@ -117,3 +121,18 @@ def test_a_datasets_prompts_and_metadata(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked == [("owner/name", "test")]
     with pytest.raises(UserError, match="has no column of prompts; its columns are caption, n, picture; name one"):
         load_prompts("hf:owner/name:test:words")
+
+
+def test_the_datasets_package_reads_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real package, on files in the layout of a dataset's repository."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [{"caption": "a dog", "n": 1}, {"caption": "a cat", "n": 2}, {"caption": "a dog", "n": 3}]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_prompts(f"hf:{folder}:train:caption")
+    assert [(prompt.text, prompt.metadata) for prompt in found] == [("a dog", {"n": 1}), ("a cat", {"n": 2})]
+    with pytest.raises(UserError, match="has no column of prompts; its columns are caption, n"):
+        load_prompts(f"hf:{folder}:train:words")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_prompts(f"hf:{folder}:test")

@@ -24,6 +24,7 @@ from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import REWARDS, RewardInfo, load_reward
 from dgpo_plugin.rewards.ocr import OcrReward, asked_text, closeness, edit_distance
+from dgpo_plugin.rewards.statistics import STATISTICS, diversity
 from tests.conftest import SMALL
 
 pytestmark = pytest.mark.fast
@@ -149,7 +150,7 @@ def test_a_weighted_sum(own: Path) -> None:
     [
         ("missing.py:x", "no file missing.py"),
         ("{own}:absent", "defines no 'absent'"),
-        ("{own}:number", "number cannot be called"),
+        ("{own}:number", "number: cannot be called"),
         ("{own}:one", r"must take \(images, prompts\)"),
         ("ocrr", "no reward 'ocrr'; did you mean 'ocr'"),
     ],
@@ -166,12 +167,15 @@ def test_an_error_in_a_users_file_is_told(tmp_path: Path) -> None:
 
 
 def test_a_reward_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REWARDS, "dear", RewardInfo(lambda: None, "nothing", needs=("not_installed_here",)))  # type: ignore[arg-type,return-value]
+    monkeypatch.setitem(REWARDS, "dear", RewardInfo("none:None", "nothing", needs=("not_installed_here",)))
     with pytest.raises(UserError, match=r"reward dear: needs not_installed_here; pip install 'dgpo-plugin\[rewards\]'"):
         load_reward(RewardConfig(name="dear"))
     listed = CliRunner().invoke(main, ["list", "rewards"]).output
-    assert "dear: nothing; [0, 1]; needs not_installed_here" in listed
-    assert "ocr: the words in double quotes" in listed
+    assert "dear\n    nothing\n    [0, 1]; weights: none; needs not_installed_here; pip install" in listed
+    assert (
+        "ocr\n    the words in double quotes (or metadata text) as read back\n    [0, 1]; weights: PP-OCRv6" in listed
+    )
+    assert "986 M parameters; installed" in listed
 
 
 def test_a_run_is_not_resumed_with_another_reward_file(own: Path, tmp_path: Path) -> None:
@@ -180,6 +184,70 @@ def test_a_run_is_not_resumed_with_another_reward_file(own: Path, tmp_path: Path
     own.write_text(OWN.replace("images.mean", "-images.mean"))
     with pytest.raises(UserError, match="the reward's file is not the one"):
         run.resume(adapter.parent, Console(quiet=True))
+
+
+@pytest.mark.parametrize("aggregate", ["rewards", "advantages"])
+def test_several_rewards_are_logged_one_by_one_and_a_constant_one_is_named(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], aggregate: str
+) -> None:
+    first, second = f"{own}:brightness", f"{own}:Longest"  # the second is the same for all images of a prompt
+    overrides = [f"reward={{name: null, sum: {{{first}: 2, {second}: 1}}, aggregate: {aggregate}}}"]
+    adapter = run.train(load_config("shapes", [*SMALL, *overrides]), tmp_path / "run", Console(width=400))
+    records = [json.loads(line) for line in (adapter.parent / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        assert record["reward"] == pytest.approx(2 * record[f"reward/{first}"] + record[f"reward/{second}"], rel=1e-5)
+        assert (record[f"constant_groups/{first}"], record[f"constant_groups/{second}"]) == (0, 1)
+        assert record["grad_norm"] > 0
+    said = f"reward {second}: the same for all images of each of the 2 prompt groups"
+    assert capsys.readouterr().out.count(said) == len(records)
+
+
+def test_options_reach_a_users_class_and_wrong_ones_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "scaled.py").write_text(
+        "class Scaled:\n"
+        "    def __init__(self, config, factor=1.0):\n        self.factor, self.config = factor, config\n"
+        "    def __call__(self, images, prompts):\n        return self.factor * images.mean((1, 2, 3))\n"
+    )
+    name = f"{tmp_path / 'scaled.py'}:Scaled"
+    config = RewardConfig(name=name, options={name: {"factor": 8}}, batch_size=5)
+    loaded = load_reward(config)
+    assert loaded(PICTURES, PROMPTS).tolist() == [2, 2]
+    assert loaded.config.batch_size == 5  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="has no option 'facto'; did you mean 'factor'"):
+        load_reward(RewardConfig(name=name, options={name: {"facto": 8}}))
+    with pytest.raises(UserError, match="has no option 'x', nor any other"):
+        load_reward(RewardConfig(name="shapes", options={"shapes": {"x": 8}}))
+    with pytest.raises(UserError, match=r"reward\.options: ocrr is not a reward of this run"):
+        load_reward(RewardConfig(name="shapes", options={"ocrr": {}}))
+
+
+# ---- cheap statistics
+
+
+def test_statistics_in_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    blank = torch.full((3, 32, 32), 0.5)
+    noise = torch.rand(3, 32, 32, generator=generator)
+    halves = blank.clone()
+    halves[:, :, :16] = 1
+    blurred = (noise + noise.roll(1, 1) + noise.roll(1, 2) + noise.roll((1, 1), (1, 2))) / 4
+    images = torch.stack([blank, noise, halves, blurred])
+    found = {name: load_reward(RewardConfig(name=name))(images, [Prompt("")] * 4).tolist() for name in STATISTICS}
+    assert found["brightness"] == pytest.approx([0.5, noise.mean().item(), 0.75, noise.mean().item()], abs=1e-6)
+    assert found["colour-entropy"][0] == 0
+    assert found["colour-entropy"][2] == pytest.approx(1)  # two colours, half each
+    assert found["sharpness"][0] == 0
+    assert found["sharpness"][3] < 0.6 * found["sharpness"][1]
+    assert found["jpeg-size"][0] < found["jpeg-size"][2] < found["jpeg-size"][3] < found["jpeg-size"][1]
+    file = io.BytesIO()
+    Image.fromarray((noise * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "JPEG", quality=95)
+    assert found["jpeg-size"][1] == pytest.approx(len(file.getvalue()) / 1000)
+
+
+def test_diversity_is_the_mean_distance_of_pairs() -> None:
+    first, second = torch.zeros(3, 8, 8).numpy(), torch.full((3, 8, 8), 0.5).numpy()
+    assert diversity(np.stack([[first, first]])) == pytest.approx(0, abs=1e-6)
+    assert diversity(np.stack([[first, second], [first, first]])) == pytest.approx(0.25)
 
 
 # ---- dgpo score
@@ -202,6 +270,40 @@ def test_pictures_are_scored_from_a_folder(own: Path, tmp_path: Path) -> None:
     asked = ["score", str(folder), "--reward", f"{own}:Longest", "--prompts", str(tmp_path / "prompts.txt")]
     assert CliRunner().invoke(main, [*asked, "--output", str(out)]).exit_code == 0
     assert [row[f"{own}:Longest"] for row in json.loads(out.read_text())] == [3, 5]
+
+
+def test_pictures_of_several_sizes_are_scored_in_batches(tmp_path: Path) -> None:
+    counting = tmp_path / "counting.py"
+    counting.write_text(
+        "calls = []\n"
+        "def size(images, prompts):\n"
+        "    calls.append(len(images))\n"
+        "    return images.shape[3] + 0 * images.mean((1, 2, 3)) + len(calls) / 100\n"
+    )
+    for name, width in zip("abcdefg", (8, 8, 8, 16, 16, 8, 8), strict=True):
+        Image.new("RGB", (width, 8)).save(tmp_path / f"{name}.png")
+    asked = ["score", str(tmp_path), "--reward", f"{counting}:size", "--prompt", "x", "--set", "batch_size=4"]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 0, result.output
+    values = [float(row[f"{counting}:size"]) for row in csv.DictReader(io.StringIO(result.stdout))]
+    # a b c | d, then e | f g: sizes never mix, and four are in memory at most.
+    assert values == pytest.approx([8.01, 8.01, 8.01, 16.02, 16.03, 8.04, 8.04], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch_sise=4", "unknown key batch_sise; did you mean 'batch_size'?"),
+        ("precision=fp8", "precision"),
+        ("options={shapse: {}}", "--set options: shapse is not among the rewards"),
+    ],
+)
+def test_settings_that_score_does_not_have(tmp_path: Path, override: str, message: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    asked = ["score", str(tmp_path), "--reward", "brightness", "--prompt", "x", "--set", override]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2
+    assert message in result.output
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""Pictures as the published rewards see them: 8-bit, then resized as the original did, with a gradient all the same.
+
+Most of them let Pillow's bicubic filter make 8-bit pictures of 8-bit pictures. Ours are tensors, and may need a
+gradient; so values are Pillow's, and the gradient is that of torch's antialiased bicubic filter. HPSv2 resizes by that
+filter itself, after the division by 255.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def levels(images: Tensor) -> Tensor:
+    """From [0, 1] to whole numbers in [0, 255], as floats, without a gradient."""
+    return (images.detach() * 255).round_().clamp_(0, 255)  # in place: most of the time was fresh memory
+
+
+def eight_bit(images: Tensor) -> Tensor:
+    """Rounded to multiples of 1/255, with the gradient of the identity."""
+    values = levels(images).div_(255)
+    return images + (values - images).detach() if images.requires_grad else values
+
+
+def resized(images: Tensor, height: int, width: int) -> Tensor:
+    """(N, 3, H, W) in [0, 1] -> (N, 3, height, width), rounded to multiples of 1/255 as Pillow does."""
+    if images.shape[2:] == (height, width):
+        return eight_bit(images)
+    pixels = levels(images).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+    filtered = [Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC) for picture in pixels]
+    stacked = np.stack([np.asarray(picture) for picture in filtered])
+    values = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(images.device, torch.float32) / 255
+    if not images.requires_grad:
+        return values
+    smooth = interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    return smooth + (values - smooth).detach()
+
+
+def shortest_to(images: Tensor, side: int, *, nearest: bool = False) -> Tensor:
+    """The shorter side to ``side``, then the middle square: CLIP's own preprocessing.
+
+    Args:
+        nearest: half a pixel of offset goes to the nearest even one, as in torchvision; else down, as in transformers.
+    """
+    height, width = images.shape[2:]
+    scale = min(height, width)
+    # Truncated, as torchvision and transformers do.
+    tall, wide = side * height // scale, side * width // scale
+    rounded = round if nearest else math.floor
+    top, left = rounded((tall - side) / 2), rounded((wide - side) / 2)
+    return resized(images, tall, wide)[:, :, top : top + side, left : left + side]
+
+
+def longest_to(images: Tensor, side: int) -> Tensor:
+    """The longer side to ``side``, the rest of the square black: HPSv2's preprocessing, with current torchvision.
+
+    Resized in float32 and not rounded again, so values may leave [0, 1] a little beside sharp edges.
+    """
+    height, width = images.shape[2:]
+    scale = side / max(height, width)
+    tall, wide = round(height * scale), round(width * scale)
+    images = eight_bit(images)
+    if scale != 1:
+        images = interpolate(images, (tall, wide), mode="bicubic", antialias=True, align_corners=False)
+    above, left = (side - tall) // 2, (side - wide) // 2
+    return pad(images, (left, side - wide - left, above, side - tall - above))
+
+
+def normalised(pixels: Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD) -> Tensor:
+    """(pixels - mean) / std, a value a channel."""
+    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]

@@ -1,0 +1,210 @@
+"""GenEval from pictures: a tiny random Mask2Former and CLIP in real folders, against independent ways to the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from dgpo_plugin.config import RewardConfig, load_config
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.prompt_sets.geneval import COLOURS
+from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.rewards import checked_rewards, load_reward
+from dgpo_plugin.rewards.geneval import GenEvalReward
+from dgpo_plugin.rewards.geneval_rules import Detection
+from dgpo_plugin.trainer import Trainer
+from tests.conftest import SMALL
+from tests.dgpo_plugin.geneval_networks import pictures, tiny_clip, tiny_mask2former
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("networks")
+    return {"detector": str(tiny_mask2former(root / "detector")), "colours": str(tiny_clip(root / "colours"))}
+
+
+def load(folders: dict[str, str], name: str = "geneval", **settings: Any) -> GenEvalReward:
+    reward = load_reward(RewardConfig(name=name, options={name: folders}, device="cpu", **settings))
+    assert isinstance(reward, GenEvalReward)
+    return reward
+
+
+@pytest.fixture(scope="module")
+def reward(folders: dict[str, str]) -> GenEvalReward:
+    return load(folders)
+
+
+def asked(*include: dict[str, Any], tag: str = "single_object") -> Prompt:
+    return Prompt("a photo", {"tag": tag, "include": list(include)})
+
+
+# ---- colours
+
+
+def test_colours_against_pillow_and_the_published_processor(reward: GenEvalReward, folders: dict[str, str]) -> None:
+    picture = pictures(1, 60, 80)[0]
+    picture[:, :30] = picture[:, :30].round()
+    mask = torch.zeros(60, 80, dtype=torch.bool)
+    mask[10:50, 20:60] = True
+    mask[20:30, 30:50] = False
+    whole = [
+        (3.4, 5.6, 70.2, 30.7),
+        (0, 0, 20, 20),
+        (30, 0, 50, 30),
+        (50, 5, 80, 25),
+        (0, 35, 30, 60),
+        (40, 30, 80, 60),
+    ]
+    objects = [
+        Detection("car", 0.9, (20, 10, 60, 50), mask),
+        Detection("car", 0.7, (-4, 30, 30, 90)),  # partly outside
+        *(Detection("car", 0.6, box) for box in whole),
+    ]
+    image = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
+    masked = Image.composite(image, Image.new("RGB", image.size, "#999"), Image.fromarray(mask.numpy()))
+    crops = [masked.crop((20, 10, 60, 50)), image.crop((0, 30, 30, 60)), *(image.crop(box) for box in whole)]  # type: ignore[arg-type]
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    clip = transformers.CLIPModel.from_pretrained(folders["colours"]).eval()
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folders["colours"])
+    expected = []
+    for crop in crops:
+        similar = []
+        for colour in COLOURS:
+            captions = [
+                f"a photo of a {colour} car",
+                f"a photo of a {colour}-colored car",
+                f"a photo of a {colour} object",
+            ]
+            total = torch.zeros(16)
+            for caption in captions:  # one at a time: no padding
+                inputs = tokenizer([caption], return_tensors="pt") | processor(crop, return_tensors="pt")
+                with torch.no_grad():
+                    out = clip(**inputs)
+                total += out.text_embeds[0] / out.text_embeds[0].norm()
+            similar.append(float(out.image_embeds[0] @ total / total.norm()))
+        expected.append(COLOURS[int(np.argmax(similar))])
+    with torch.no_grad():
+        assert reward.colours_of(picture, objects) == expected
+    assert len(set(expected)) > 2, "a test that tells nothing apart"
+
+
+# ---- the whole
+
+
+def test_a_picture_of_too_many_dogs(reward: GenEvalReward, folders: dict[str, str]) -> None:
+    batch = pictures(3)
+    with torch.no_grad():
+        dogs = [len(found) for found in reward.find(batch)]
+    assert min(dogs) > 2
+    prompts = [
+        asked({"class": "dog", "count": 2}),
+        asked({"class": "dog", "count": 1}),
+        asked({"class": "cat", "count": 1}),
+    ]
+    expected = [1 - abs(dogs[0] - 2) / 2, 1 - abs(dogs[1] - 1), 0]
+    values = checked_rewards(reward, batch, prompts, "geneval")
+    assert values.tolist() == pytest.approx(expected)
+    assert checked_rewards(load(folders, "geneval-strict"), batch, prompts, "geneval-strict").tolist() == [1, 1, 0]
+    one_by_one = load(folders, batch_size=1, offload=True)
+    assert checked_rewards(one_by_one, batch, prompts, "geneval").tolist() == pytest.approx(expected)
+
+
+def test_colours_are_asked_of_the_pictures_own_objects(reward: GenEvalReward) -> None:
+    batch = pictures(2)
+    with torch.no_grad():
+        found = reward.find(batch)
+        colours = [reward.colours_of(image, objects) for image, objects in zip(batch, found, strict=True)]
+    prompts = [
+        asked({"class": "dog", "count": len(objects), "color": names[0]}, tag="colors")
+        for objects, names in zip(found, colours, strict=True)
+    ]
+    expected = [(1 + names.count(names[0]) / len(names)) / 2 for names in colours]
+    assert reward(batch, prompts).tolist() == pytest.approx(expected)
+
+
+def test_another_detector_can_be_put_in(folders: dict[str, str]) -> None:
+    reward = load(folders)
+
+    def find(images: Tensor) -> list[list[Detection]]:
+        return [[Detection("cat", 0.99, (0, 0, 8, 8)), Detection("dog", 0.99, (30, 0, 38, 8))] for _ in images]
+
+    reward.find = find
+    wanted = asked(
+        {"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["left of", 0]}, tag="position"
+    )
+    wrong = asked({"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["above", 0]}, tag="position")
+    assert reward(pictures(2), [wanted, wrong]).tolist() == [1, 0.75]
+
+
+def test_half_precision(folders: dict[str, str]) -> None:
+    half = load(folders, precision="bf16")
+    values = half(pictures(1), [asked({"class": "dog", "count": 1, "color": "red"}, tag="colors")])
+    assert values.dtype == torch.float32
+    assert values.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"detector": "{colours}"},
+            r"\(reward.options.geneval.detector\): is a clip, not a mask2former; give a Mask2For",
+        ),
+        (
+            {"colours": "{detector}"},
+            r"\(reward.options.geneval.colours\): is a mask2former, not a clip; give a CLIPModel",
+        ),
+        ({"detector": "{empty}"}, r"\(reward.options.geneval.detector\): cannot be loaded .*fetch it first"),
+        ({"colours": "{untold}"}, "its tokenizer is missing or not its own; fetch the whole folder"),
+        ({"detector": "facebook/mask2former-swin-small-coco-instance"}, "-instance .*cannot be loaded"),
+        ({"strict": True}, "geneval has no option 'strict'"),
+    ],
+)
+def test_what_cannot_be_loaded(folders: dict[str, str], tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    no_tokenizer = shutil.ignore_patterns("*token*", "vocab*", "merges*")
+    shutil.copytree(folders["colours"], tmp_path / "untold", ignore=no_tokenizer)
+    places = {**folders, "empty": tmp_path / "empty", "untold": tmp_path / "untold"}
+    given = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
+    with pytest.raises(UserError, match=message) as caught:
+        load({**folders, **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_lack_something(folders: dict[str, str], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for file in Path(folders["detector"]).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop("class_predictor.weight")
+    tensors.pop("criterion.empty_weight")  # only training has a use for it
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 of its weights \(first: class_predictor.weight\)"):
+        load({**folders, "detector": str(tmp_path)})
+
+
+def test_prompts_without_metadata_are_refused(reward: GenEvalReward) -> None:
+    prompts: Sequence[Prompt] = [asked({"class": "dog", "count": 1}), Prompt("a dog")]
+    with pytest.raises(UserError, match="prompt 'a dog' has no GenEval metadata"):
+        reward(pictures(2), prompts)
+
+
+def test_an_iteration_of_training(folders: dict[str, str]) -> None:
+    """Prompts, pictures and metadata as a run brings them together."""
+    options = [f"reward.options.geneval.{key}={value}" for key, value in folders.items()]
+    config = load_config("shapes", [*SMALL, "prompts.train=geneval/train", "reward.name=geneval", *options])
+    metrics = next(Trainer(config).iterations())
+    assert -14 <= metrics["reward"] <= 1
