@@ -218,13 +218,8 @@ def _iterate(
                 trainer.accelerator.log(record, step=trainer.iteration)
                 bar.update(task, advance=1)
                 bar.console.print(_line(record), highlight=False)
-                for name in _constant_rewards(record):
-                    groups = config.training.prompts_per_iteration
-                    bar.console.print(
-                        f"  reward {name or config.reward.label}: the same for all images of each of the {groups} prompt "
-                        f"groups, so nothing was learned from it",
-                        highlight=False,
-                    )
+                for line in _constant_rewards(record, config):
+                    bar.console.print(line, highlight=False)
                 rewards.append(record["reward"])
                 if config.logging.sample_every and trainer.iteration % config.logging.sample_every == 0:
                     _save_samples(trainer, config, output, trainer.iteration)
@@ -324,11 +319,16 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _constant_rewards(record: dict[str, float]) -> list[str]:
-    """Names of the rewards (empty for the only one) that varied inside no prompt group."""
+def _constant_rewards(record: dict[str, float], config: RunConfig) -> list[str]:
+    """A line for each reward that varied inside no prompt group."""
     key = "constant_groups"
     marked = [name[len(key) :] for name, share in record.items() if name.startswith(key) and share == 1]
-    return [name[1:] for name in marked if name] or marked
+    groups = config.training.prompts_per_iteration
+    return [
+        f"  reward {name or config.reward.label}: the same for all images of each of the {groups} prompt groups, "
+        f"so nothing was learned from it"
+        for name in [name[1:] for name in marked if name] or marked
+    ]
 
 
 def _line(record: dict[str, float]) -> str:
