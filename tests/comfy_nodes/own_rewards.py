@@ -4,6 +4,7 @@ import logging
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 logging.info("own rewards: imported")
 
@@ -25,9 +26,11 @@ class Neural:
             return self.network(images.to(self.device))
 
 
-class BrightnessNet(nn.Module):
+class BrightnessNet(PreTrainedModel):
+    """Of transformers' class, whose ``device`` cannot be set, as the networks of neural rewards are."""
+
     def __init__(self):
-        super().__init__()
+        super().__init__(PretrainedConfig())
         self.weigh = nn.Linear(3, 1, bias=False)
         nn.init.constant_(self.weigh.weight, 1 / 3)
 

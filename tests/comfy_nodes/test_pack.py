@@ -239,7 +239,7 @@ print(len(asyncio.run(extension.get_node_list())), pack.WEB_DIRECTORY)
 import dgpo_plugin
 print(dgpo_plugin.__file__)
 """
-    done = subprocess.run([environment.PYTHON, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([environment.PYTHON, "-E", "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     *_, made, where = done.stdout.splitlines()
     assert made == "9 ./comfy_nodes/web"
