@@ -129,7 +129,7 @@ class LoadReward(io.ComfyNode):
         name = full_name(reward, function)
         loaded = loaded_reward(name, own_hash([name]))
         info = reward_names().get(reward)
-        said = f"{reward}, {function}" if info is None else "\n".join([f"{reward}: {info.measures}", *info.facts()])
+        said = f"{reward}, {function}" if info is None else f"{reward}: {info.measures}\n{'; '.join(info.facts())}"
         return io.NodeOutput(loaded, ui=ui.PreviewText(said))
 
 
