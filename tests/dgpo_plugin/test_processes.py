@@ -176,7 +176,7 @@ def test_a_dead_process_ends_the_others_in_seconds(tmp_path: Path) -> None:
 BROKEN = """
 import sys
 from dgpo_plugin.cli import main
-from dgpo_plugin.rewards import registry
+from dgpo_plugin.rewards import shapes
 from dgpo_plugin.processes import join_processes
 
 class Broken:
@@ -185,7 +185,7 @@ class Broken:
             raise ConnectionError("the judge is out")
         return images.mean((1, 2, 3))
 
-registry.REWARDS["shapes"] = registry.RewardInfo(Broken, "broken")
+shapes.ShapesReward = Broken
 main()
 """
 
