@@ -15,7 +15,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor, nn
 
-from dgpo_plugin.config import RewardConfig
+from dgpo_plugin.config import RewardConfig, reward_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import checked_rewards, load_reward, reward_names
@@ -37,11 +37,11 @@ class LoadedReward:
         name: as ``dgpo_plugin`` knows it; a path and a function for a user's own.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, config: RewardConfig) -> None:
+        self.name = config.label
         # Nodes run in inference mode; weights made in it could not be used by a training that runs outside.
         with torch.inference_mode(False):
-            self._reward: Any = load_reward(RewardConfig(name=name))
+            self._reward: Any = load_reward(config)
         network = getattr(self._reward, "network", None)
         self._patcher = None if network is None else _patcher(network)
 
@@ -70,9 +70,9 @@ def _patcher(network: nn.Module) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def loaded_reward(name: str, content: str) -> LoadedReward:
+def loaded_reward(name: str, content: str, settings: str) -> LoadedReward:
     """Loaded once and kept; ``content`` is the hash of a user's own file, so that a changed one is loaded again."""
-    return LoadedReward(name)
+    return LoadedReward(reward_config(name, [line.strip() for line in settings.splitlines() if line.strip()]))
 
 
 def reward_options() -> list[str]:
@@ -116,18 +116,26 @@ class LoadReward(io.ComfyNode):
                     tooltip="Only for your own file: the name in it of def reward(images, prompts), where images are "
                     "(N, 3, H, W) in [0, 1], or of a class without arguments whose objects are called so.",
                 ),
+                io.String.Input(
+                    "settings",
+                    multiline=True,
+                    optional=True,
+                    default="",
+                    tooltip="Settings of the reward, one a line, as in dgpo score --set: batch_size=4, or "
+                    "options.weights=/models/HPS_v2.1_compressed.pt",
+                ),
             ],
             outputs=[RewardType.Output("loaded", display_name="reward", tooltip="For our other nodes.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, reward: str, function: str) -> object:
-        return own_hash([full_name(reward, function)]), function
+    def fingerprint_inputs(cls, reward: str, function: str, settings: str = "") -> object:
+        return own_hash([full_name(reward, function)]), function, settings
 
     @classmethod
-    def execute(cls, reward: str, function: str) -> io.NodeOutput:
+    def execute(cls, reward: str, function: str, settings: str = "") -> io.NodeOutput:
         name = full_name(reward, function)
-        loaded = loaded_reward(name, own_hash([name]))
+        loaded = loaded_reward(name, own_hash([name]), settings)
         info = reward_names().get(reward)
         said = f"{reward}, {function}" if info is None else f"{reward}: {info.measures}\n{'; '.join(info.facts())}"
         return io.NodeOutput(loaded, ui=ui.PreviewText(said))

@@ -252,11 +252,12 @@ def serve_reward(
     name: str, host: str, port: int, token_variable: str | None, max_megabytes: int, overrides: tuple[str, ...]
 ) -> None:
     """Serve a reward to other processes and machines. NAME as in `dgpo list rewards`, or your own file.py:name."""
-    from dgpo_plugin.rewards.server import serve, served_config
+    from dgpo_plugin.config import reward_config
+    from dgpo_plugin.rewards.server import serve
     from dgpo_plugin.rewards.wire import secret
 
     token = secret("--token-variable", token_variable)
-    serve(served_config(name, overrides), host, port, token, max_megabytes * 2**20, click.echo)
+    serve(reward_config(name, overrides), host, port, token, max_megabytes * 2**20, click.echo)
 
 
 @main.command("list")

@@ -51,11 +51,17 @@ class ModelConfig(_Config):
 
 
 class LoraConfig(_Config):
-    """The adapter; ``target_modules`` null for the model family's attention projections."""
+    """The adapter.
+
+    Attributes:
+        target_modules: null for the model family's attention projections.
+        license: under which it is passed on, for its card; empty for none stated. The base model's terms may bind it.
+    """
 
     rank: int = Field(64, ge=1)
     alpha: float = Field(128, gt=0)
     target_modules: tuple[str, ...] | None = None
+    license: str = ""
 
 
 class RewardConfig(_Config):
@@ -338,8 +344,25 @@ def parse_config(values: Mapping[str, Any], where: str) -> RunConfig:
         raise UserError(f"{where}: {explain(error, RunConfig)}") from error
 
 
+def reward_config(name: str, overrides: Sequence[str] = ()) -> RewardConfig:
+    """One reward to be loaded, with ``field=value`` on top: ``device=cuda``, ``batch_size=8``, ``options.weights=...``.
+
+    Raises:
+        UserError: an unknown key, or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(values, override)
+    if "options" in values:
+        values["options"] = {name: values["options"]}
+    try:
+        return RewardConfig.model_validate({**values, "name": name})
+    except ValidationError as error:
+        raise UserError(f"--set: {explain(error, RewardConfig)}") from error
+
+
 def reward_configs(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, RewardConfig]:
-    """Rewards to be loaded one by one, with ``field=value`` overrides of the reward section for all of them.
+    """Rewards to be loaded one by one, with ``field=value`` overrides for all of them; ``options`` by their names.
 
     Raises:
         UserError: an unknown key, a value out of range, or options of a reward that is not among the names.

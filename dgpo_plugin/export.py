@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -64,10 +65,10 @@ def export_adapter(
     """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in folded_tensors(policy, weights).items()}
     rank = str(policy.config.rank)
-    algorithm, reward = config.algorithm.name, config.reward.label
+    algorithm, reward = config.algorithm.name, without_folders(config.reward.label)
     title = path.parent.name if path.stem == "adapter" else path.stem
     comment = f"{algorithm} on reward {reward}, {steps} optimizer steps"
-    dumped = config.model_dump_json()
+    dumped = json.dumps(without_folders(config.model_dump(mode="json")))
     header = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{policy.model.architecture}/lora",
@@ -84,7 +85,7 @@ def export_adapter(
         "ss_output_name": title,
         "ss_base_model_version": policy.model.architecture,
         "ss_training_comment": comment,
-        "dgpo.base_model": policy.model.identity["path"],
+        "dgpo.base_model": without_folders(policy.model.identity["path"]),
         "dgpo.base_weights_hash": policy.model.identity["weights_hash"],
         "dgpo.algorithm": algorithm,
         "dgpo.reward": reward,
@@ -94,12 +95,25 @@ def export_adapter(
         "dgpo.config_hash": hashlib.sha256(dumped.encode()).hexdigest(),
         "dgpo.packages": json.dumps(package_versions()),
     }
+    if config.lora.license:
+        header["modelspec.license"] = config.lora.license
     if reward_before is not None:
         header["dgpo.reward_before"] = f"{reward_before:.6f}"
     if reward_after is not None:
         header["dgpo.reward_after"] = f"{reward_after:.6f}"
     with atomic_path(path) as temporary:
         temporary.write_bytes(_in_order(save(tensors, metadata=header)))
+
+
+def without_folders(value: Any) -> Any:
+    """A configuration's values with every absolute path cut to its last part: adapters are passed on to strangers."""
+    if isinstance(value, Mapping):
+        return {without_folders(key): without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in value.split(" "))
 
 
 def _in_order(blob: bytes) -> bytes:

@@ -32,11 +32,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 
 import dgpo_plugin
-from dgpo_plugin.config import RewardConfig, apply_override, explain
+from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards.base import Reward, checked_rewards
@@ -300,23 +299,6 @@ def _opened(text: Any, where: str) -> Image.Image:
 
 def _malformed(reason: str) -> Refusal:
     return Refusal(HTTPStatus.BAD_REQUEST, reason)
-
-
-def served_config(name: str, overrides: Sequence[str]) -> RewardConfig:
-    """What to load: a reward's name, and ``device=cuda``, ``batch_size=8`` or ``options.weights=...`` on top.
-
-    Raises:
-        UserError: a field that the configuration of rewards does not have, or a value out of range.
-    """
-    values: dict[str, Any] = {"name": name}
-    for override in overrides:
-        apply_override(values, override)
-    if "options" in values:
-        values["options"] = {name: values["options"]}
-    try:
-        return RewardConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"--set: {explain(error, RewardConfig)}") from error
 
 
 def identity(config: RewardConfig) -> tuple[str, str]:

@@ -38,7 +38,7 @@ def network(family, weights, config):
         hidden = config["num_attention_heads"] * config["attention_head_dim"]
         settings = {"depth": layers, "depth_single_blocks": config["num_single_layers"], "hidden_size": hidden}
         return base.Flux, settings, comfy.model_detection.convert_diffusers_mmdit(weights)
-    if family == "flux2-klein":
+    if family in ("flux2-dev", "flux2-klein"):
         hidden = config["num_attention_heads"] * config["attention_head_dim"]
         settings = {"depth": layers, "depth_single_blocks": config["num_single_layers"], "hidden_size": hidden}
         return base.Flux2, settings, flux2_native(weights, hidden)

@@ -26,6 +26,16 @@ class Neural:
             return self.network(images.to(self.device))
 
 
+class Scaled:
+    """With an option."""
+
+    def __init__(self, config, factor=1.0):
+        self.factor, self.batch_size = factor, config.batch_size
+
+    def __call__(self, images, prompts):
+        return self.factor * images.mean((1, 2, 3)) + self.batch_size
+
+
 class BrightnessNet(PreTrainedModel):
     """Of transformers' class, whose ``device`` cannot be set, as the networks of neural rewards are."""
 

@@ -19,7 +19,16 @@ from tests.dgpo_plugin.families import FAMILIES
 
 pytestmark = pytest.mark.slow
 
-KEYS = {"sd3": 62, "flux": 44, "flux2-klein": 40, "qwen-image": 32, "z-image": 32, "sdxl": 64, "sd15": 64}
+KEYS = {
+    "sd3": 62,
+    "flux": 44,
+    "flux2-dev": 40,
+    "flux2-klein": 40,
+    "qwen-image": 32,
+    "z-image": 32,
+    "sdxl": 64,
+    "sd15": 64,
+}
 """Families that ComfyUI's own loaders match whole, with the keys of our tiny one's adapter."""
 
 

@@ -202,6 +202,13 @@ def test_a_changed_file_is_loaded_again(server: Server) -> None:
     assert mean() == pytest.approx(1.5)
 
 
+def test_a_rewards_settings(server: Server) -> None:
+    graph = {**grey(server, 51, 102), "reward": own("Scaled"), "list": prompts()}
+    graph["reward"]["inputs"]["settings"] = "options.factor=10\n\n batch_size=4\n"
+    graph["scored"] = node("DGPOScoreImages", images=["batch", 0], reward=["reward", 0], prompts=["list", 0])
+    assert float(shown(server, graph, mean=["scored", 1])["mean"][0]) == pytest.approx(10 * 0.3 + 4, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "at", "message"),
     [
@@ -212,6 +219,12 @@ def test_a_changed_file_is_loaded_again(server: Server) -> None:
         ({"list": {"text": "nowhere.txt"}}, "list", "prompt file nowhere.txt: No such file"),
         ({"reward": {"function": "nothing"}}, "reward", "defines no 'nothing'"),
         ({"reward": {"function": "broken"}}, "best", "2 of 2 values are not finite"),
+        ({"reward": {"settings": "batch_sise=4"}}, "reward", "unknown key batch_sise; did you mean 'batch_size'?"),
+        (
+            {"reward": {"function": "Scaled", "settings": "options.facto=2"}},
+            "reward",
+            "no option 'facto'; did you mean",
+        ),
         ({"reward": {"reward": "shapes"}}, "best", "judges 64 x 64 RGB pictures"),
     ],
 )

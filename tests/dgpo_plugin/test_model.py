@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig, parse_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.export import apply_adapter, describe_adapter, export_adapter, folded_tensors, read_adapter
 from dgpo_plugin.lora import Policy
@@ -128,6 +129,27 @@ def test_adapter_has_alpha_folded_and_says_what_it_is(policy: Policy, tmp_path: 
     assert card["reward before"] == "0.250000"
     assert card["optimizer steps"] == "7"
     assert card["content hash"].endswith("(matches)")
+
+
+def test_a_card_tells_its_licence_and_not_where_its_maker_keeps_files(policy: Policy, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    config = parse_config(
+        {
+            "lora": {"license": "CC-BY-4.0"},
+            "model": {"path": "/home/me/models/my-sd3"},
+            "prompts": {"train": "/home/me/secret/prompts.txt", "held_out": "mine/held-out.txt"},
+            "reward": {"name": None, "sum": {"/home/me/own.py:sharp": 1, "ocr": 2}},
+        },
+        "test",
+    )
+    export_adapter(policy, policy.copy_weights(), path, config, steps=1, reward_before=None, reward_after=None)
+    _, header = read_adapter(path)
+    assert not [value for value in header.values() if "/home" in value]
+    written = json.loads(header["dgpo.config"])
+    assert (written["model"]["path"], written["prompts"]["train"]) == ("my-sd3", "prompts.txt")
+    assert written["prompts"]["held_out"] == "mine/held-out.txt"
+    assert header["dgpo.reward"] == "1 own.py:sharp + 2 ocr"
+    assert dict(describe_adapter(path))["licence"] == "CC-BY-4.0"
 
 
 def test_adapter_for_another_base_is_refused(policy: Policy, tmp_path: Path) -> None:

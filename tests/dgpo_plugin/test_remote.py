@@ -33,12 +33,12 @@ from PIL import Image
 from torch import Tensor
 
 from dgpo_plugin.cli import main
-from dgpo_plugin.config import RewardConfig, load_config
+from dgpo_plugin.config import RewardConfig, load_config, reward_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import RewardInfo, load_reward, server
 from dgpo_plugin.rewards.remote import RemoteReward
-from dgpo_plugin.rewards.server import RewardServer, identity, served_config
+from dgpo_plugin.rewards.server import RewardServer, identity
 from dgpo_plugin.rewards.shapes import ShapesReward
 from dgpo_plugin.rewards.wire import as_png, is_loopback
 from dgpo_plugin.trainer import Trainer
@@ -207,7 +207,7 @@ def test_a_server_killed_in_the_middle_is_left_out_and_its_work_done_by_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with process(tmp_path, "own.py:sleeping") as (started, dying):
-        name, version = identity(served_config(f"{tmp_path / 'own.py'}:sleeping", []))
+        name, version = identity(reward_config(f"{tmp_path / 'own.py'}:sleeping", []))
         assert call(dying, path="/health")[1] == {"name": name, "version": version, "ready": True}
 
         def kills(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -656,12 +656,12 @@ def test_the_version_changes_with_what_changes_the_rewards(tmp_path: Path) -> No
     for file in (one, other):
         file.parent.mkdir()
         file.write_text(OWN)
-    same = identity(served_config(f"{one}:mean", ["batch_size=3", "device=cpu"]))
-    assert same == identity(served_config(f"{other}:mean", []))
+    same = identity(reward_config(f"{one}:mean", ["batch_size=3", "device=cpu"]))
+    assert same == identity(reward_config(f"{other}:mean", []))
     assert same[0] == "own.py:mean"
     other.write_text(OWN + "\n")
-    different = [served_config(f"{other}:mean", []), served_config(f"{one}:mean", ["precision=bf16"])]
-    different += [served_config(f"{one}:mean", ["options.weights=/x"])]
+    different = [reward_config(f"{other}:mean", []), reward_config(f"{one}:mean", ["precision=bf16"])]
+    different += [reward_config(f"{one}:mean", ["options.weights=/x"])]
     assert len({identity(config)[1] for config in different} | {same[1]}) == 4
 
 
@@ -671,7 +671,7 @@ def test_the_version_changes_with_the_package_a_reward_is_from(monkeypatch: pyte
         point = EntryPoint("theirs", "package:reward", "dgpo_plugin.rewards")
         vars(point)["dist"] = SimpleNamespace(version=version)
         monkeypatch.setattr(server, "reward_names", lambda point=point: {"theirs": RewardInfo(point, "")})
-        versions.add(identity(served_config("theirs", []))[1])
+        versions.add(identity(reward_config("theirs", []))[1])
     assert len(versions) == 2
 
 
