@@ -130,7 +130,7 @@ def evaluate(preset: str, adapter: Path | None, output: Path | None) -> None:
 @reports_user_errors
 def throughput(config: str, overrides: tuple[str, ...], iterations: int, output: Path | None) -> None:
     """Time training against the bare denoiser's rate on this machine. CONFIG as for `dgpo train`."""
-    from dgpo_plugin.config import load_config
+    from dgpo_plugin.config_files import load_config
 
     from .throughput import measure, write_throughput
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dgpo_plugin.config import RunConfig, did_you_mean, parse_config, read_yaml
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.config import RunConfig
+from dgpo_plugin.config_files import parse_config, read_yaml
+from dgpo_plugin.errors import UserError, did_you_mean
 
 
 class EvaluationPlan(BaseModel):

@@ -15,7 +15,8 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor, nn
 
-from dgpo_plugin.config import RewardConfig, reward_config
+from dgpo_plugin.config import RewardConfig
+from dgpo_plugin.config_files import reward_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import checked_rewards, load_reward, reward_names

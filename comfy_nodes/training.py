@@ -25,7 +25,8 @@ from server import PromptServer
 from torch import Tensor
 
 from dgpo_plugin.checkpoint import MAY_CHANGE
-from dgpo_plugin.config import RunConfig, load_config, preset_names
+from dgpo_plugin.config import RunConfig
+from dgpo_plugin.config_files import load_config, preset_names
 from dgpo_plugin.errors import StopNow, Stopped, UserError
 from dgpo_plugin.export import as_table, describe_adapter, read_adapter
 from dgpo_plugin.files import write_text_atomically

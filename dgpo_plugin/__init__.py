@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "RunConfig": "dgpo_plugin.config",
-    "load_config": "dgpo_plugin.config",
+    "load_config": "dgpo_plugin.config_files",
     "Prompt": "dgpo_plugin.prompts",
     "read_prompts": "dgpo_plugin.prompts",
     "Trainer": "dgpo_plugin.trainer",

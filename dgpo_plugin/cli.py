@@ -83,7 +83,7 @@ def main() -> None:
 @reports_user_errors
 def train(config: str, output: Path, overrides: tuple[str, ...]) -> None:
     """Train an adapter. CONFIG is a preset's name or a YAML file."""
-    from dgpo_plugin.config import load_config
+    from dgpo_plugin.config_files import load_config
 
     loaded = load_config(config, overrides)
     from dgpo_plugin import run
@@ -103,7 +103,7 @@ def train(config: str, output: Path, overrides: tuple[str, ...]) -> None:
 @reports_user_errors
 def plan(config: str, overrides: tuple[str, ...], processes: int, memory: float | None) -> None:
     """Say what a run takes and whether it fits, before anything is loaded. CONFIG as for train."""
-    from dgpo_plugin.config import load_config
+    from dgpo_plugin.config_files import load_config
     from dgpo_plugin.plan import make_plan, rows
     from dgpo_plugin.processes import device_memory
 
@@ -151,7 +151,8 @@ def sample(
     any_base: bool,
 ) -> None:
     """Draw pictures. MODEL is a preset's name, a diffusers folder or a hub id."""
-    from dgpo_plugin.config import ModelConfig, RunConfig, load_config, preset_names
+    from dgpo_plugin.config import ModelConfig, RunConfig
+    from dgpo_plugin.config_files import load_config, preset_names
     from dgpo_plugin.export import apply_adapter
     from dgpo_plugin.files import atomic_path
     from dgpo_plugin.models import load_model
@@ -207,7 +208,7 @@ def score(
     """Score pictures with rewards. IMAGES are files or folders."""
     from rich.progress import Progress
 
-    from dgpo_plugin.config import reward_configs
+    from dgpo_plugin.config_files import reward_configs
     from dgpo_plugin.files import write_text_atomically
     from dgpo_plugin.prompt_sets import load_prompts
     from dgpo_plugin.prompts import Prompt
@@ -252,7 +253,7 @@ def serve_reward(
     name: str, host: str, port: int, token_variable: str | None, max_megabytes: int, overrides: tuple[str, ...]
 ) -> None:
     """Serve a reward to other processes and machines. NAME as in `dgpo list rewards`, or your own file.py:name."""
-    from dgpo_plugin.config import reward_config
+    from dgpo_plugin.config_files import reward_config
     from dgpo_plugin.rewards.server import serve
     from dgpo_plugin.rewards.wire import secret
 
@@ -265,7 +266,7 @@ def serve_reward(
 @reports_user_errors
 def list_(kind: str | None) -> None:
     """List presets, models, prompt sets and rewards, or one KIND of them."""
-    from dgpo_plugin.config import preset_names
+    from dgpo_plugin.config_files import preset_names
     from dgpo_plugin.models.base import EMBEDDED, FAMILIES
     from dgpo_plugin.plan import model_rows
     from dgpo_plugin.prompt_sets import PROMPT_SETS

@@ -1,4 +1,10 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and the hint that goes with a mistyped name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -14,3 +20,9 @@ class Stopped(Exception):
 
 class StopNow(Exception):
     """Raised inside an iteration, by whoever watches a run, to end it there; what was done before it is saved."""
+
+
+def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """``; did you mean 'x'?`` for a near name, else ``; known: a, b``."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

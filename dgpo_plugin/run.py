@@ -27,7 +27,8 @@ from dgpo_plugin.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from dgpo_plugin.config import RunConfig, load_config
+from dgpo_plugin.config import RunConfig
+from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import StopNow, Stopped, UserError
 from dgpo_plugin.export import creation_date, export_adapter, package_versions
 from dgpo_plugin.files import atomic_path, write_text_atomically

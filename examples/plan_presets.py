@@ -15,7 +15,7 @@ from typing import Any
 from published_shapes import MODELS, write_configurations
 
 from dgpo_plugin.cli import quieten
-from dgpo_plugin.config import load_config, preset_names
+from dgpo_plugin.config_files import load_config, preset_names
 from dgpo_plugin.files import write_text_atomically
 from dgpo_plugin.models.base import EMBEDDED
 from dgpo_plugin.plan import GIB, Plan, make_plan

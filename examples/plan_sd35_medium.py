@@ -13,7 +13,8 @@ from typing import Any
 from published_shapes import write_configurations
 
 from dgpo_plugin.cli import quieten
-from dgpo_plugin.config import RunConfig, parse_config
+from dgpo_plugin.config import RunConfig
+from dgpo_plugin.config_files import parse_config
 from dgpo_plugin.plan import GIB, RESERVE, make_plan
 
 MODEL = "stabilityai/stable-diffusion-3.5-medium"

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dgpo_plugin.cli import quieten
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig, load_config
+from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config_files import load_config
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models import load_model
 

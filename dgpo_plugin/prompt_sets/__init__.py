@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dgpo_plugin.config import did_you_mean
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.errors import UserError, did_you_mean
 from dgpo_plugin.prompt_sets import geneval, ocr
 from dgpo_plugin.prompt_sets.datasets import read_dataset
 from dgpo_plugin.prompts import Prompt, read_prompts

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dgpo_plugin.config import did_you_mean
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.errors import UserError, did_you_mean
 from dgpo_plugin.prompt_sets.geneval import COLOURS, OBJECTS, RELATIONS
 from dgpo_plugin.prompts import Prompt
 

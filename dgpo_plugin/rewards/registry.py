@@ -10,8 +10,8 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any
 
-from dgpo_plugin.config import RewardConfig, did_you_mean
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.config import RewardConfig
+from dgpo_plugin.errors import UserError, did_you_mean
 from dgpo_plugin.rewards.base import Reward, WeightedSum
 from dgpo_plugin.rewards.own import import_own, is_own
 

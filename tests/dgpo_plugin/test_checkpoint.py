@@ -22,7 +22,7 @@ from dgpo_plugin import checkpoint as module
 from dgpo_plugin import run
 from dgpo_plugin import trainer as trainer_module
 from dgpo_plugin.checkpoint import State, checkpoints, load_checkpoint, save_checkpoint
-from dgpo_plugin.config import load_config
+from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import Stopped, UserError
 from dgpo_plugin.models.sd3 import SD3Model
 from dgpo_plugin.trainer import Trainer

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dgpo_plugin.cli import main
-from dgpo_plugin.config import preset_names
+from dgpo_plugin.config_files import preset_names
 from dgpo_plugin.models.base import FAMILIES
 from tests.conftest import SMALL
 

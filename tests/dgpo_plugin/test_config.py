@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dgpo_plugin.config import (
-    DGPOConfig,
-    FlowGRPOConfig,
-    FlowGRPOFastConfig,
-    RunConfig,
-    load_config,
-    parse_config,
-    preset_names,
-)
+from dgpo_plugin.config import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RunConfig
+from dgpo_plugin.config_files import load_config, parse_config, preset_names
 from dgpo_plugin.errors import UserError
 
 pytestmark = pytest.mark.fast

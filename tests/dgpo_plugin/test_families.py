@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.algorithms.dgpo import matching_error
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig, parse_config
+from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config_files import parse_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.export import apply_adapter, export_adapter, read_adapter
 from dgpo_plugin.lora import Policy

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dgpo_plugin.config import RewardConfig, load_config
+from dgpo_plugin.config import RewardConfig
+from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompt_sets.geneval import COLOURS
 from dgpo_plugin.prompts import Prompt

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from dgpo_plugin.cli import main
-from dgpo_plugin.config import ModelConfig, RunConfig, load_config
+from dgpo_plugin.config import ModelConfig, RunConfig
+from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.conditioning import Conditioning
@@ -229,7 +230,7 @@ import sys, torch
 torch.set_num_threads(1)
 from dgpo_plugin.cli import quieten
 quieten()
-from dgpo_plugin.config import load_config
+from dgpo_plugin.config_files import load_config
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models import load_model
 config = load_config("shapes", ["model.precision=fp32", *sys.argv[2:]])

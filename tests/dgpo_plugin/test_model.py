@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig, parse_config
+from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config_files import parse_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.export import apply_adapter, describe_adapter, export_adapter, folded_tensors, read_adapter
 from dgpo_plugin.lora import Policy

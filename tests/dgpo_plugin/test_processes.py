@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dgpo_plugin.checkpoint import checkpoints, load_checkpoint
-from dgpo_plugin.config import load_config
+from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.processes import Processes
 from dgpo_plugin.trainer import _check_layout

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dgpo_plugin import run
 from dgpo_plugin.cli import main
-from dgpo_plugin.config import RewardConfig, load_config
+from dgpo_plugin.config import RewardConfig
+from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import REWARDS, RewardInfo, load_reward

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo_plugin.config import RewardConfig, load_config
+from dgpo_plugin.config import RewardConfig
+from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import scoring

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dgpo_plugin.advantages import normalise
 from dgpo_plugin.algorithms import Draw, make_algorithm
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig, load_config
+from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models import load_model
