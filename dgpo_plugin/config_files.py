@@ -44,38 +44,36 @@ def reward_config(name: str, overrides: Sequence[str] = ()) -> RewardConfig:
     Raises:
         UserError: an unknown key, or a value out of range.
     """
-    values: dict[str, Any] = {}
-    for override in overrides:
-        apply_override(values, override)
-    if "options" in values:
-        values["options"] = {name: values["options"]}
-    try:
-        return RewardConfig.model_validate({**values, "name": name})
-    except ValidationError as error:
-        raise UserError(f"--set: {explain(error, RewardConfig)}") from error
+    values = _overridden(overrides)
+    return _reward(name, {**values, "options": {name: values.get("options", {})}})
 
 
 def reward_configs(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, RewardConfig]:
-    """Rewards to be loaded one by one, with ``field=value`` overrides for all of them; ``options`` by their names.
+    """Rewards to be loaded one by one, with ``field=value`` on top for all of them; ``options`` are by their names.
 
     Raises:
         UserError: an unknown key, a value out of range, or options of a reward that is not among the names.
     """
-    values: dict[str, Any] = {}
-    for override in overrides:
-        apply_override(values, override)
+    values = _overridden(overrides)
     options = values.pop("options", {})
     for name in options:
         if name not in names:
             raise UserError(f"--set options: {name} is not among the rewards{did_you_mean(name, names)}")
-    configs = {}
-    for name in names:
-        own = {"name": name, "options": {name: options[name]} if name in options else {}}
-        try:
-            configs[name] = RewardConfig.model_validate({**values, **own})
-        except ValidationError as error:
-            raise UserError(f"--set: {explain(error, RewardConfig)}") from error
-    return configs
+    return {name: _reward(name, {**values, "options": {name: options.get(name, {})}}) for name in names}
+
+
+def _overridden(overrides: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(values, override)
+    return values
+
+
+def _reward(name: str, values: Mapping[str, Any]) -> RewardConfig:
+    try:
+        return RewardConfig.model_validate({**values, "name": name})
+    except ValidationError as error:
+        raise UserError(f"--set: {explain(error, RewardConfig)}") from error
 
 
 def preset_names() -> dict[str, Path]:

@@ -37,6 +37,7 @@ def folded_tensors(policy: Policy, weights: Sequence[Tensor]) -> dict[str, Tenso
 
     Args:
         weights: a copy of the adapter in the order of ``policy.names``.
+        reward: what the card calls it; None for the configuration's name.
     """
     scale = policy.config.alpha / policy.config.rank
     return {
@@ -51,6 +52,7 @@ def export_adapter(
     path: Path,
     config: RunConfig,
     *,
+    reward: str | None = None,
     steps: int,
     reward_before: float | None,
     reward_after: float | None,
@@ -65,7 +67,7 @@ def export_adapter(
     """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in folded_tensors(policy, weights).items()}
     rank = str(policy.config.rank)
-    algorithm, reward = config.algorithm.name, without_folders(config.reward.label)
+    algorithm, reward = config.algorithm.name, without_folders(reward or config.reward.label)
     title = path.parent.name if path.stem == "adapter" else path.stem
     comment = f"{algorithm} on reward {reward}, {steps} optimizer steps"
     dumped = json.dumps(without_folders(config.model_dump(mode="json")))

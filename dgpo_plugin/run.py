@@ -149,6 +149,7 @@ def _run(
                 trainer.evaluation_weights,
                 adapter,
                 config,
+                reward=trainer.reward_title,
                 steps=trainer.steps,
                 reward_before=before,
                 reward_after=after,

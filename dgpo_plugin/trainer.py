@@ -77,7 +77,9 @@ class Trainer:
         self.prompts = load_prompts(config.prompts.train)
         self.held_out = load_prompts(config.prompts.held_out) if config.prompts.held_out else self.prompts
         reward = reward or load_reward(config.reward)
-        self.reward_weights = {name: w for name, (_, w) in as_sum(reward, config.reward.label).terms.items()}
+        terms = as_sum(reward, config.reward.label)
+        self.reward_title = terms.title
+        self.reward_weights = {name: weight for name, (_, weight) in terms.terms.items()}
         self.scorer = Scorer(reward, config.reward, failures)
         self.model = load_model(config.model, self.accelerator.device, place=False)
         # Before the denoiser takes its place: the text encoders may need all of the memory there is.

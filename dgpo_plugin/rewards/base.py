@@ -30,6 +30,12 @@ class WeightedSum:
         self.terms = terms
 
     @property
+    def title(self) -> str:
+        """For cards: what each reward calls itself, or is called, with its weight if there are several."""
+        titles = {getattr(reward, "title", name): weight for name, (reward, weight) in self.terms.items()}
+        return " + ".join(f"{weight:g} {title}" if len(titles) > 1 else title for title, weight in titles.items())
+
+    @property
     def weights(self) -> Tensor:
         """(K,)."""
         return torch.tensor([weight for _, weight in self.terms.values()])

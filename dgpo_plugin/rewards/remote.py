@@ -65,6 +65,11 @@ class RemoteReward:
         except RequestFailed as error:
             raise UserError(f"reward remote: {error}; start its servers first, or take it out of urls") from error
 
+    @property
+    def title(self) -> str:
+        """What is served, for the cards of adapters that were trained on it."""
+        return f"{' '.join(self.serves)} (served)"
+
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Rewards (N,) of pictures (N, 3, H, W) in [0, 1].
 

@@ -159,7 +159,9 @@ def test_a_slow_server_does_not_hold_the_others_up() -> None:
 def test_a_run_trains_with_a_remote_reward() -> None:
     with serving(ShapesReward()) as address:
         chosen = ["reward.name=remote", f"reward.options.remote.urls=[{address}]", "reward.batch_size=3"]
-        remote = next(Trainer(load_config("shapes", [*SMALL, *chosen])).iterations())
+        trainer = Trainer(load_config("shapes", [*SMALL, *chosen]))
+        remote = next(trainer.iterations())
+    assert trainer.reward_title == "plain 1 (served)"  # and not "remote", which would tell an adapter's users nothing
     local = next(Trainer(load_config("shapes", SMALL)).iterations())
     assert remote["reward"] == pytest.approx(local["reward"], abs=0.02)
 

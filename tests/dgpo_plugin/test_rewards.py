@@ -23,7 +23,7 @@ from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards import REWARDS, RewardInfo, load_reward
+from dgpo_plugin.rewards import REWARDS, RewardInfo, as_sum, load_reward
 from dgpo_plugin.rewards.ocr import OcrReward, asked_text, closeness, edit_distance
 from dgpo_plugin.rewards.statistics import STATISTICS, diversity
 from tests.conftest import SMALL
@@ -140,7 +140,9 @@ def test_a_users_own_function_or_class(own: Path) -> None:
 
 def test_a_weighted_sum(own: Path) -> None:
     config = RewardConfig(name=None, sum={f"{own}:brightness": 2, f"{own}:Longest": -0.5})
-    assert load_reward(config)(PICTURES, PROMPTS).tolist() == [-0.5, -1.5]
+    loaded = load_reward(config)
+    assert loaded(PICTURES, PROMPTS).tolist() == [-0.5, -1.5]
+    assert as_sum(loaded, "").title == config.label
     assert config.label.startswith("2 ")
     with pytest.raises(ValueError, match="give name, or sum with name: null"):
         RewardConfig(sum={"shapes": 1})
