@@ -8,7 +8,7 @@ from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompt_sets import DATASET, PROMPT_SETS, load_prompts
 from dgpo_plugin.prompts import Prompt
 
-from .types import CATEGORY, Prompts
+from .types import CATEGORY, Prompts, written_lines
 
 OWN = "the text below"
 
@@ -68,7 +68,7 @@ class PromptList(io.ComfyNode):
 
 def own_prompts(text: str) -> list[Prompt]:
     """A prompt a line; or, if there is one line that names a file or a dataset, what is in there."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = written_lines(text)
     if not lines:
         raise UserError("Prompt list: the text is empty; write a prompt a line")
     if len(lines) == 1 and (lines[0].endswith((".txt", ".jsonl")) or lines[0].startswith(DATASET)):

@@ -22,7 +22,7 @@ from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import checked_rewards, load_reward, reward_names
 from dgpo_plugin.rewards.own import own_hash
 
-from .types import CATEGORY, Prompts
+from .types import CATEGORY, Prompts, written_lines
 from .types import Reward as RewardType
 
 FOLDER = "dgpo_rewards"
@@ -73,7 +73,7 @@ def _patcher(network: nn.Module) -> Any:
 @functools.lru_cache(maxsize=4)
 def loaded_reward(name: str, content: str, settings: str) -> LoadedReward:
     """Loaded once and kept; ``content`` is the hash of a user's own file, so that a changed one is loaded again."""
-    return LoadedReward(reward_config(name, [line.strip() for line in settings.splitlines() if line.strip()]))
+    return LoadedReward(reward_config(name, written_lines(settings)))
 
 
 def reward_options() -> list[str]:

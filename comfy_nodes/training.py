@@ -35,7 +35,7 @@ from dgpo_plugin.run import CONFIG_FILE, METRICS_FILE, resume, train
 from dgpo_plugin.trainer import Trainer
 
 from .rewards import LoadedReward
-from .types import CATEGORY, Prompts, Reward
+from .types import CATEGORY, Prompts, Reward, written_lines
 
 log = logging.getLogger(__name__)
 POLL = 0.1
@@ -162,8 +162,9 @@ class TrainAdapter(io.ComfyNode):
             # A preset's alpha belongs to its rank.
             "lora.alpha": rank * usual.alpha / usual.rank,
         }
-        own = [line.strip() for line in settings.splitlines() if line.strip()]
-        config = load_config(preset, [*(f"{key}={json.dumps(value)}" for key, value in explicit.items()), *own])
+        config = load_config(
+            preset, [*(f"{key}={json.dumps(value)}" for key, value in explicit.items()), *written_lines(settings)]
+        )
         write_prompts(output / "prompts.jsonl", prompts)
         if held_out is not None:
             write_prompts(output / "held-out.jsonl", held_out)

@@ -5,6 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 CATEGORY = "DGPO"
+
+
+def written_lines(text: str) -> list[str]:
+    """What is on the lines of a text field, without the empty ones."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 Prompts = io.Custom("DGPO_PROMPTS")
 """list[dgpo_plugin.prompts.Prompt]"""
 Reward = io.Custom("DGPO_REWARD")

@@ -104,14 +104,13 @@ def train(config: str, output: Path, overrides: tuple[str, ...]) -> None:
 def plan(config: str, overrides: tuple[str, ...], processes: int, memory: float | None) -> None:
     """Say what a run takes and whether it fits, before anything is loaded. CONFIG as for train."""
     from dgpo_plugin.config_files import load_config
+    from dgpo_plugin.export import as_table
     from dgpo_plugin.plan import make_plan, rows
     from dgpo_plugin.processes import device_memory
 
     name, available = (f"a GPU of {memory:g} GiB", int(memory * 2**30)) if memory else device_memory()
     lines = rows(make_plan(load_config(config, overrides), processes), available, name)
-    width = max(len(label) for label, _ in lines)
-    for label, value in lines:
-        click.echo(f"{label:<{width}}  {value}")
+    click.echo(as_table(lines))
 
 
 @main.command()

@@ -37,7 +37,6 @@ def folded_tensors(policy: Policy, weights: Sequence[Tensor]) -> dict[str, Tenso
 
     Args:
         weights: a copy of the adapter in the order of ``policy.names``.
-        reward: what the card calls it; None for the configuration's name.
     """
     scale = policy.config.alpha / policy.config.rank
     return {
@@ -62,6 +61,7 @@ def export_adapter(
 
     Args:
         weights: a copy of the adapter in the order of ``policy.names``.
+        reward: what the card calls it; None for the configuration's name.
         reward_before, reward_after: means over the evaluation prompts; None if not measured.
         date: ISO 8601; None for now.
     """

@@ -30,7 +30,7 @@ class NeuralReward:
 
     def __init__(self, network: nn.Module, config: RewardConfig | None = None) -> None:
         self.config = config or RewardConfig()
-        self.network = network.requires_grad_(False).eval().to(DTYPES[self.config.precision])
+        self.network = network.requires_grad_(False).eval().to(self.dtype)
         self.device = best_device() if self.config.device == "auto" else torch.device(self.config.device)
 
     @property
@@ -65,10 +65,13 @@ def from_hub(what: str, load: Callable[[], T]) -> T:
     try:
         return load()
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{what}: cannot be loaded ({reason}); fetch it first and give its place in reward.options"
+            f"{what}: cannot be loaded ({_first_line(error)}); fetch it first and give its place in reward.options"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def pretrained(what: str, kind: Any, weights: str) -> Any:
@@ -111,24 +114,20 @@ def load_published(what: str, path: Path) -> dict[str, Tensor]:
     try:
         saved: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no one class for a file that it cannot read
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{what}: {path} cannot be read ({reason}); fetch it again") from error
+        raise UserError(f"{what}: {path} cannot be read ({_first_line(error)}); fetch it again") from error
     tensors = saved.get("state_dict", saved) if isinstance(saved, Mapping) else None
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(f"{what}: {path} holds no table of tensors; give the published checkpoint")
     return dict(tensors)
 
 
-def fill(what: str, network: nn.Module, tensors: Mapping[str, Tensor], ignored: Sequence[str] = ()) -> None:
+def fill(what: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into a network, every one of which must have its place and every place its tensor.
-
-    Args:
-        ignored: endings of names in the network that no checkpoint need have, such as position counters.
 
     Raises:
         UserError: one is missing, left over, or of another shape.
     """
-    places = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(tuple(ignored))}
+    places = network.state_dict()
     missing, extra = sorted(places.keys() - tensors.keys()), sorted(tensors.keys() - places.keys())
     wrong = [name for name in places.keys() & tensors.keys() if places[name].shape != tensors[name].shape]
     for problem, names in (("lacks", missing), ("has no place for", extra), ("has another shape for", sorted(wrong))):
@@ -137,7 +136,7 @@ def fill(what: str, network: nn.Module, tensors: Mapping[str, Tensor], ignored: 
                 f"{what}: the checkpoint {problem} {len(names)} of {len(places)} tensors (first: {names[0]}); "
                 f"give the published one"
             )
-    network.load_state_dict(dict(tensors), strict=False)
+    network.load_state_dict(dict(tensors))
 
 
 def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
