@@ -2,7 +2,7 @@
 
 The rules are in :mod:`~dgpo_plugin.rewards.geneval_rules`; what is the same in finding objects as in the original, and
 what is not, in :mod:`~dgpo_plugin.rewards.mask2former`. Colours are the original's: CLIP ViT-L/14 (OpenAI's weights),
-the object's box cut out with everything outside its mask grey (#999), 224 pixels by CLIP's own preprocessing; the
+the object's box cut out with everything outside its mask grey (#999), 224 pixels by open_clip's preprocessing; the
 nearest, by cosine, of ten colours, each the mean of three captions' normalised embeddings. The original runs CLIP in
 half precision, ours in ``reward.precision``. Flow-GRPO's server gives its detector red and blue exchanged; we do not.
 
@@ -83,7 +83,7 @@ class GenEvalReward(NeuralReward):
     def colours_of(self, image: Tensor, objects: Sequence[Detection]) -> list[str]:
         """The colour of each of several objects, all of one class, in a picture (3, H, W) in [0, 1]."""
         side = self._clip.config.vision_config.image_size
-        cut = torch.cat([shortest_to(cut_out(image, found)[None], side) for found in objects])
+        cut = torch.cat([shortest_to(cut_out(image, found)[None], side, nearest=True) for found in objects])
         embeddings = self._clip.get_image_features(pixel_values=normalised(cut).to(self.dtype)).pooler_output
         nearest = (normalize(embeddings.float(), dim=-1) @ self._embedded(objects[0].name).T).argmax(-1)
         return [COLOURS[int(number)] for number in nearest]

@@ -48,15 +48,25 @@ def shortest_to(images: Tensor, side: int, *, nearest: bool = False) -> Tensor:
     """The shorter side to ``side``, then the middle square: CLIP's own preprocessing.
 
     Args:
-        nearest: half a pixel of offset goes to the nearest even one, as in torchvision; else down, as in transformers.
+        nearest: see :func:`middle_square`.
     """
-    height, width = images.shape[2:]
-    scale = min(height, width)
-    # Truncated, as torchvision and transformers do.
-    tall, wide = side * height // scale, side * width // scale
-    rounded = round if nearest else math.floor
-    top, left = rounded((tall - side) / 2), rounded((wide - side) / 2)
+    tall, wide, top, left = middle_square(images.shape[2], images.shape[3], side, nearest=nearest)
     return resized(images, tall, wide)[:, :, top : top + side, left : left + side]
+
+
+def middle_square(height: int, width: int, side: int, *, nearest: bool) -> tuple[int, int, int, int]:
+    """Height and width of the resized picture, and the row and column where its middle square begins.
+
+    The longer side is cut off to whole pixels, as torchvision and transformers do.
+
+    Args:
+        nearest: half a pixel of offset goes to the nearest even one, as in torchvision, which open_clip and the
+            packages of OpenAI's CLIP and ImageReward crop with; else down, as in transformers.
+    """
+    shorter = min(height, width)
+    tall, wide = side * height // shorter, side * width // shorter
+    rounded = round if nearest else math.floor
+    return tall, wide, rounded((tall - side) / 2), rounded((wide - side) / 2)
 
 
 def longest_to(images: Tensor, side: int) -> Tensor:

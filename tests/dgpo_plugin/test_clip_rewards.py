@@ -21,7 +21,7 @@ from dgpo_plugin.rewards import load_reward
 from dgpo_plugin.rewards.aesthetic import Aesthetic
 from dgpo_plugin.rewards.clip import ClipScore, PickScore
 from dgpo_plugin.rewards.neural import NeuralReward
-from dgpo_plugin.rewards.pixels import longest_to, resized, shortest_to
+from dgpo_plugin.rewards.pixels import longest_to, middle_square, resized, shortest_to
 from tests.dgpo_plugin.families import clip_tokenizer
 
 pytestmark = pytest.mark.fast
@@ -212,6 +212,25 @@ def test_the_square_is_cut_where_transformers_cuts_it(size: tuple[int, int]) -> 
     )
     theirs = processor(pil(images), return_tensors="pt").pixel_values
     torch.testing.assert_close(shortest_to(images, 32), theirs, rtol=0, atol=1e-6)
+
+
+def test_every_square_begins_where_torchvision_and_transformers_begin_it() -> None:
+    """All sizes to 600 pixels: the published rules, in whole numbers here.
+
+    torchvision (``_compute_resized_output_size``, ``center_crop``) and transformers cut the longer side off to whole
+    pixels; half a pixel of offset goes to the even neighbour in torchvision and down in transformers.
+    """
+    different = 0
+    for short in range(1, 601):
+        for long in range(short, 601):
+            rest = 224 * long // short - 224
+            down = rest // 2
+            even = down + 1 if rest % 2 and down % 2 else down
+            different += even != down
+            assert middle_square(short, long, 224, nearest=True) == (224, 224 + rest, 0, even)
+            assert middle_square(long, short, 224, nearest=True) == (224 + rest, 224, even, 0)
+            assert middle_square(short, long, 224, nearest=False) == (224, 224 + rest, 0, down)
+    assert different > 20_000, "a test that tells nothing apart"
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -54,7 +54,34 @@ def asked(*include: dict[str, Any], tag: str = "single_object") -> Prompt:
 # ---- colours
 
 
-def test_colours_against_pillow_and_the_published_processor(reward: GenEvalReward, folders: dict[str, str]) -> None:
+def cut_square(crop: Image.Image, side: int = 32) -> Image.Image:
+    """What open_clip shows its network: Pillow's bicubic filter, then torchvision's middle square, halves to even."""
+    shorter = min(crop.size)
+    whole = crop.resize((int(side * crop.width / shorter), int(side * crop.height / shorter)), Image.Resampling.BICUBIC)
+    left, top = int(round((whole.width - side) / 2.0)), int(round((whole.height - side) / 2.0))  # noqa: RUF046
+    return whole.crop((left, top, left + side, top + side))
+
+
+@pytest.mark.parametrize("box", [(0, 0, 35, 32), (0, 0, 32, 39), (3, 7, 40, 51), (0, 0, 80, 60)])
+def test_the_classifier_sees_the_pixels_that_open_clips_would(
+    reward: GenEvalReward, box: tuple[int, int, int, int]
+) -> None:
+    """The first two begin at 1.5 and 3.5 pixels, which go to 2 and 4."""
+    picture = pictures(1, 60, 80)[0]
+    seen: list[Tensor] = []
+    hook = reward._clip.vision_model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(given["pixel_values"] if "pixel_values" in given else args[0]),
+        with_kwargs=True,
+    )
+    with torch.no_grad():
+        reward.colours_of(picture, [Detection("car", 0.9, box)])
+    hook.remove()
+    crop = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).crop(box)
+    wanted = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)(cut_square(crop), return_tensors="pt")
+    torch.testing.assert_close(seen[0], wanted.pixel_values, rtol=0, atol=1e-6)
+
+
+def test_colours_against_pillow_and_the_published_preprocessing(reward: GenEvalReward, folders: dict[str, str]) -> None:
     picture = pictures(1, 60, 80)[0]
     picture[:, :30] = picture[:, :30].round()
     mask = torch.zeros(60, 80, dtype=torch.bool)
@@ -76,7 +103,7 @@ def test_colours_against_pillow_and_the_published_processor(reward: GenEvalRewar
     image = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
     masked = Image.composite(image, Image.new("RGB", image.size, "#999"), Image.fromarray(mask.numpy()))
     crops = [masked.crop((20, 10, 60, 50)), image.crop((0, 30, 30, 60)), *(image.crop(box) for box in whole)]  # type: ignore[arg-type]
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
     clip = transformers.CLIPModel.from_pretrained(folders["colours"]).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folders["colours"])
     expected = []
@@ -90,7 +117,7 @@ def test_colours_against_pillow_and_the_published_processor(reward: GenEvalRewar
             ]
             total = torch.zeros(16)
             for caption in captions:  # one at a time: no padding
-                inputs = tokenizer([caption], return_tensors="pt") | processor(crop, return_tensors="pt")
+                inputs = tokenizer([caption], return_tensors="pt") | processor(cut_square(crop), return_tensors="pt")
                 with torch.no_grad():
                     out = clip(**inputs)
                 total += out.text_embeds[0] / out.text_embeds[0].norm()
