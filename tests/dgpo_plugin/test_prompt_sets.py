@@ -30,7 +30,6 @@ def test_every_prompt_set_is_the_same_every_time_and_has_no_empty_text(name: str
 @pytest.mark.parametrize("kind", ["geneval", "ocr"])
 def test_train_and_test_share_no_prompt(kind: str) -> None:
     train, test = load_prompts(f"{kind}/train"), load_prompts(f"{kind}/test")
-    assert len({p.text for p in train}) == len(train)
     assert len({p.text for p in test}) == len(test)
     assert not {p.text for p in train} & {p.text for p in test}
 
@@ -47,6 +46,19 @@ def test_geneval_scenes_are_disjoint_whatever_the_order() -> None:
     assert set(tags) == {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
     assert min(tags.values()) >= 8
     assert len(OBJECTS) == 80
+
+
+def test_geneval_task_types_are_trained_on_as_often_as_published() -> None:
+    """Position, counting, colour attribution, colours, two objects: 7 : 5 : 3 : 1 : 1 (arXiv 2505.05470, 4.1)."""
+    train = load_prompts("geneval/train")
+    counts = Counter(p.metadata["tag"] for p in train)
+    published = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
+    assert counts == {tag: share * len(train) // 17 for tag, share in published.items()}
+    assert len(train) % 17 == 0
+    for tag in published:  # no scene more often than another, but for the rest
+        times = Counter(p.text for p in train if p.metadata["tag"] == tag).values()
+        assert max(times) - min(times) <= 1
+        assert tag == "counting" or max(times) == 1
 
 
 def test_geneval_metadata_says_what_the_text_says() -> None:
