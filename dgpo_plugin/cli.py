@@ -265,7 +265,7 @@ def serve_reward(
 @reports_user_errors
 def list_(kind: str | None) -> None:
     """List presets, models, prompt sets and rewards, or one KIND of them."""
-    from dgpo_plugin.config_files import preset_names
+    from dgpo_plugin.config_files import preset_names, preset_says
     from dgpo_plugin.models.base import EMBEDDED, FAMILIES
     from dgpo_plugin.plan import model_rows
     from dgpo_plugin.prompt_sets import PROMPT_SETS
@@ -279,6 +279,10 @@ def list_(kind: str | None) -> None:
     }
     if kind == "models":
         click.echo("\n".join(model_rows()))
+        return
+    if kind == "presets":
+        for name, path in preset_names().items():
+            click.echo("\n    ".join([name, *preset_says(path)]))
         return
     if kind == "rewards":
         for name, info in reward_names().items():

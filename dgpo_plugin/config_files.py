@@ -5,6 +5,7 @@ The fields themselves are in :mod:`dgpo_plugin.config`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -80,6 +81,12 @@ def preset_names() -> dict[str, Path]:
     """Shipped training presets by name."""
     folder = Path(str(resources.files("dgpo_plugin") / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def preset_says(path: Path) -> list[str]:
+    """The lines of comment that a preset begins with: what it is, what is published of it and what was run."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
 
 
 def read_yaml(source: str, presets: Mapping[str, Path], kind: str) -> dict[str, Any]:

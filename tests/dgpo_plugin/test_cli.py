@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,19 @@ def test_list_names_everything() -> None:
     assert all(preset in models for preset in preset_names()), (
         "make presets/memory.json again (examples/plan_presets.py)"
     )
+
+
+@pytest.mark.fast
+def test_list_presets_says_what_is_published_and_what_is_not() -> None:
+    told = re.split(r"\n(?=\S)", run("list", "presets").output.strip())
+    says = {name: about for name, _, about in (one.partition("\n    ") for one in told)}
+    assert list(says) == list(preset_names())
+    assert all(says.values())
+    for name, about in says.items():
+        if name.startswith("sd35-"):
+            nowhere = name in ("sd35-pickscore-unguided", "sd35-pickscore-old-policy")
+            assert ("AN EXTRAPOLATION: nothing is published" in about) == nowhere, name
+            assert ("DGPO's published settings" in about) != nowhere, name
 
 
 @pytest.mark.slow

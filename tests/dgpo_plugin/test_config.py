@@ -37,6 +37,15 @@ def test_presets_load(name: str) -> None:
     assert config.rollout.steps >= getattr(config.algorithm, "noisiest_steps", 0)
 
 
+@pytest.mark.parametrize("name", sorted(name for name in preset_names() if name.startswith("sd35-")))
+def test_stable_diffusion_3_5_reads_and_groups_as_in_the_released_code(name: str) -> None:
+    """128 tokens of T5 in rollout, training and evaluation; G 16 x P 8, and G 24 with PickScore."""
+    config = load_config(name)
+    assert config.model.max_sequence_length == 128
+    size = 24 if "pickscore" in name else 16
+    assert (config.training.group_size, config.training.prompts_per_iteration) == (size, 8)
+
+
 def test_there_is_a_preset() -> None:
     assert "shapes" in preset_names()
 
@@ -56,6 +65,7 @@ def test_defaults_are_the_published_settings() -> None:
     grpo, fast = FlowGRPOConfig(), FlowGRPOFastConfig()
     assert (grpo.noise_level, grpo.clip, grpo.kl_weight, grpo.guidance) == (0.7, 1e-4, 0.04, 4.5)
     assert (fast.noise_level, fast.clip, fast.kl_weight, fast.guidance) == (0.8, 1e-5, 0, 1)
+    assert (fast.window, fast.window_range) == (3, 5)  # 2 goes with guidance 4.5
     assert grpo.advantage_std == fast.advantage_std == "iteration"
 
 
@@ -262,7 +272,7 @@ TASKS = {
 def test_the_published_settings(
     task: str, mode: str, rollout: float, reference: float, shape: tuple[float, float, float] | None, against: str
 ) -> None:
-    """Of the paper's table: the task's column, and the two columns without guidance."""
+    """Of the paper's table: the task's column, and the two without guidance (an extrapolation for PickScore)."""
     config = load_config(f"sd35-{task}{mode}")
     steps, after, std, group, guided = TASKS[task]
     algorithm = config.algorithm
@@ -272,7 +282,7 @@ def test_the_published_settings(
     assert algorithm.reference == against
     assert (algorithm.timesteps, algorithm.noisiest_steps, algorithm.old_policy_after) == (4, steps, after)
     assert algorithm.advantage_std == std
-    assert (config.training.prompts_per_iteration, config.training.group_size) == (8, 16 if shape else group)
+    assert (config.training.prompts_per_iteration, config.training.group_size) == (8, group)
     assert (config.lora.rank, config.lora.alpha, config.training.learning_rate) == (64, 128, 3e-4)
     assert (config.rollout.steps, config.rollout.shift) == (10, 3)
     assert config.reward.name == task
