@@ -25,7 +25,8 @@ class RewardInfo:
 
     Attributes:
         made_by: ``module:class`` under ``dgpo_plugin.rewards``, or an entry point.
-        measures, range, weights, licence: for people; the licence is the weights'.
+        measures, range, weights, licence: for people; the licence is the weights', and whose word it is: the page that
+            they are fetched from, the repository's, or "not verified", where neither was seen.
         parameters: of its networks.
         needs: modules that must be installed, by the extra ``extra``.
         fixed: arguments of the class that the name stands for.
@@ -66,6 +67,7 @@ class RewardInfo:
 
 CLIP_L, CLIP_H, MASK2FORMER_S = 427_616_513, 986_109_441, 68_741_083
 """Parameters of the networks that several rewards are made of."""
+CLIP_LICENCE = "CLIP: MIT, not verified"
 REWARDS: dict[str, RewardInfo] = {
     "shapes": RewardInfo(
         "shapes:ShapesReward", "the embedded world: half for the share of what was asked, half for all of it"
@@ -74,7 +76,7 @@ REWARDS: dict[str, RewardInfo] = {
         "ocr:OcrReward",
         "the words in double quotes (or metadata text) as read back",
         weights="PP-OCRv6, in the package rapidocr",
-        licence="Apache-2.0",
+        licence="Apache-2.0, its README's",
         needs=("rapidocr", "onnxruntime"),
     ),
     "hpsv2": RewardInfo(
@@ -82,7 +84,7 @@ REWARDS: dict[str, RewardInfo] = {
         "people's preference, HPS v2.0; compare within a prompt",
         range="a cosine, typically 0.2 to 0.35",
         weights="xswu/HPSv2",
-        licence="Apache-2.0",
+        licence="Apache-2.0, its repository's",
         needs=("ftfy",),
         parameters=CLIP_H,
         fixed={"version": "v2.0"},
@@ -92,7 +94,7 @@ REWARDS: dict[str, RewardInfo] = {
         "people's preference, HPS v2.1; compare within a prompt",
         range="a cosine, typically 0.2 to 0.35",
         weights="xswu/HPSv2",
-        licence="Apache-2.0",
+        licence="Apache-2.0, its repository's",
         needs=("ftfy",),
         parameters=CLIP_H,
         fixed={"version": "v2.1"},
@@ -102,7 +104,7 @@ REWARDS: dict[str, RewardInfo] = {
         "people's preference, ImageReward",
         range="roughly normal: mean 0, deviation 1",
         weights="THUDM/ImageReward",
-        licence="Apache-2.0",
+        licence="Apache-2.0, its repository's",
         parameters=446_206_689,
     ),
     "geneval": RewardInfo(
@@ -110,7 +112,7 @@ REWARDS: dict[str, RewardInfo] = {
         "GenEval's objects, counts, colours and relations, with Flow-GRPO's partial credit",
         range="[-14, 1]",
         weights="facebook/mask2former-swin-small-coco-instance, openai/clip-vit-large-patch14",
-        licence="Mask2Former: its card says other; CLIP: MIT",
+        licence=f"Mask2Former: its card says other; {CLIP_LICENCE}",
         parameters=CLIP_L + MASK2FORMER_S,
         fixed={"strict": False},
     ),
@@ -119,7 +121,7 @@ REWARDS: dict[str, RewardInfo] = {
         "GenEval's own verdict: all that was asked for is there, or not",
         range="0 or 1",
         weights="facebook/mask2former-swin-small-coco-instance, openai/clip-vit-large-patch14",
-        licence="Mask2Former: its card says other; CLIP: MIT",
+        licence=f"Mask2Former: its card says other; {CLIP_LICENCE}",
         parameters=CLIP_L + MASK2FORMER_S,
         fixed={"strict": True},
     ),
@@ -128,7 +130,7 @@ REWARDS: dict[str, RewardInfo] = {
         "which picture people would pick for the text",
         "about 20 to 24 (option divisor: 26 for the scale of training)",
         "yuvalkirstain/PickScore_v1",
-        "MIT",
+        "MIT, not verified",
         CLIP_H,
     ),
     "clipscore": RewardInfo(
@@ -136,7 +138,7 @@ REWARDS: dict[str, RewardInfo] = {
         "how well the picture fits the text",
         "[-1, 1]",
         "openai/clip-vit-large-patch14",
-        "MIT",
+        CLIP_LICENCE,
         CLIP_L,
     ),
     "aesthetic": RewardInfo(
@@ -144,7 +146,7 @@ REWARDS: dict[str, RewardInfo] = {
         "looks, whatever is shown (LAION)",
         "about 1 to 10",
         "trl-lib/ddpo-aesthetic-predictor, openai/clip-vit-large-patch14",
-        "Apache-2.0, MIT",
+        f"its card names none, Apache-2.0 in other copies; {CLIP_LICENCE}",
         CLIP_L,
     ),
     "sharpness": RewardInfo(
@@ -162,7 +164,7 @@ REWARDS: dict[str, RewardInfo] = {
         "alignment and quality as UnifiedReward judges them, behind an endpoint of yours (option url)",
         range="[1, 5]",
         weights="CodeGoat24/UnifiedReward-7b-v1.5, on the endpoint",
-        licence="see their model card",
+        licence="UnifiedReward-7b's card says MIT; this version's not verified",
     ),
     "judge": RewardInfo(
         "judge:JudgeReward",

@@ -328,3 +328,10 @@ def test_what_cannot_be_scored(own: Path, tmp_path: Path, arguments: list[str], 
     result = CliRunner().invoke(main, ["score", *given_arguments, "--reward", f"{own}:brightness"])
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize("name", [name for name, info in REWARDS.items() if info.weights != "none"])
+def test_a_licence_comes_with_whose_word_it_is(name: str) -> None:
+    """Each part of it: a card's, a README's, a repository's, the weights' own, or nobody's that was seen."""
+    for part in REWARDS[name].licence.split(";"):
+        assert any(word in part for word in ("card", "README", "repository", "weights' own", "not verified")), part
