@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dgpo_plugin.advantages import AdvantageStd
-from dgpo_plugin.samplers.ode import OdeSampler
+from dgpo_plugin.samplers.ode import OdeSampler, Schedule
 
 
 class _Config(BaseModel):
@@ -103,10 +103,14 @@ class RolloutConfig(_Config):
 
     Attributes:
         steps: denoiser calls (twice as many evaluations with guidance).
+        schedule: which noise levels they are at. ``dpm`` is the grid of diffusers' DPMSolverMultistepScheduler, on
+            which DPM-Solver++ is stable; ``native`` the pipeline's own, made for Euler steps, whose last step is too
+            long for a multistep solver. Null for ``dpm`` with DPM-Solver++, else ``native``.
         shift: of the timestep schedule; null for the model's own.
     """
 
     steps: int = Field(10, ge=2)
+    schedule: Schedule | None = None
     shift: float | None = Field(None, gt=0)
 
 
@@ -298,6 +302,14 @@ class RunConfig(_Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
+    def schedule(self) -> Schedule:
+        """The rollout's noise levels: what was asked for, else what fits the sampler."""
+        if self.rollout.schedule is not None:
+            return self.rollout.schedule
+        multistep = isinstance(self.algorithm, DGPOConfig) and self.algorithm.sampler == "dpm-solver++"
+        return "dpm" if multistep else "native"
+
+    @property
     def trained_steps(self) -> int:
         """Sampler steps that an iteration trains on."""
         if isinstance(self.algorithm, DGPOConfig):
@@ -314,4 +326,7 @@ class RunConfig(_Config):
         name, least = need[self.algorithm.name]
         if self.rollout.steps < least:
             raise ValueError(f"rollout.steps ({self.rollout.steps}) must be at least {least} for algorithm.{name}")
+        if self.schedule == "dpm" and self.algorithm.name == "flow-grpo":
+            # The SDE's noise grows without bound towards sigma = 1, which only the native grid starts at exactly.
+            raise ValueError("rollout.schedule dpm: is for deterministic samplers; leave it out for flow-grpo")
         return self

@@ -15,6 +15,7 @@ from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.processes import Processes
 from dgpo_plugin.rollout import Rollout
+from dgpo_plugin.samplers.ode import Schedule
 from dgpo_plugin.seeding import derive_seed, seeded_noise
 
 Metrics = dict[str, float]
@@ -50,10 +51,10 @@ class Draw:
 
 
 def begin(
-    policy: Policy, rollout: RolloutConfig, images: Tensor, group_size: int, draw: Draw
+    policy: Policy, rollout: RolloutConfig, schedule: Schedule, images: Tensor, group_size: int, draw: Draw
 ) -> tuple[list[float], Tensor]:
-    """The schedule, and the images' noise at its first sigma, (N, ...)."""
-    sigmas = policy.model.sigmas(rollout.steps, rollout.shift)
+    """The schedule's sigmas, and the images' noise at the first of them, (N, ...)."""
+    sigmas = policy.model.sigmas(rollout.steps, rollout.shift, schedule)
     noise = draw.image_noise(policy.model.latent_shape, images, group_size, "initial noise").to(policy.device)
     return sigmas, noise * policy.model.initial_scale(sigmas[0])
 
@@ -108,6 +109,6 @@ def make_algorithm(config: RunConfig, policy: Policy) -> Algorithm:
     size = config.training.micro_batch_size
     algorithm = config.algorithm
     if isinstance(algorithm, DGPOConfig):
-        return DGPO(algorithm, config.rollout, policy, size)
+        return DGPO(algorithm, config.rollout, config.schedule, policy, size)
     assert isinstance(algorithm, FlowGRPOConfig | FlowGRPOFastConfig)
-    return FlowGRPO(algorithm, config.rollout, size)
+    return FlowGRPO(algorithm, config.rollout, config.schedule, size)

@@ -20,7 +20,7 @@ from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.processes import Processes
 from dgpo_plugin.rollout import Rollout, micro_batches
-from dgpo_plugin.samplers.ode import sample_ode
+from dgpo_plugin.samplers.ode import Schedule, sample_ode
 
 _Predict = Callable[..., Tensor]
 
@@ -70,11 +70,17 @@ class DGPO:
     """See :class:`dgpo_plugin.algorithms.base.Algorithm`."""
 
     def __init__(
-        self, config: DGPOConfig, rollout: RolloutConfig, policy: Policy, micro_batch_size: int | None
+        self,
+        config: DGPOConfig,
+        rollout: RolloutConfig,
+        schedule: Schedule,
+        policy: Policy,
+        micro_batch_size: int | None,
     ) -> None:
         self.config = config
         self.advantage_std: AdvantageStd = config.advantage_std
         self._rollout = rollout
+        self._schedule = schedule
         self._micro_batch_size = micro_batch_size
         self.old_weights = policy.copy_weights()
         self._old_is_policy = True
@@ -84,7 +90,7 @@ class DGPO:
     def sample(
         self, policy: Policy, conditioning: Conditioning, images: Tensor, group_size: int, draw: Draw
     ) -> Rollout:
-        sigmas, noise = begin(policy, self._rollout, images, group_size, draw)
+        sigmas, noise = begin(policy, self._rollout, self._schedule, images, group_size, draw)
         from_old = self._steps_done >= self.config.old_policy_after and not self._old_is_policy
 
         def velocity(x: Tensor, sigma: float) -> Tensor:

@@ -15,7 +15,7 @@ from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.processes import Processes
 from dgpo_plugin.rollout import Rollout, Trajectory, micro_batches
-from dgpo_plugin.samplers.ode import euler_step
+from dgpo_plugin.samplers.ode import Schedule, euler_step
 from dgpo_plugin.samplers.sde import (
     SdeStep,
     cps_log_probability,
@@ -42,18 +42,23 @@ class FlowGRPO:
     """
 
     def __init__(
-        self, config: FlowGRPOConfig | FlowGRPOFastConfig, rollout: RolloutConfig, micro_batch_size: int | None
+        self,
+        config: FlowGRPOConfig | FlowGRPOFastConfig,
+        rollout: RolloutConfig,
+        schedule: Schedule,
+        micro_batch_size: int | None,
     ) -> None:
         self.config = config
         self.advantage_std: AdvantageStd = config.advantage_std
         self._rollout = rollout
+        self._schedule = schedule
         self._micro_batch_size = micro_batch_size
 
     @torch.no_grad()
     def sample(
         self, policy: Policy, conditioning: Conditioning, images: Tensor, group_size: int, draw: Draw
     ) -> Rollout:
-        sigmas, x = begin(policy, self._rollout, images, group_size, draw)
+        sigmas, x = begin(policy, self._rollout, self._schedule, images, group_size, draw)
         trained = self._trained_steps(draw)
         before, after, log_probabilities = [], [], []
         for step in range(len(sigmas) - 1):

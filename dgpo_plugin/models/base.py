@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dgpo_plugin.config import ModelConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.samplers.ode import Schedule
 
 EMBEDDED = {"shapes": "worlds/shapes/pipeline"}
 """Pipelines shipped with the package, by name."""
@@ -105,8 +106,15 @@ class Model(Protocol):
     def error_weight(self, sigma: float) -> float:
         """The squared error of the model's own prediction over that of its velocity, at a sigma; 1 for flows."""
 
-    def sigmas(self, steps: int, shift: float | None) -> list[float]:
-        """steps + 1 falling values from the pipeline's own schedule, the last 0."""
+    def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
+        """steps + 1 falling values, the last 0: of the pipeline's own schedule, or of DPM-Solver++'s.
+
+        Args:
+            shift: of a flow's timesteps; None for the model's own, which may grow with the picture.
+
+        Raises:
+            UserError: the model's noise levels are fixed and a shift was asked for.
+        """
 
 
 def guided_velocity(

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.models.pipeline import PipelineModel
+from dgpo_plugin.samplers.ode import Schedule
 
 
 class NoisePredictingModel(PipelineModel):
@@ -49,10 +50,12 @@ class NoisePredictingModel(PipelineModel):
         # v = a eps - s x0
         return (a * predicted + s * noisy) - (a * noisy - s * predicted)
 
-    def sigmas(self, steps: int, shift: float | None) -> list[float]:
+    def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
         if shift is not None:
             raise UserError("rollout.shift: this model predicts noise on a fixed schedule; set it to null")
-        scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
+        # With leading spacing DDIM's last step starts at t = 1, the solver's a whole stride above that.
+        kind = DPMSolverMultistepScheduler if schedule == "dpm" else DDIMScheduler
+        scheduler = kind.from_config(self.pipeline.scheduler.config)
         scheduler.set_timesteps(steps)
         table = self._table
         return [float(table[int(t)]) for t in scheduler.timesteps] + [0.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from dgpo_plugin.errors import UserError
 from dgpo_plugin.models.base import dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.memory import at_work, empty_module, load_quantized, offload_each
+from dgpo_plugin.samplers.ode import Schedule, dpm_flow_sigmas
 
 ATTENTION = (
     "attn.to_q",
@@ -229,23 +231,36 @@ class PipelineModel:
             decoded = decoded[:, :, 0]
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
-    def sigmas(self, steps: int, shift: float | None) -> list[float]:
-        """steps + 1 falling values from the pipeline's own schedule, the last 0."""
+    def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
+        """See :meth:`dgpo_plugin.models.base.Model.sigmas`."""
+        if schedule == "dpm":
+            return dpm_flow_sigmas(steps, self.shift(steps) if shift is None else shift)
         settings = self.pipeline.scheduler.config
         dynamic = settings.get("use_dynamic_shifting")
         changes = {} if shift is None or dynamic else {"shift": shift}
         scheduler = type(self.pipeline.scheduler).from_config(settings, **changes)
         linear = np.linspace(1.0, 1 / steps, steps)
         if dynamic:
-            # The shift grows with the picture; an exponential schedule's is the exponential of mu.
-            scheduler.set_timesteps(
-                sigmas=linear, mu=self.dynamic_shift(steps) if shift is None else float(np.log(shift))
-            )
+            # The shift grows with the picture.
+            scheduler.set_timesteps(sigmas=linear, mu=self.dynamic_shift(steps) if shift is None else self._mu(shift))
         elif self.linear_sigmas:
             scheduler.set_timesteps(sigmas=linear)
         else:
             scheduler.set_timesteps(steps)
         return [float(sigma) for sigma in scheduler.sigmas]
+
+    def shift(self, steps: int) -> float:
+        """By which the model's own schedule of so many steps shifts its timesteps towards noise."""
+        settings = self.pipeline.scheduler.config
+        if not settings.get("use_dynamic_shifting"):
+            return float(settings.get("shift", 1.0))
+        mu = self.dynamic_shift(steps)
+        return mu if settings.get("time_shift_type") == "linear" else math.exp(mu)
+
+    def _mu(self, shift: float) -> float:
+        """What a dynamically shifting scheduler must be told for it: an exponential one the logarithm."""
+        linear = self.pipeline.scheduler.config.get("time_shift_type") == "linear"
+        return shift if linear else math.log(shift)
 
     def dynamic_shift(self, steps: int) -> float:
         """mu: a line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift)."""

@@ -12,6 +12,7 @@ from transformers import Gemma2Model
 
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.pipeline import PipelineModel, filled
+from dgpo_plugin.samplers.ode import Schedule
 
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 """What the pipeline puts before every prompt but the empty one."""
@@ -68,7 +69,8 @@ class SanaModel(PipelineModel):
         )[0]
         return predicted.float()
 
-    def sigmas(self, steps: int, shift: float | None) -> list[float]:
+    def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
+        # The pipeline's own schedule is DPM-Solver++'s.
         changes = {} if shift is None else {"flow_shift": shift}
         scheduler = DPMSolverMultistepScheduler.from_config(self.pipeline.scheduler.config, **changes)
         scheduler.set_timesteps(steps)

@@ -17,6 +17,18 @@ Velocity = Callable[[Tensor, float], Tensor]
 """(latents (N, ...), sigma) -> velocity (N, ...)."""
 
 OdeSampler = Literal["euler", "dpm-solver++"]
+Schedule = Literal["dpm", "native"]
+"""Noise levels of DPM-Solver++'s own scheduler, or of the pipeline's."""
+
+
+def dpm_flow_sigmas(steps: int, shift: float) -> list[float]:
+    """The noise levels of diffusers' DPMSolverMultistepScheduler for flows, steps + 1 falling values, the last 0.
+
+    u_i = 0.999 (1 - i / steps), sigma_i = shift u_i / (1 + (shift - 1) u_i). No step is then much longer in
+    log((1 - sigma) / sigma) than the one before it, over which a multistep solver extrapolates.
+    """
+    even = [0.999 * (1 - step / steps) for step in range(steps)]
+    return [shift * u / (1 + (shift - 1) * u) for u in even] + [0.0]
 
 
 def euler_step(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:

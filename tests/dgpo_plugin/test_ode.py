@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dgpo_plugin.samplers.ode import OdeSampler, dpm_solver_pp_2m_step, euler_step, sample_ode
+from dgpo_plugin.samplers.ode import OdeSampler, dpm_flow_sigmas, dpm_solver_pp_2m_step, euler_step, sample_ode
 
 pytestmark = pytest.mark.fast
 
@@ -208,3 +209,57 @@ def test_euler_equals_diffusers(steps: int) -> None:
     theirs = diffusers_sample(scheduler, noise(4, 3), shifted(steps))
     ours = sample_ode(gaussian_velocity, noise(4, 3), shifted(steps), "euler")
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-5)
+
+
+# ---- the solver's own grid
+
+
+def test_the_grid_of_ten_steps_is_the_published_ones() -> None:
+    """What DGPO's released code samples its rollouts on (shift 3)."""
+    published = [0.9997, 0.9639, 0.9227, 0.8746, 0.8178, 0.7496, 0.6663, 0.5621, 0.4283, 0.2498, 0.0]
+    assert dpm_flow_sigmas(10, 3.0) == pytest.approx(published, abs=5e-5)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10, 28, 40])
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 6.93])
+def test_the_grid_is_the_solvers_own_schedulers(steps: int, shift: float) -> None:
+    scheduler = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift, final_sigmas_type="zero"
+    )
+    scheduler.set_timesteps(steps)
+    assert dpm_flow_sigmas(steps, shift) == pytest.approx(scheduler.sigmas.tolist(), abs=1e-6)
+
+
+def test_the_solver_never_extrapolates_far_on_its_grid() -> None:
+    """Half the ratio of two neighbouring steps in log((1 - s) / s) is how far past the last prediction it goes."""
+
+    def furthest(sigmas: list[float]) -> float:
+        steps = np.diff([np.log((1 - s) / s) for s in sigmas if 0 < s < 1])
+        return float(max(later / (2 * earlier) for earlier, later in itertools.pairwise(steps)))
+
+    assert furthest(dpm_flow_sigmas(10, 3.0)) < 0.76
+    # The native grid of Stable Diffusion 3, which shifts the ends of its table before it shifts what lies between.
+    native = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    native.set_timesteps(10)
+    assert furthest(native.sigmas.tolist()) > 2
+
+
+@pytest.mark.parametrize("guidance_like", [1.0, 4.0])
+def test_on_its_grid_the_solver_is_nearer_to_the_flow_than_on_the_native_one(guidance_like: float) -> None:
+    """The Gaussian's velocity with its deviation from the noise's own exaggerated, as guidance does."""
+    start = noise(4, 3)
+
+    def velocity(x: Any, sigma: float) -> Any:
+        plain = -x  # what a model that knows nothing of the picture would say
+        return (
+            plain + guidance_like * (gaussian_velocity(x, sigma) - plain)
+            if guidance_like > 1
+            else gaussian_velocity(x, sigma)
+        )
+
+    fine = sample_ode(velocity, start, dpm_flow_sigmas(2000, 3.0), "dpm-solver++")
+    native = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    native.set_timesteps(10)
+    ours = (sample_ode(velocity, start, dpm_flow_sigmas(10, 3.0), "dpm-solver++") - fine).abs().max()
+    before = (sample_ode(velocity, start, native.sigmas.tolist(), "dpm-solver++") - fine).abs().max()
+    assert ours < before / 2
