@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from dgpo_plugin.cli import reports_user_errors
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.errors import UserError, did_you_mean
 
-from .plan import Event
-from .results import Budget
+from .devices import gpu_count, runs_at_once
+from .display import Display
+from .preset import Preset, Size
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,64 +26,72 @@ def main() -> None:
 @main.command()
 @click.argument("preset")
 @click.option("--algorithms", help="Comma-separated; all of the preset's if left out.")
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many, from 0 on.")
-@click.option("--budget", help="Training time a run, such as 120s or 2m.  [default: 75s]")
-@click.option("--evaluations", type=int, help="Denoiser evaluations a run, instead of --budget.")
+@click.option(
+    "--size", default="default", show_default=True, help="What it spends, of the preset: quick, default, full."
+)
+@click.option("--seeds", type=click.IntRange(1), help="How many, from 0 on.  [default: the size's]")
+@click.option("--evaluations", type=int, help="Denoiser evaluations of training a run.  [default: the size's]")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
-@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="Runs at once.")
+@click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: one a GPU; on a CPU 2]")
 @click.option("--threads", type=click.IntRange(1), help="Threads a run.  [default: cores / jobs]")
 @reports_user_errors
 def compare(
     preset: str,
     algorithms: str | None,
-    seeds: int,
-    budget: str | None,
+    size: str,
+    seeds: int | None,
     evaluations: int | None,
     output: Path | None,
-    jobs: int,
+    jobs: int | None,
     threads: int | None,
 ) -> None:
     """Train every algorithm with every seed for the same budget and draw the report.
 
-    PRESET is a shipped comparison's name or a YAML file.
+    PRESET is a shipped comparison's name or a YAML file. The budget is counted in denoiser evaluations, which mean the
+    same on every machine; how long they take here is measured and shown before the runs start.
     """
     from .compare import compare as run_comparison
+    from .guidance import base_sentence
     from .plan import Plan
     from .preset import load_preset
     from .results import read_results
-    from .statistics import verdict
+    from .statistics import CHALLENGER, display_name, verdict
 
-    if budget is not None and evaluations is not None:
-        raise UserError("--budget and --evaluations: give one of the two")
     loaded = load_preset(preset)
+    chosen = sized(loaded, size, seeds, evaluations)
     names = [name.strip() for name in algorithms.split(",")] if algorithms else list(loaded.algorithms)
     loaded.check_algorithms(names)
     folder = output or Path("runs") / f"compare-{Path(preset).stem}"
     cores = os.cpu_count() or 1
-    jobs = min(jobs, len(names) * seeds)
+    jobs = min(runs_at_once(jobs, gpu_count()), len(names) * chosen.seeds)
     plan = Plan(
         preset_name=Path(preset).stem,
         preset=loaded,
+        size_name=size,
+        size=chosen,
         algorithms=names,
-        seeds=list(range(seeds)),
-        budget=parse_budget(budget or "75s") if evaluations is None else evaluations_budget(evaluations),
+        seeds=list(range(chosen.seeds)),
         jobs=jobs,
         threads=threads or max(1, cores // jobs),
     )
     console = Console()
-    with _Display(console) as display:
-        report = run_comparison(plan, folder, display.listen)
+    with Display(console) as display:
+        report = run_comparison(plan, folder, display)
     results = read_results(folder / "results.json")
-    console.print(verdict(results), highlight=False)
+    for line in (verdict(results), base_sentence(results, CHALLENGER, display_name(CHALLENGER)), chosen.caution):
+        if line:
+            console.print(line, highlight=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
 
 
 @main.command()
 @click.argument("preset")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Adapter file; none for the base model.")
+@click.option("--size", default="default", show_default=True, help="Whose prompts: quick, default, full.")
+@click.option("--guidance", type=click.FloatRange(1), help="Of the sampler.  [default: the preset's]")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file; standard output if left out.")
 @reports_user_errors
-def evaluate(preset: str, adapter: Path | None, output: Path | None) -> None:
+def evaluate(preset: str, adapter: Path | None, size: str, guidance: float | None, output: Path | None) -> None:
     """Score an adapter with a preset's own evaluation, in domain and out of domain."""
     from dgpo_plugin.export import apply_adapter
     from dgpo_plugin.files import write_text_atomically
@@ -108,14 +107,14 @@ def evaluate(preset: str, adapter: Path | None, output: Path | None) -> None:
     # In float32: a small update merged into half-precision weights would be rounded away in part.
     precise = config.model.model_copy(update={"precision": "fp32"})
     base = Policy(load_model(precise, best_device()), config.lora, 0)
-    evaluator = make_evaluator(loaded.evaluation, base)
+    evaluator = make_evaluator(loaded.evaluation, sized(loaded, size, None, None), base)
     policy = base
     if adapter is not None:
         model = load_model(precise, best_device())
         apply_adapter(model, adapter)
         # An untrained LoRA on the merged model changes nothing.
         policy = Policy(model, config.lora, 0)
-    text = json.dumps(evaluator.measure(policy, policy.copy_weights()), indent=1)
+    text = json.dumps(evaluator.measure(policy, policy.copy_weights(), guidance), indent=1)
     if output is None:
         click.echo(text)
     else:
@@ -169,54 +168,20 @@ def list_() -> None:
         click.echo(f"{name}: {preset.description} ({', '.join(preset.algorithms)})")
 
 
-def parse_budget(text: str) -> Budget:
-    """``120s``, ``2m``, ``1h`` or plain seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)?", text.strip())
-    if not match:
-        raise UserError(f"--budget {text}: write a time such as 120s, 2m or 1h")
-    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2] or "s"]
-    if seconds <= 0:
-        raise UserError(f"--budget {text}: must be more than nothing")
-    return Budget(kind="seconds", amount=seconds)
+def sized(preset: Preset, name: str, seeds: int | None, evaluations: int | None) -> Size:
+    """A size of a preset, with what the command line changes of it.
 
-
-def evaluations_budget(count: int) -> Budget:
-    """A budget of denoiser evaluations; a forward counts 1, a backward 2."""
-    if count <= 0:
-        raise UserError(f"--evaluations {count}: must be more than nothing")
-    return Budget(kind="evaluations", amount=count)
-
-
-class _Display:
-    """A bar a run on a terminal; a line an evaluation (and the first iteration) where output is piped."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._tasks: dict[str, TaskID] = {}
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[last]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def __enter__(self) -> _Display:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def listen(self, event: Event) -> None:
-        if event.run not in self._tasks:
-            self._tasks[event.run] = self._progress.add_task(event.run, total=1.0, last="")
-        self._progress.update(self._tasks[event.run], completed=event.share, last=event.text)
-        if event.evaluated or (not self._console.is_terminal and event.text.startswith("iteration 1,")):
-            self._progress.console.print(f"{event.run:<22} {event.share:4.0%}  {event.text}", highlight=False)
+    Raises:
+        UserError: no such size, or a budget of nothing.
+    """
+    size = preset.sizes.get(name)  # type: ignore[call-overload]
+    if size is None:
+        raise UserError(f"--size {name}: choose quick, default or full{did_you_mean(name, preset.sizes)}")
+    if evaluations is not None and evaluations <= 0:
+        raise UserError(f"--evaluations {evaluations}: must be more than nothing")
+    changes = {"seeds": seeds, "evaluations": evaluations}
+    changed: Size = size.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    return changed
 
 
 if __name__ == "__main__":

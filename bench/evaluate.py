@@ -3,7 +3,7 @@ reward hacking. The same prompts and noise every time, so that differences come 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +16,13 @@ from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.prompt_sets import load_prompts
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards.statistics import brightness, colour_entropy, diversity, jpeg_size, sharpness
-from dgpo_plugin.sampling import decode_in_batches, fixed_noise, sample_latents
+from dgpo_plugin.sampling import EncodedTexts, decode_in_batches, fixed_noise, sample_latents
 from dgpo_plugin.seeding import seeded_noise
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE
 from dgpo_plugin.worlds.shapes.verify import Verdict, verify
 
-from .preset import EvaluationPlan
-from .results import Metric
+from .preset import EvaluationPlan, Size
+from .results import Guided, Metric
 
 PRIMARY = "accuracy"
 DRIFT_SIGMAS = (0.9, 0.7, 0.5, 0.3)
@@ -80,12 +80,19 @@ def metric_definitions(tasks: Sequence[str]) -> dict[str, Metric]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The fixed prompts, noise and drift inputs of a comparison."""
+    """The fixed prompts, noise and drift inputs of a comparison.
+
+    Attributes:
+        encoded: the prompts' texts, encoded once.
+        batch_size: images through the denoiser at once.
+    """
 
     plan: EvaluationPlan
     held_out: list[Prompt]
     out_of_domain: list[Prompt]
     noise: Tensor
+    encoded: EncodedTexts
+    batch_size: int
     drift_inputs: list[tuple[float, Tensor, Tensor]]
     drift_conditioning: Conditioning
 
@@ -93,15 +100,23 @@ class Evaluator:
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(prompt.metadata["task"] for prompt in self.held_out))
 
-    def measure(self, policy: Policy, weights: Sequence[Tensor]) -> dict[str, float]:
-        """All metrics of one copy of the adapter."""
+    def evaluations(self, guidance: float) -> int:
+        """Denoiser evaluations of one measurement."""
+        pictures = len(self.held_out) + len(self.out_of_domain)
+        drift = sum(len(noisy) for _, noisy, _ in self.drift_inputs)
+        return pictures * self.plan.steps * (1 if guidance == 1 else 2) + drift
+
+    def measure(self, policy: Policy, weights: Sequence[Tensor], guidance: float | None = None) -> dict[str, float]:
+        """All metrics of one copy of the adapter, sampled with ``guidance``; None for the plan's."""
         prompts = self.held_out + self.out_of_domain
+        guidance = self.plan.guidance if guidance is None else guidance
         with policy.with_weights(weights):
+            texts = [prompt.text for prompt in prompts]
             latents = sample_latents(
-                policy.model, [p.text for p in prompts], self.noise, self.plan.steps, self.plan.guidance
+                policy.model, texts, self.noise, self.plan.steps, guidance, self.batch_size, self.encoded
             )
             drift = self._drift(policy)
-        images = decode_in_batches(policy.model.decode, latents).numpy()
+        images = decode_in_batches(policy.model.decode, latents, self.batch_size).numpy()
         verdicts = verify(images, [dict(prompt.metadata) for prompt in prompts])
         split = len(self.held_out)
         by_task = {
@@ -124,6 +139,21 @@ class Evaluator:
             "drift": drift,
         }
 
+    def measure_guided(
+        self, policy: Policy, weights: Sequence[Tensor], known: Mapping[str, float] | None = None
+    ) -> list[Guided]:
+        """All metrics at every guidance of the plan.
+
+        Args:
+            known: those at the plan's own guidance, if they are at hand.
+        """
+        measured = []
+        for guidance in sorted({*self.plan.guidances, self.plan.guidance}):
+            at_hand = known is not None and guidance == self.plan.guidance
+            metrics = dict(known or {}) if at_hand else self.measure(policy, weights, guidance)
+            measured.append(Guided(guidance=guidance, metrics=metrics))
+        return measured
+
     def _drift(self, policy: Policy) -> float:
         """mean (v_policy - v_base)^2 over the base's own pictures, noised; weights in place are the policy's."""
         errors = [
@@ -133,23 +163,25 @@ class Evaluator:
         return _mean(errors)
 
 
-def make_evaluator(plan: EvaluationPlan, policy: Policy) -> Evaluator:
+def make_evaluator(plan: EvaluationPlan, size: Size, policy: Policy, batch_size: int = 256) -> Evaluator:
     """Fix the inputs; runs the base once for the pictures that drift is measured on."""
-    held_out = _slots(load_prompts(plan.held_out), plan.prompts_per_task, plan.images_per_prompt)
-    out_of_domain = _slots(load_prompts(plan.out_of_domain), plan.out_of_domain_prompts, plan.images_per_prompt)
+    held_out = _slots(load_prompts(plan.held_out), size.prompts_per_task, plan.images_per_prompt)
+    out_of_domain = _slots(load_prompts(plan.out_of_domain), size.out_of_domain_prompts, plan.images_per_prompt)
     model = policy.model
+    encoded = EncodedTexts(model, ["", *(prompt.text for prompt in (*held_out, *out_of_domain))])
     noise = fixed_noise(model, range(len(held_out) + len(out_of_domain)), NOISE_SEED)
     step = max(1, len(held_out) // DRIFT_IMAGES)
     chosen = held_out[::step][:DRIFT_IMAGES]
-    conditioning = model.encode([prompt.text for prompt in chosen])
+    texts = [prompt.text for prompt in chosen]
+    conditioning = encoded[texts].on(model.device)
     with policy.as_reference():
-        latents = sample_latents(model, [p.text for p in chosen], noise[: len(chosen)], plan.steps, plan.guidance)
+        latents = sample_latents(model, texts, noise[: len(chosen)], plan.steps, plan.guidance, batch_size, encoded)
         inputs = []
         for sigma in DRIFT_SIGMAS:
             fresh = seeded_noise(latents.shape, NOISE_SEED, "drift", str(sigma)).to(latents)
             noisy = (1 - sigma) * latents + sigma * fresh
             inputs.append((sigma, noisy, model.velocity(noisy, sigma, conditioning)))
-    return Evaluator(plan, held_out, out_of_domain, noise, inputs, conditioning)
+    return Evaluator(plan, held_out, out_of_domain, noise, encoded, batch_size, inputs, conditioning)
 
 
 def _slots(prompts: list[Prompt], per_task: int, images: int) -> list[Prompt]:
@@ -166,7 +198,7 @@ def _slots(prompts: list[Prompt], per_task: int, images: int) -> list[Prompt]:
 
 def gallery_prompts(evaluator: Evaluator) -> list[Prompt]:
     """Eight prompts for the report: held-out ones of every task type, and out-of-domain ones."""
-    per_task = evaluator.plan.images_per_prompt * evaluator.plan.prompts_per_task
+    per_task = len(evaluator.held_out) // len(evaluator.tasks)
     firsts = evaluator.held_out[::per_task]
     seconds = evaluator.held_out[per_task - 1 :: per_task]
     outside = evaluator.out_of_domain[:: max(1, len(evaluator.out_of_domain) // 2)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from .preset import Preset
-from .results import Budget
+from .preset import Preset, Size, SizeName
 
 
 class Plan(BaseModel):
@@ -19,16 +18,27 @@ class Plan(BaseModel):
 
     preset_name: str
     preset: Preset
+    size_name: SizeName
+    size: Size
     algorithms: list[str]
     seeds: list[int]
-    budget: Budget
     jobs: int
     threads: int
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """Every (algorithm, seed), in the order they are started in."""
+        return [(algorithm, seed) for seed in self.seeds for algorithm in self.algorithms]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show while runs are under way."""
+    """Something to show while runs are under way.
+
+    Attributes:
+        share: of the run that is done, in [0, 1].
+        evaluated: the text is an evaluation's.
+    """
 
     run: str
     share: float
@@ -36,12 +46,40 @@ class Event:
     evaluated: bool
 
 
-Listener = Callable[[Event], None]
+@dataclass(frozen=True)
+class Forecast:
+    """What the runs that are missing will take on this machine, from timing each algorithm on it.
+
+    Attributes:
+        runs: how many are missing.
+        seconds: with as many at once as were asked for, start-up and evaluation included.
+        training, sampling: milliseconds a denoiser evaluation, in training (the mean over algorithms) and in sampling.
+    """
+
+    runs: int
+    seconds: float
+    training: float
+    sampling: float
+
+
+class Listener(Protocol):
+    """Whoever shows a comparison to a person."""
+
+    def expect(self, forecast: Forecast) -> None:
+        """Told once, before the first run starts."""
+
+    def listen(self, event: Event) -> None:
+        """Told whenever a run moved on."""
 
 
 def run_folder(folder: Path, algorithm: str, seed: int) -> Path:
     """Where one run of a comparison lies."""
     return folder / "runs" / f"{algorithm}-seed{seed}"
+
+
+def base_file(folder: Path) -> Path:
+    """The untrained base's metrics, measured once a comparison."""
+    return folder / "base.json"
 
 
 def run_file(folder: Path, algorithm: str, seed: int) -> Path:

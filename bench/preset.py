@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -14,29 +14,50 @@ from dgpo_plugin.config import RunConfig
 from dgpo_plugin.config_files import parse_config, read_yaml
 from dgpo_plugin.errors import UserError, did_you_mean
 
+SizeName = Literal["quick", "default", "full"]
+
 
 class EvaluationPlan(BaseModel):
     """How every run is evaluated, outside its budget.
 
     Attributes:
         held_out, out_of_domain: prompt sets.
-        prompts_per_task: held-out prompts for each task type, taken in turn from the set.
-        out_of_domain_prompts: likewise for each out-of-domain task type.
-        images_per_prompt: pictures a slot; at least two, for diversity.
-        steps, guidance: of the sampler, for base and adapters alike.
-        schedule: shares of the budget at which to evaluate, rising, besides the start and the end.
+        images_per_prompt: pictures of each prompt; at least two, for diversity.
+        steps: of the sampler, for base and adapters alike.
+        guidance: of the curves and of the main tables.
+        guidances: at which the base and every finished adapter are measured besides, since a reader can turn that knob.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     held_out: str
     out_of_domain: str
-    prompts_per_task: int = Field(10, ge=1)
-    out_of_domain_prompts: int = Field(25, ge=1)
     images_per_prompt: int = Field(4, ge=2)
     steps: int = Field(10, ge=1)
     guidance: float = Field(1.0, ge=1)
-    schedule: tuple[float, ...] = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
+    guidances: tuple[Annotated[float, Field(ge=1)], ...] = (1.0, 2.0, 3.0, 4.0)
+
+
+class Size(BaseModel):
+    """How much a comparison spends, in units that mean the same on every machine.
+
+    Attributes:
+        evaluations: a run's training budget, in denoiser evaluations.
+        seeds: runs of each algorithm.
+        prompts_per_task: held-out prompts for each task type, taken in turn from the set.
+        out_of_domain_prompts: likewise for each out-of-domain task type.
+        schedule: shares of the budget at which to evaluate, rising, besides the start and the end.
+        caution: what a reader must know of results of this size; empty for nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    evaluations: int = Field(ge=1)
+    seeds: int = Field(3, ge=1)
+    prompts_per_task: int = Field(10, ge=1)
+    out_of_domain_prompts: int = Field(25, ge=1)
+    schedule: tuple[float, ...] = (0.2, 0.5)
+    caution: str = ""
 
     @field_validator("schedule")
     @classmethod
@@ -55,7 +76,16 @@ class Preset(BaseModel):
     shared: dict[str, Any]
     algorithms: dict[str, dict[str, Any]]
     evaluation: EvaluationPlan
+    sizes: dict[SizeName, Size]
     notes: dict[str, Any] = {}
+
+    @field_validator("sizes")
+    @classmethod
+    def _all_sizes(cls, sizes: dict[SizeName, Size]) -> dict[SizeName, Size]:
+        missing = [name for name in get_args(SizeName) if name not in sizes]
+        if missing:
+            raise ValueError(f"lacks {', '.join(missing)}; give every size its own training and evaluation")
+        return sizes
 
     def run_config(self, algorithm: str, seed: int) -> RunConfig:
         """The complete configuration of one run."""
@@ -91,8 +121,9 @@ def load_preset(source: str) -> Preset:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    for algorithm in preset.algorithms:
-        preset.run_config(algorithm, 0)
+    configs = [preset.run_config(algorithm, 0) for algorithm in preset.algorithms]
+    if any(config.model != configs[0].model for config in configs):
+        raise UserError(f"{source}: all algorithms must start from one base; write model under shared alone")
     return preset
 
 

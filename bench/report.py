@@ -19,7 +19,8 @@ from dgpo_plugin.errors import UserError
 from dgpo_plugin.files import write_text_atomically
 
 from .figures import colours, metric_figure, time_unit, tradeoff_figure
-from .results import Results, read_results
+from .guidance import BASE, base_sentence, best_guidance, difference_to_base, guidances, guided_estimate
+from .results import Metric, Results, read_results
 from .statistics import (
     CHALLENGER,
     RESAMPLES,
@@ -83,6 +84,21 @@ class MetricRow:
 
 
 @dataclass(frozen=True)
+class GuidanceRow:
+    """The base or an algorithm at every guidance.
+
+    Attributes:
+        best: which cell is at its best guidance on the primary metric; None where nothing was measured.
+        gain: at its best less the base at the base's.
+    """
+
+    name: str
+    cells: list[Cell]
+    best: int | None
+    gain: Cell
+
+
+@dataclass(frozen=True)
 class Picture:
     """One gallery picture as a data URI, with the name above it and the text for who cannot see it."""
 
@@ -120,6 +136,9 @@ def render_report(results: Results, folder: Path) -> str:
     return environment.get_template("report.html.j2").render(
         results=results,
         verdict=verdict(results),
+        against_base=base_sentence(results, CHALLENGER, display_name(CHALLENGER)),
+        guidances=guidances(results),
+        guidance_tables=guidance_tables(results),
         missing=[f"{display_name(algorithm)} seed {seed}" for algorithm, seed in missing_runs(results)],
         primary=results.metrics[results.primary],
         challenger=display_name(CHALLENGER),
@@ -252,10 +271,32 @@ def _amount_format(axis: Axis, largest: float) -> Callable[[float], str]:
     return lambda value: f"{value / seconds:.{decimals}f} {unit}"
 
 
+def guidance_tables(results: Results) -> list[tuple[Metric, list[GuidanceRow]]]:
+    """The primary metric, and what was not trained on, at every guidance; nothing where none was measured."""
+    if not results.base:
+        return []
+    shown = [results.primary]
+    shown += [name for name, metric in results.metrics.items() if metric.domain == "out" and metric.better == "higher"]
+    return [
+        (results.metrics[name], [_guidance_row(results, who, name) for who in [BASE, *results.algorithms]])
+        for name in shown
+    ]
+
+
+def _guidance_row(results: Results, who: str, metric: str) -> GuidanceRow:
+    best = best_guidance(results, who)
+    cells = [_value_cell(guided_estimate(results, who, guidance, metric)) for guidance in guidances(results)]
+    difference = None if who == BASE else difference_to_base(results, who, metric)
+    return GuidanceRow(
+        "Base" if who == BASE else display_name(who),
+        cells,
+        None if best is None else guidances(results).index(best.guidance),
+        _value_cell(difference, signed=True) if who != BASE else Cell(""),
+    )
+
+
 def _budget(results: Results) -> str:
-    if results.budget.kind == "seconds":
-        return f"{results.budget.amount:,.0f} seconds of training per run"
-    return f"{results.budget.amount:,.0f} denoiser evaluations per run"
+    return f"size {results.budget.size}, {results.budget.evaluations:,} denoiser evaluations of training a run"
 
 
 def interval_note(results: Results) -> str:

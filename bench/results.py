@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.files import write_text_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Record(BaseModel):
@@ -50,20 +50,39 @@ class Evaluation(_Record):
     metrics: dict[str, float]
 
 
+class Guided(_Record):
+    """All metrics of the base or of a finished adapter, sampled with one guidance."""
+
+    guidance: float
+    metrics: dict[str, float]
+
+
 class Run(_Record):
-    """One algorithm with one seed. The first evaluation is of the untrained base."""
+    """One algorithm with one seed. The first evaluation is of the untrained base.
+
+    Attributes:
+        guided: of the finished adapter, at every guidance of the preset, rising.
+    """
 
     algorithm: str
     seed: int
     evaluations: list[Evaluation]
+    guided: list[Guided] = []
     adapter: str
 
 
 class Budget(_Record):
-    """What every run was given: ``seconds`` of training time, or denoiser ``evaluations``."""
+    """What every run was given, in units that mean the same on every machine.
 
-    kind: Literal["seconds", "evaluations"]
-    amount: float
+    Attributes:
+        size: the preset's name for it.
+        evaluations: denoiser evaluations of training.
+        caution: what a reader must know of results of this size.
+    """
+
+    size: str
+    evaluations: int
+    caution: str = ""
 
 
 class Results(_Record):
@@ -72,6 +91,7 @@ class Results(_Record):
     Attributes:
         metrics: the meaning of every metric name, in the order of the report's tables.
         primary: the metric the verdict and the time-to-threshold are about.
+        base: the untrained base at every guidance of the preset, rising.
         settings: the full configuration of each algorithm, as in its run's ``config.yaml``.
         gallery: PNG files beside ``results.json`` by name (``base`` and every algorithm): the same held-out
             prompts and noise, one row of tiles, captions in ``gallery_prompts``.
@@ -90,6 +110,7 @@ class Results(_Record):
     metrics: dict[str, Metric]
     primary: str
     settings: dict[str, dict[str, Any]]
+    base: list[Guided] = []
     runs: list[Run]
     gallery: dict[str, str] = {}
     gallery_prompts: list[str] = []

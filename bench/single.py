@@ -1,6 +1,7 @@
 """One run of a comparison: an (algorithm, seed) trained for the budget and evaluated on the schedule.
 
-At every evaluation it is saved, so that a comparison that was killed goes on from the last one.
+At every evaluation it is saved, so that a comparison that was killed goes on from the last one. The untrained base is
+the same for all runs and is measured once, by :func:`measure_base`.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dgpo_plugin.checkpoint import FOLDER, load_checkpoint, save_checkpoint
+from dgpo_plugin.config import RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.export import export_adapter
 from dgpo_plugin.files import atomic_path, write_text_atomically
@@ -20,110 +21,196 @@ from dgpo_plugin.run import ADAPTER_FILE, METRICS_FILE, restore_run, run_state, 
 from dgpo_plugin.sampling import decode_in_batches, fixed_noise, image_grid, sample_latents
 from dgpo_plugin.trainer import Trainer
 
-from .evaluate import PRIMARY, gallery_prompts, make_evaluator
-from .plan import Event, Listener, Plan, run_file, run_folder
-from .results import Evaluation, Run
+from .evaluate import PRIMARY, Evaluator, gallery_prompts, make_evaluator
+from .plan import Event, Listener, Plan, base_file, run_file, run_folder
+from .results import Evaluation, Guided, Run
 
 PROGRESS_FILE = "progress.json"
+ENDLESS = 10**9
+"""Iterations: the budget ends a run, not their number."""
+
+
+class Base(BaseModel):
+    """The untrained base, and what the report shows pictures of.
+
+    Attributes:
+        guided: all metrics at every guidance of the preset, rising.
+        tasks: task types of the held-out prompts.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    guided: list[Guided]
+    tasks: list[str]
+    gallery_prompts: list[str]
 
 
 class Progress(BaseModel):
-    """How far a run is, beside its checkpoint: what it has spent, its dearest iteration, what was measured."""
+    """How far a run is, beside its checkpoint: what it has spent, its costliest iteration, what was measured."""
 
     model_config = ConfigDict(extra="forbid")
 
     iteration: int = 0
-    spent: dict[str, float] = {"seconds": 0.0, "evaluations": 0.0}
-    dearest: float = 0.0
+    seconds: float = 0.0
+    denoiser_evaluations: int = 0
+    costliest: int = 0
     evaluations: list[Evaluation] = []
 
 
-def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listen: Listener) -> None:
-    """Train one (algorithm, seed) for the budget, evaluating on the schedule, and write its ``run.json``."""
-    name, budget = f"{algorithm}-seed{seed}", plan.budget
+def run_config(plan: Plan, algorithm: str, seed: int) -> RunConfig:
+    """The configuration of one run, ended by its budget alone."""
     config = plan.preset.run_config(algorithm, seed)
-    # The budget ends the run, not a number of iterations.
-    config = config.model_copy(update={"training": config.training.model_copy(update={"iterations": 10**9})})
-    trainer = Trainer(config)
-    evaluator = make_evaluator(plan.preset.evaluation, trainer.policy)
-    out = run_folder(folder, algorithm, seed)
-    progress = _go_on(out, trainer)
-    evaluations, spent = progress.evaluations, progress.spent
+    return config.model_copy(update={"training": config.training.model_copy(update={"iterations": ENDLESS})})
 
-    def evaluate(iteration: int) -> None:
-        metrics = evaluator.measure(trainer.policy, trainer.evaluation_weights)
-        evaluations.append(
-            Evaluation(
-                iteration=iteration,
-                seconds=round(spent["seconds"], 4),
-                denoiser_evaluations=int(spent["evaluations"]),
-                metrics=metrics,
-            )
-        )
-        shown = f"held-out accuracy {metrics[PRIMARY]:.3f}, partial credit {metrics['partial_credit']:.3f}"
-        listen(Event(name, share_done(), shown, evaluated=True))
+
+def evaluator_of(plan: Plan, trainer: Trainer) -> Evaluator:
+    """What the plan's runs are measured by."""
+    batch_size = trainer.config.training.micro_batch_size or 256
+    return make_evaluator(plan.preset.evaluation, plan.size, trainer.policy, batch_size)
+
+
+def measure_base(plan: Plan, folder: Path) -> int:
+    """Measure the untrained base at every guidance and write ``base.json`` and its pictures.
+
+    Returns:
+        Denoiser evaluations that it took.
+    """
+    trainer = Trainer(run_config(plan, plan.algorithms[0], plan.seeds[0]))
+    evaluator = evaluator_of(plan, trainer)
+    # Of an untrained LoRA the evaluation weights change nothing.
+    guided = evaluator.measure_guided(trainer.policy, trainer.evaluation_weights)
+    prompts = _save_gallery(plan, trainer, evaluator, folder / "base.png")
+    base = Base(guided=guided, tasks=evaluator.tasks, gallery_prompts=prompts)
+    write_text_atomically(base_file(folder), base.model_dump_json(indent=1) + "\n")
+    return sum(evaluator.evaluations(each.guidance) for each in guided)
+
+
+def read_base(folder: Path) -> Base:
+    """Raises UserError: ``base.json`` is missing or damaged."""
+    try:
+        return Base.model_validate_json(base_file(folder).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{base_file(folder)}: cannot be read; remove it and start the comparison again") from error
+
+
+def run_one(plan: Plan, folder: Path, algorithm: str, seed: int, listener: Listener) -> None:
+    """Train one (algorithm, seed) for the budget, evaluating on the schedule, and write its ``run.json``.
+
+    Raises:
+        UserError: the budget does not cover one iteration, or the base was not measured.
+    """
+    name, budget = f"{algorithm}-seed{seed}", plan.size.evaluations
+    out, base = run_folder(folder, algorithm, seed), read_base(folder)
+    trainer = Trainer(run_config(plan, algorithm, seed))
+    evaluator = evaluator_of(plan, trainer)
+    progress = _go_on(out, trainer) or _begin(plan, base)
 
     def share_done() -> float:
-        return min(1.0, spent[budget.kind] / budget.amount)
+        return min(1.0, progress.denoiser_evaluations / budget)
 
-    if not evaluations:
-        evaluate(0)
-    due = [share * budget.amount for share in plan.preset.evaluation.schedule]
-    due = [at for at in due if at > spent[budget.kind]]
+    def evaluate() -> None:
+        metrics = evaluator.measure(trainer.policy, trainer.evaluation_weights)
+        progress.evaluations.append(_evaluation(progress, metrics))
+        shown = f"held-out accuracy {metrics[PRIMARY]:.3f}, partial credit {metrics['partial_credit']:.3f}"
+        listener.listen(Event(name, share_done(), shown, evaluated=True))
+
+    due = [share * budget for share in plan.size.schedule]
+    due = [at for at in due if at > progress.denoiser_evaluations]
     trim_metrics(out / METRICS_FILE, progress.iteration)
-    iteration = progress.iteration
     with (out / METRICS_FILE).open("a", encoding="utf-8") as log:
         for record in trainer.iterations(share_done):
-            iteration = int(record["iteration"])
-            cost = {"seconds": record["seconds"], "evaluations": record["denoiser_evaluations"]}
-            for kind in spent:
-                spent[kind] += cost[kind]
-            if spent[budget.kind] > budget.amount and iteration == 1:
+            _spend(progress, record)
+            if progress.iteration == 1 and progress.denoiser_evaluations > budget:
                 raise UserError(
-                    f"--{'budget' if budget.kind == 'seconds' else 'evaluations'} {budget.amount:g}: one iteration of "
-                    f"{algorithm} takes {cost[budget.kind]:.4g} {budget.kind}; give at least ten times that"
+                    f"--evaluations {budget}: one iteration of {algorithm} takes {progress.denoiser_evaluations}; "
+                    f"give at least ten times that"
                 )
             log.write(json.dumps(record) + "\n")
             log.flush()
-            listen(Event(name, share_done(), f"iteration {iteration}, reward {record['reward']:.3f}", evaluated=False))
-            # Stop where one more iteration, as dear as the dearest so far, would not fit into the budget.
-            progress.dearest = max(progress.dearest, cost[budget.kind])
-            if spent[budget.kind] + progress.dearest > budget.amount:
+            shown = f"iteration {progress.iteration}, reward {record['reward']:.3f}"
+            listener.listen(Event(name, share_done(), shown, evaluated=False))
+            # Stop where one more iteration, as costly as the costliest so far, would not fit into the budget.
+            if progress.denoiser_evaluations + progress.costliest > budget:
                 break
-            if due and spent[budget.kind] >= due[0]:
-                due = [at for at in due if at > spent[budget.kind]]
-                evaluate(iteration)
-                progress.iteration = iteration
+            if due and progress.denoiser_evaluations >= due[0]:
+                due = [at for at in due if at > progress.denoiser_evaluations]
+                evaluate()
                 _keep(out, trainer, progress)
-    evaluate(iteration)
-    prompts = gallery_prompts(evaluator)
-    noise = fixed_noise(trainer.model, range(len(prompts)), 7)
-    texts, setting = [p.text for p in prompts], plan.preset.evaluation
+    evaluate()
+    _finish(plan, folder, trainer, evaluator, progress, algorithm, seed)
+    listener.listen(Event(name, 1.0, "done", evaluated=False))
 
-    def gallery() -> Any:
-        latents = sample_latents(trainer.model, texts, noise, setting.steps, setting.guidance)
-        return image_grid(decode_in_batches(trainer.model.decode, latents), columns=len(texts), gap=4)
 
-    with trainer.policy.with_weights(trainer.evaluation_weights), atomic_path(out / "gallery.png") as temporary:
-        gallery().save(temporary)
-    with trainer.policy.as_reference(), atomic_path(out / "base.png") as temporary:
-        gallery().save(temporary)
+def _begin(plan: Plan, base: Base) -> Progress:
+    """A run at its start, where it is the base."""
+    (metrics,) = [each.metrics for each in base.guided if each.guidance == plan.preset.evaluation.guidance]
+    return Progress(evaluations=[_evaluation(Progress(), metrics)])
+
+
+def _evaluation(progress: Progress, metrics: dict[str, float]) -> Evaluation:
+    return Evaluation(
+        iteration=progress.iteration,
+        seconds=round(progress.seconds, 4),
+        denoiser_evaluations=progress.denoiser_evaluations,
+        metrics=metrics,
+    )
+
+
+def _spend(progress: Progress, record: dict[str, float]) -> None:
+    """Count one iteration."""
+    cost = int(record["denoiser_evaluations"])
+    progress.iteration = int(record["iteration"])
+    progress.seconds += record["seconds"]
+    progress.denoiser_evaluations += cost
+    progress.costliest = max(progress.costliest, cost)
+
+
+def _finish(
+    plan: Plan,
+    folder: Path,
+    trainer: Trainer,
+    evaluator: Evaluator,
+    progress: Progress,
+    algorithm: str,
+    seed: int,
+) -> None:
+    """Measure at every guidance, draw, export, and write ``run.json``, which says that the run is done."""
+    out, evaluations = run_folder(folder, algorithm, seed), progress.evaluations
+    guided = evaluator.measure_guided(trainer.policy, trainer.evaluation_weights, evaluations[-1].metrics)
+    with trainer.policy.with_weights(trainer.evaluation_weights):
+        _save_gallery(plan, trainer, evaluator, out / "gallery.png")
     export_adapter(
         trainer.policy,
         trainer.evaluation_weights,
         out / ADAPTER_FILE,
-        config,
+        trainer.config,
         steps=trainer.steps,
         reward_before=_reward(evaluations[0]),
         reward_after=_reward(evaluations[-1]),
     )
     run = Run(
-        algorithm=algorithm, seed=seed, evaluations=evaluations, adapter=str((out / ADAPTER_FILE).relative_to(folder))
+        algorithm=algorithm,
+        seed=seed,
+        evaluations=evaluations,
+        guided=guided,
+        adapter=str((out / ADAPTER_FILE).relative_to(folder)),
     )
-    written = {"run": run.model_dump(), "gallery_prompts": texts, "tasks": evaluator.tasks}
-    write_text_atomically(run_file(folder, algorithm, seed), json.dumps(written, indent=1) + "\n")
+    write_text_atomically(run_file(folder, algorithm, seed), run.model_dump_json(indent=1) + "\n")
     shutil.rmtree(out / FOLDER, ignore_errors=True)
     (out / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def _save_gallery(plan: Plan, trainer: Trainer, evaluator: Evaluator, path: Path) -> list[str]:
+    """A row of pictures with the weights that are in place; returns their prompts."""
+    texts, setting = [prompt.text for prompt in gallery_prompts(evaluator)], plan.preset.evaluation
+    noise = fixed_noise(trainer.model, range(len(texts)), 7)
+    latents = sample_latents(
+        trainer.model, texts, noise, setting.steps, setting.guidance, evaluator.batch_size, evaluator.encoded
+    )
+    pictures = decode_in_batches(trainer.model.decode, latents, evaluator.batch_size)
+    with atomic_path(path) as temporary:
+        image_grid(pictures, columns=len(texts), gap=4).save(temporary)
+    return texts
 
 
 def _keep(out: Path, trainer: Trainer, progress: Progress) -> None:
@@ -132,13 +219,13 @@ def _keep(out: Path, trainer: Trainer, progress: Progress) -> None:
     write_text_atomically(out / PROGRESS_FILE, progress.model_dump_json() + "\n")
 
 
-def _go_on(out: Path, trainer: Trainer) -> Progress:
-    """What a killed run had at its last evaluation, with the trainer as it was; the beginning if there is nothing."""
+def _go_on(out: Path, trainer: Trainer) -> Progress | None:
+    """What a killed run had at its last evaluation, with the trainer as it was; None if there is nothing."""
     try:
         progress = Progress.model_validate_json((out / PROGRESS_FILE).read_bytes())
         checkpoint = load_checkpoint(out / FOLDER / f"{progress.iteration:06d}")
     except (OSError, ValidationError, UserError):
-        return Progress()  # never written, or damaged: a run is short enough to be done again
+        return None  # never written, or damaged: a run is short enough to be done again
     restore_run(trainer, checkpoint)
     return progress
 

@@ -339,7 +339,7 @@ def speed(results: Results, baseline: str, axis: Axis, challenger: str = CHALLEN
 
 
 def verdict(results: Results) -> str:
-    """One plain sentence: DGPO against every other algorithm, on the axis that the budget was counted in."""
+    """One plain sentence: DGPO against every other algorithm, in denoiser evaluations, the unit of the budget."""
     absent = missing_runs(results)
     planned = len(results.algorithms) * len(results.seeds)
     prefix = ""
@@ -371,8 +371,7 @@ def _clause(results: Results, metric: Metric, other: str, subject: str, what: st
     ours, theirs = paired_finals(results, CHALLENGER, other, results.primary)
     if not len(ours):
         return f"{subject} shares no finished seed with {display_name(other)}, so the two are not compared"
-    axis: Axis = "seconds" if results.budget.kind == "seconds" else "denoiser_evaluations"
-    sooner = _speed_phrase(speed(results, other, axis), what, f"{display_name(other)}{note}")
+    sooner = _speed_phrase(speed(results, other, "denoiser_evaluations"), what, f"{display_name(other)}{note}")
     difference = estimate(ours - theirs)
     gain = difference.mean if metric.better == "higher" else -difference.mean
     judged = "" if gain > 0 else " level," if gain == 0 else " worse,"
@@ -393,13 +392,12 @@ def _speed_phrase(found: Speed, what: str, theirs: str) -> str:
     if found.ratio is None:
         return f"has no speed ratio to {theirs} because the untrained base already met {what}"
     left_out = f", {undefined} left out where the untrained base already met it" if undefined else ""
-    ratio, timed = found.ratio, found.axis == "seconds"
+    ratio = found.ratio
     if ratio.mean >= 1:
-        much = format_ratio(ratio.mean)
-        how = f"{much}x sooner in training time" if timed else f"with {much}x fewer denoiser evaluations"
+        how = f"with {format_ratio(ratio.mean)}x fewer denoiser evaluations"
         return f"reached {what} of {theirs} {how} ({_ratio_note(ratio)}{left_out})"
     slower = Estimate(1 / ratio.mean, ratio.high and 1 / ratio.high, ratio.low and 1 / ratio.low, ratio.count)
-    how = f"took {format_ratio(slower.mean)}x as {'long' if timed else 'many denoiser evaluations'}"
+    how = f"took {format_ratio(slower.mean)}x as many denoiser evaluations"
     return f"{how} to reach {what} of {theirs} ({_ratio_note(slower)}{left_out})"
 
 

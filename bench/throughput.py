@@ -1,40 +1,57 @@
-"""How fast a configuration trains on this machine, against the ceiling: the bare denoiser's own rate."""
+"""How fast a configuration trains on this machine, against the ceiling: the bare denoiser's own rate.
+
+The ceiling is timed on the trainer's own denoiser, its adapter off, before every iteration: a machine that warms up or
+is busy for a while slows both alike.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from dgpo_plugin.config import RunConfig
+from dgpo_plugin.config import DGPOConfig, RunConfig
 from dgpo_plugin.export import package_versions
 from dgpo_plugin.files import write_text_atomically
-from dgpo_plugin.models import load_model
-from dgpo_plugin.processes import best_device, join_processes, runs_on_cpu
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.processes import best_device, runs_on_cpu
 from dgpo_plugin.trainer import Trainer
 
 PARTS = ("rollout", "decode", "reward_wait", "training")
+Record = dict[str, float]
+
+
+class Spread(BaseModel):
+    """The median over iterations, the lowest and the highest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    median: float
+    low: float
+    high: float
 
 
 class Throughput(BaseModel):
-    """Medians over iterations, after one that warms up. A forward is one evaluation, a backward two.
+    """Rates over iterations, after two that warm up. A forward is one evaluation, a backward two.
 
     Attributes:
-        ceiling: evaluations/s of the denoiser without adapter and gradient, forward, in micro-batches of this run.
+        ceiling: evaluations/s of the denoiser with its adapter off and no gradient, in the rollout's batches.
         ceiling_training: evaluations/s of it on the training phase's passes: forwards as above, and forwards with a
             backward to its inputs.
         rollout, training: evaluations/s of the two phases of an iteration.
+        rollout_of_ceiling, training_of_ceiling: those over the ceiling timed just before the iteration.
         images, samples: a second of rollout, a second of training (an image at one timestep).
         share: of an iteration's time, by part.
-        peak_memory: bytes; the GPU's, or the process's on a CPU.
+        peak_memory: bytes, of iterations alone; the GPU's, or the process's on a CPU.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,112 +64,139 @@ class Throughput(BaseModel):
     threads: int
     packages: dict[str, str]
     iterations: int
-    seconds_an_iteration: float
-    ceiling: float
-    ceiling_training: float
-    rollout: float
-    training: float
-    images: float
-    samples: float
+    seconds_per_iteration: Spread
+    ceiling: Spread
+    ceiling_training: Spread
+    rollout: Spread
+    training: Spread
+    rollout_of_ceiling: Spread
+    training_of_ceiling: Spread
+    images: Spread
+    samples: Spread
     share: dict[str, float]
     peak_memory: int
 
     def rows(self) -> list[tuple[str, str]]:
         """What the command prints: (label, value)."""
 
-        def of(rate: float, ceiling: float) -> str:
-            return f"{rate:,.0f} denoiser evaluations/s, {rate / ceiling:.0%} of the bare denoiser's {ceiling:,.0f}"
+        def of(rate: Spread, share: Spread, ceiling: Spread) -> str:
+            return (
+                f"{rate.median:,.0f} denoiser evaluations/s, {share.median:.0%} ({share.low:.0%} to {share.high:.0%}) "
+                f"of the bare denoiser's {ceiling.median:,.0f}"
+            )
 
+        seconds = self.seconds_per_iteration
         return [
             ("device", f"{self.device}, {self.precision}, {self.threads} threads"),
-            ("iteration", f"{self.seconds_an_iteration:.3f} s, {self.algorithm}"),
-            ("rollout", f"{self.images:,.1f} images/s"),
-            ("", of(self.rollout, self.ceiling)),
-            ("training", f"{self.samples:,.1f} samples/s"),
-            ("", of(self.training, self.ceiling_training)),
+            ("iteration", f"{seconds.median:.3f} s ({seconds.low:.3f} to {seconds.high:.3f}), {self.algorithm}"),
+            ("rollout", f"{self.images.median:,.1f} images/s"),
+            ("", of(self.rollout, self.rollout_of_ceiling, self.ceiling)),
+            ("training", f"{self.samples.median:,.1f} samples/s"),
+            ("", of(self.training, self.training_of_ceiling, self.ceiling_training)),
             *((f"share of {part.replace('_', ' ')}", f"{share:.1%}") for part, share in self.share.items()),
             ("peak memory", f"{self.peak_memory / 2**30:.2f} GiB"),
         ]
 
 
 def measure(name: str, config: RunConfig, iterations: int, progress: Callable[[str], None]) -> Throughput:
-    """Time the bare denoiser, then whole iterations; nothing is written."""
-    progress("the bare denoiser")
-    forward, with_backward = _ceilings(config)
-    progress("loading the trainer")
-    trainer = Trainer(config.model_copy(update={"training": config.training.model_copy(update={"iterations": 10**9})}))
-    records: list[dict[str, float]] = []
-    for record in trainer.iterations():
-        progress(f"iteration {record['iteration']:.0f} of {iterations + 1}, {record['seconds']:.2f} s")
-        records.append(record)
-        if len(records) > iterations:
-            break
-    del records[0]
+    """Time whole iterations, each after the bare denoiser; nothing is written."""
+    progress("loading")
+    endless = config.training.model_copy(update={"iterations": 10**9})
+    trainer = Trainer(config.model_copy(update={"training": endless}))
+    running = trainer.iterations()
+    progress("two iterations to warm up")
+    for _ in itertools.islice(running, 2):
+        pass
+    peak_memory = _peak_memory(runs_on_cpu())
+    asked = trainer.model.encode(["a red circle"])
+    ceilings, records = list[tuple[float, float]](), list[Record]()
+    for number in range(1, iterations + 1):
+        progress(f"iteration {number} of {iterations}" + (f", {records[-1]['seconds']:.2f} s" if records else ""))
+        ceilings.append(_ceilings(trainer, asked))
+        records.append(next(running))
+    return _summary(name, trainer, ceilings, records, peak_memory)
 
-    def median(value: Callable[[dict[str, float]], float]) -> float:
-        return statistics.median(value(record) for record in records)
 
-    images = config.training.images
-
-    def bare_training(record: dict[str, float]) -> float:
-        """Evaluations/s of the bare denoiser on this iteration's training passes."""
-        differentiated = record["differentiated_evaluations"]
-        plain = record["denoiser_evaluations"] - record["rollout_evaluations"] - differentiated
-        return (plain + differentiated) / (plain / forward + differentiated / with_backward)
-
-    seconds = median(lambda r: r["seconds"])
-    on_cpu = runs_on_cpu()
+def _summary(
+    name: str, trainer: Trainer, ceilings: Sequence[tuple[float, float]], records: Sequence[Record], peak_memory: int
+) -> Throughput:
+    config, images = trainer.config, trainer.config.training.images
+    ceiling = [forward for forward, _ in ceilings]
+    training_ceiling = [_bare_training(*pair, record) for pair, record in zip(ceilings, records, strict=True)]
+    rollout = [r["rollout_evaluations"] / r["rollout_seconds"] for r in records]
+    training = [(r["denoiser_evaluations"] - r["rollout_evaluations"]) / r["training_seconds"] for r in records]
     return Throughput(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         preset=name,
         algorithm=config.algorithm.name,
-        device="CPU" if on_cpu else torch.cuda.get_device_name(),
+        device=_device_name(),
         precision=str(next(trainer.model.denoiser.parameters()).dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         packages=package_versions(),
         iterations=len(records),
-        seconds_an_iteration=seconds,
-        ceiling=forward,
-        ceiling_training=median(bare_training),
-        rollout=median(lambda r: r["rollout_evaluations"] / r["rollout_seconds"]),
-        training=median(lambda r: (r["denoiser_evaluations"] - r["rollout_evaluations"]) / r["training_seconds"]),
-        images=median(lambda r: images / r["rollout_seconds"]),
-        samples=median(lambda r: images * config.trained_steps / r["training_seconds"]),
-        share={part: median(lambda r, part=part: r[f"{part}_seconds"] / r["seconds"]) for part in PARTS},  # type: ignore[misc]
-        peak_memory=_peak_memory(on_cpu),
+        seconds_per_iteration=_spread([r["seconds"] for r in records]),
+        ceiling=_spread(ceiling),
+        ceiling_training=_spread(training_ceiling),
+        rollout=_spread(rollout),
+        training=_spread(training),
+        rollout_of_ceiling=_spread([a / b for a, b in zip(rollout, ceiling, strict=True)]),
+        training_of_ceiling=_spread([a / b for a, b in zip(training, training_ceiling, strict=True)]),
+        images=_spread([images / r["rollout_seconds"] for r in records]),
+        samples=_spread([images * config.trained_steps / r["training_seconds"] for r in records]),
+        share={part: statistics.median(r[f"{part}_seconds"] / r["seconds"] for r in records) for part in PARTS},
+        peak_memory=peak_memory,
     )
 
 
-def _ceilings(config: RunConfig, rounds: int = 7) -> tuple[float, float]:
+def _bare_training(forward: float, with_backward: float, record: Record) -> float:
+    """Evaluations/s of the bare denoiser on an iteration's training passes."""
+    differentiated = record["differentiated_evaluations"]
+    plain = record["denoiser_evaluations"] - record["rollout_evaluations"] - differentiated
+    return (plain + differentiated) / (plain / forward + differentiated / with_backward)
+
+
+def _ceilings(trainer: Trainer, asked: Conditioning, rounds: int = 3) -> tuple[float, float]:
     """Evaluations/s of the bare denoiser: forward alone, and with a backward pass to its inputs."""
-    processes = join_processes()
-    device = best_device()
-    model = load_model(config.model, device)
-    images = config.training.images
-    size = min(config.training.micro_batch_size or images, -(-images // processes.count))
-    latents = torch.randn(size, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    asked = model.encode(["a red circle"])[[0] * size]
+    model, training = trainer.model, trainer.config.training
+    share = -(-training.images // trainer.processes.count)
+    size = min(training.micro_batch_size or share, share)
+    algorithm = trainer.config.algorithm
+    guided = (algorithm.rollout_guidance if isinstance(algorithm, DGPOConfig) else algorithm.guidance) > 1
+    latents = torch.randn(size, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    both = torch.cat([latents, latents]) if guided else latents  # guidance doubles the batch
+    once, doubled = asked[[0] * size], asked[[0] * len(both)]
 
     def forward() -> None:
-        with torch.no_grad():
-            model.velocity(latents, 0.5, asked)
+        model.velocity(both, 0.5, doubled)
 
     def backward() -> None:
-        model.velocity(latents.requires_grad_(), 0.5, asked).square().mean().backward()
+        with torch.enable_grad():
+            model.velocity(latents.requires_grad_(), 0.5, once).square().mean().backward()
 
-    return size / _seconds(forward, rounds), 3 * size / _seconds(backward, rounds)
+    with trainer.policy.as_reference():
+        return len(both) / _seconds(forward, rounds), 3 * size / _seconds(backward, rounds)
 
 
 def _seconds(work: Callable[[], None], rounds: int) -> float:
-    """The median of some calls, after one that warms up."""
+    """The median of some calls."""
     spent = []
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         started = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         spent.append(time.perf_counter() - started)
-    return statistics.median(spent[1:])
+    return statistics.median(spent)
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(median=statistics.median(values), low=min(values), high=max(values))
+
+
+def _device_name() -> str:
+    if runs_on_cpu():
+        return "CPU"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else best_device().type
 
 
 def _peak_memory(on_cpu: bool) -> int:

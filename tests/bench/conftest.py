@@ -47,7 +47,7 @@ def synthetic_results(curves: Curves, step: float = 10.0, **changes: Any) -> Res
         "git_hash": None,
         "packages": {"made-up": "1.0"},
         "machine": {"processor": "imaginary"},
-        "budget": Budget(kind="seconds", amount=40),
+        "budget": Budget(size="made-up", evaluations=280),
         "seeds": list(dict.fromkeys(seed for _, seed in curves)),
         "algorithms": list(dict.fromkeys(algorithm for algorithm, _ in curves)),
         "metrics": METRICS,

@@ -133,7 +133,7 @@ def test_drawing_leaves_matplotlib_as_it_was(full: Results) -> None:
 def test_everything_stands_in_its_order(full: Results, tmp_path: Path) -> None:
     text = Page(render_report(full, tmp_path)).text
     order = [
-        "DGPO reached the final score of Flow-GRPO 2.6x sooner",
+        "DGPO reached the final score of Flow-GRPO with 2.6x fewer",
         "Score against cost",
         "How soon is the baseline's final value reached?",
         "In training time",

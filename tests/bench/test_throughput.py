@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
+from torch import nn
 
+from dgpo_bench import throughput
 from dgpo_bench.cli import main
 from dgpo_bench.throughput import Throughput
+from dgpo_plugin.config_files import load_config
+from dgpo_plugin.trainer import Trainer
 from tests.conftest import SMALL
 
 
@@ -23,9 +29,54 @@ def test_throughput(tmp_path: Path) -> None:
     assert measured.iterations == 2
     assert 0.8 < sum(measured.share.values()) <= 1.001
     # 8 images in 4 steps: one evaluation a step and image.
-    assert measured.rollout == pytest.approx(measured.images * 4)
+    assert measured.rollout.median == pytest.approx(measured.images.median * 4)
     # Two timesteps: the frozen base with guidance (2), the policy forward and backward (3).
-    assert measured.training == pytest.approx(measured.samples * 5, rel=0.01)
-    assert measured.ceiling_training > 0
+    assert measured.training.median == pytest.approx(measured.samples.median * 5, rel=0.01)
+    for rate in (
+        measured.ceiling,
+        measured.ceiling_training,
+        measured.rollout_of_ceiling,
+        measured.training_of_ceiling,
+    ):
+        assert 0 < rate.low <= rate.median <= rate.high
     assert measured.peak_memory > 2**27
-    assert f"{measured.images:,.1f} images/s" in result.output
+    assert f"{measured.images.median:,.1f} images/s" in result.output
+
+
+@pytest.mark.slow
+def test_the_ceiling_is_timed_on_the_trainers_own_denoiser_before_every_iteration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the peak of memory is read before the first of them, whose passes are not training's."""
+    order: list[str] = []
+    seen: list[nn.Module] = []
+    iterate, ceilings, peak = Trainer._iterate, throughput._ceilings, throughput._peak_memory
+
+    def noting_iterate(trainer: Trainer, iteration: int) -> dict[str, float]:
+        order.append("iteration")
+        return iterate(trainer, iteration)
+
+    def noting_ceilings(trainer: Trainer, *rest: Any) -> tuple[float, float]:
+        order.append("ceiling")
+        velocity = trainer.model.velocity
+
+        def watched(*inputs: Any) -> torch.Tensor:
+            seen.append(trainer.model.denoiser)
+            assert all(layer._disable_adapters for layer in trainer.policy._layers)
+            return velocity(*inputs)
+
+        monkeypatch.setattr(trainer.model, "velocity", watched)
+        rates = ceilings(trainer, *rest)
+        monkeypatch.setattr(trainer.model, "velocity", velocity)
+        return rates
+
+    def noting_peak(on_cpu: bool) -> int:
+        order.append("peak")
+        return peak(on_cpu)
+
+    monkeypatch.setattr(Trainer, "_iterate", noting_iterate)
+    monkeypatch.setattr(throughput, "_ceilings", noting_ceilings)
+    monkeypatch.setattr(throughput, "_peak_memory", noting_peak)
+    throughput.measure("shapes", load_config("shapes", SMALL), 2, lambda text: None)
+    assert order == ["iteration", "iteration", "peak", "ceiling", "iteration", "ceiling", "iteration"]
+    assert len(set(map(id, seen))) == 1

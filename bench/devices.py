@@ -1,0 +1,40 @@
+"""Which GPU a run of a comparison has: one each, so that no two are timed against each other."""
+
+from __future__ import annotations
+
+import os
+
+from dgpo_plugin.errors import UserError
+
+
+def gpu_count() -> int:
+    """CUDA (or ROCm) devices that this process may use; 0 where runs go to the CPU."""
+    import torch
+
+    from dgpo_plugin.processes import runs_on_cpu
+
+    return 0 if runs_on_cpu() or not torch.cuda.is_available() else torch.cuda.device_count()
+
+
+def runs_at_once(asked: int | None, gpus: int) -> int:
+    """How many runs to have at once, from what was asked for and the GPUs there are.
+
+    Raises:
+        UserError: more than there are GPUs.
+    """
+    if gpus == 0:
+        return asked or 2
+    if asked is not None and asked > gpus:
+        raise UserError(
+            f"--jobs {asked}: there {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'}, and a run needs its own"
+        )
+    return asked or gpus
+
+
+def pin(worker: int) -> None:
+    """Let this process see the GPU of the numbered worker alone; call it before anything uses CUDA.
+
+    Where CUDA_VISIBLE_DEVICES is set, the worker gets its share of what that names.
+    """
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[worker] if visible else str(worker)
