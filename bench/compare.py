@@ -7,15 +7,11 @@ goes on with the runs that are missing.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import platform
 import subprocess
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import datetime, timezone
 from pathlib import Path
-from queue import Empty
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -25,6 +21,7 @@ from dgpo_plugin.files import write_text_atomically
 from .plan import Listener, Plan, run_file
 from .report import write_curves, write_report
 from .results import Results, Run, write_results
+from .workers import run_all
 
 
 def compare(plan: Plan, folder: Path, listen: Listener) -> Path:
@@ -36,82 +33,48 @@ def compare(plan: Plan, folder: Path, listen: Listener) -> Path:
     Raises:
         UserError: the folder was made by another plan, a budget too small for one iteration, ...
     """
-    _claim(plan, folder)
+    plan = _claim(plan, folder)
     missing = [(a, s) for s in plan.seeds for a in plan.algorithms if not run_file(folder, a, s).exists()]
-    _run_all(plan, folder, missing, listen)
+    run_all(plan, folder, missing, listen, lambda: collect(plan, folder))
     return collect(plan, folder)
 
 
-def _claim(plan: Plan, folder: Path) -> None:
+def _claim(plan: Plan, folder: Path) -> Plan:
+    """The plan, with what its ``precision: auto`` stands for, written into the folder if that has none."""
     file = folder / "plan.json"
+    before: Plan | None = None
     if file.exists():
         try:
             before = Plan.model_validate_json(file.read_text(encoding="utf-8"))
         except (ValidationError, ValueError) as error:
             raise UserError(f"{file}: not a comparison's plan; choose another --output") from error
-        if before != plan:
-            changed = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
-            raise UserError(
-                f"output {folder}: holds a comparison with another {', '.join(changed)}; "
-                f"choose another --output, or remove it to start again"
-            )
-        return
-    write_text_atomically(file, plan.model_dump_json(indent=1) + "\n")
+    plan = _settled(plan, before)
+    if before is None:
+        write_text_atomically(file, plan.model_dump_json(indent=1) + "\n")
+    elif before != plan:
+        changed = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
+        raise UserError(
+            f"output {folder}: holds a comparison with another {', '.join(changed)}; "
+            f"choose another --output, or remove it to start again"
+        )
+    return plan
 
 
-def _run_all(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen: Listener) -> None:
-    if not missing:
-        return
-    # Read by OpenMP and MKL when a worker starts, so they must be set before it does.
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(plan.threads)
-    context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    workers = min(plan.jobs, len(missing))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(events,))
-    try:
-        pending: set[Future[None]] = {pool.submit(_worker, plan, folder, a, s) for a, s in missing}
-        while pending:
-            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            _drain(events, listen)
-            for future in done:
-                future.result()
-            if done:
-                collect(plan, folder)
-    except BaseException:
-        for process in list(pool._processes.values()):
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _settled(plan: Plan, before: Plan | None) -> Plan:
+    """With one precision for all runs: that of the comparison to go on with, or what is decided here and now."""
+    model = plan.preset.shared.get("model", {})
+    if model.get("precision") != "auto":
+        return plan
+    if before is not None:
+        precision = before.preset.shared.get("model", {}).get("precision", "auto")
+    else:
+        from dgpo_plugin.processes import Processes, best_device
+        from dgpo_plugin.trainer import settle_precision
 
-
-def _drain(events: Any, listen: Listener) -> None:
-    while True:
-        try:
-            listen(events.get_nowait())
-        except Empty:
-            return
-
-
-_events: Any = None
-
-
-def _start_worker(events: Any) -> None:
-    global _events
-    _events = events
-    from dgpo_plugin.cli import quieten
-
-    quieten()
-
-
-def _worker(plan: Plan, folder: Path, algorithm: str, seed: int) -> None:
-    import torch
-
-    from .single import run_one
-
-    torch.set_num_threads(plan.threads)
-    run_one(plan, folder, algorithm, seed, _events.put)
+        config = plan.preset.run_config(plan.algorithms[0], plan.seeds[0])
+        precision = settle_precision(config, best_device(), Processes(), plan.threads).model.precision
+    shared = {**plan.preset.shared, "model": {**model, "precision": precision}}
+    return plan.model_copy(update={"preset": plan.preset.model_copy(update={"shared": shared})})
 
 
 def collect(plan: Plan, folder: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
+import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -106,7 +106,7 @@ def measure(name: str, config: RunConfig, iterations: int, progress: Callable[[s
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         preset=name,
         algorithm=config.algorithm.name,
-        device="CPU" if on_cpu else torch.cuda.get_device_name(),
+        device="CPU" if on_cpu else _device_name(),
         precision=str(next(trainer.model.denoiser.parameters()).dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         packages=package_versions(),
@@ -155,9 +155,18 @@ def _seconds(work: Callable[[], None], rounds: int) -> float:
     return statistics.median(spent[1:])
 
 
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else best_device().type
+
+
 def _peak_memory(on_cpu: bool) -> int:
-    if not on_cpu:
+    """Bytes: a CUDA device's, else the process's."""
+    if not on_cpu and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
