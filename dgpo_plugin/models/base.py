@@ -164,7 +164,7 @@ def settled_model(config: ModelConfig, device: torch.device, images: int, thread
     Raises:
         UserError: as :func:`load_model`.
     """
-    work = functools.partial(denoiser_work, config, images)
+    work = functools.partial(denoiser_work, config, images) if config.precision == "auto" else None
     precision = settled("model.precision", config.precision, device, work, threads)
     return config.model_copy(update={"precision": precision})
 
