@@ -176,7 +176,7 @@ def sized(preset: Preset, name: str, seeds: int | None, evaluations: int | None)
     """
     size = preset.sizes.get(name)  # type: ignore[call-overload]
     if size is None:
-        raise UserError(f"--size {name}: choose quick, default or full{did_you_mean(name, preset.sizes)}")
+        raise UserError(f"--size {name}: choose quick, default or full{did_you_mean(name, list(preset.sizes))}")
     if evaluations is not None and evaluations <= 0:
         raise UserError(f"--evaluations {evaluations}: must be more than nothing")
     changes = {"seeds": seeds, "evaluations": evaluations}

@@ -6,28 +6,25 @@ goes on with the runs that are missing.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
 import platform
 import subprocess
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import datetime, timezone
 from pathlib import Path
-from queue import Empty
-from typing import Any
 
 from pydantic import ValidationError
 
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.files import write_text_atomically
 
-from .plan import Listener, Plan, run_file
+from .devices import gpu_names
+from .plan import Listener, Plan, base_file, run_file
 from .report import write_curves, write_report
-from .results import Results, Run, write_results
+from .results import Budget, Results, Run, write_results
+from .workers import Task, started, work_off
 
 
-def compare(plan: Plan, folder: Path, listen: Listener) -> Path:
+def compare(plan: Plan, folder: Path, listener: Listener) -> Path:
     """Run what is missing and draw the report.
 
     Returns:
@@ -36,82 +33,63 @@ def compare(plan: Plan, folder: Path, listen: Listener) -> Path:
     Raises:
         UserError: the folder was made by another plan, a budget too small for one iteration, ...
     """
-    _claim(plan, folder)
-    missing = [(a, s) for s in plan.seeds for a in plan.algorithms if not run_file(folder, a, s).exists()]
-    _run_all(plan, folder, missing, listen)
+    plan = _claim(plan, folder)
+    missing = [(algorithm, seed) for algorithm, seed in plan.runs if not run_file(folder, algorithm, seed).exists()]
+    if missing:
+        _run(plan, folder, missing, listener)
     return collect(plan, folder)
 
 
-def _claim(plan: Plan, folder: Path) -> None:
+def _run(plan: Plan, folder: Path, missing: list[tuple[str, int]], listener: Listener) -> None:
+    """Measure the base and time each algorithm, say what the runs will take, and do them."""
+    from .forecast import forecast
+
+    first = [] if base_file(folder).exists() else [Task("base")]
+    first += [Task("timing", algorithm) for algorithm in plan.algorithms if algorithm in dict(missing)]
+    with started(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
+        found = work_off(workers, first, listener, lambda: None)
+        timings = {task.algorithm: timing for task, timing in found.items() if task.kind == "timing"}
+        listener.expect(forecast(plan, missing, timings))
+        runs = [Task("run", algorithm, seed) for algorithm, seed in missing]
+        work_off(workers, runs, listener, lambda: collect(plan, folder))
+
+
+def _claim(plan: Plan, folder: Path) -> Plan:
+    """The plan, with what its ``precision: auto`` stands for, written into the folder if that has none."""
     file = folder / "plan.json"
+    before: Plan | None = None
     if file.exists():
         try:
             before = Plan.model_validate_json(file.read_text(encoding="utf-8"))
         except (ValidationError, ValueError) as error:
             raise UserError(f"{file}: not a comparison's plan; choose another --output") from error
-        if before != plan:
-            changed = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
-            raise UserError(
-                f"output {folder}: holds a comparison with another {', '.join(changed)}; "
-                f"choose another --output, or remove it to start again"
-            )
-        return
-    write_text_atomically(file, plan.model_dump_json(indent=1) + "\n")
+    plan = _settled(plan, before)
+    if before is None:
+        write_text_atomically(file, plan.model_dump_json(indent=1) + "\n")
+    elif before != plan:
+        changed = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
+        raise UserError(
+            f"output {folder}: holds a comparison with another {', '.join(changed)}; "
+            f"choose another --output, or remove it to start again"
+        )
+    return plan
 
 
-def _run_all(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen: Listener) -> None:
-    if not missing:
-        return
-    # Read by OpenMP and MKL when a worker starts, so they must be set before it does.
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(plan.threads)
-    context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    workers = min(plan.jobs, len(missing))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(events,))
-    try:
-        pending: set[Future[None]] = {pool.submit(_worker, plan, folder, a, s) for a, s in missing}
-        while pending:
-            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            _drain(events, listen)
-            for future in done:
-                future.result()
-            if done:
-                collect(plan, folder)
-    except BaseException:
-        for process in list(pool._processes.values()):
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _settled(plan: Plan, before: Plan | None) -> Plan:
+    """With one precision for all runs: that of the comparison to go on with, or what is decided here and now."""
+    model = plan.preset.shared.get("model", {})
+    if model.get("precision") != "auto":
+        return plan
+    if before is not None:
+        precision = before.preset.shared.get("model", {}).get("precision", "auto")
+    else:
+        from dgpo_plugin.processes import Processes, best_device
+        from dgpo_plugin.trainer import settle_precision
 
-
-def _drain(events: Any, listen: Listener) -> None:
-    while True:
-        try:
-            listen(events.get_nowait())
-        except Empty:
-            return
-
-
-_events: Any = None
-
-
-def _start_worker(events: Any) -> None:
-    global _events
-    _events = events
-    from dgpo_plugin.cli import quieten
-
-    quieten()
-
-
-def _worker(plan: Plan, folder: Path, algorithm: str, seed: int) -> None:
-    import torch
-
-    from .single import run_one
-
-    torch.set_num_threads(plan.threads)
-    run_one(plan, folder, algorithm, seed, _events.put)
+        config = plan.preset.run_config(plan.algorithms[0], plan.seeds[0])
+        precision = settle_precision(config, best_device(), Processes(), plan.threads).model.precision
+    shared = {**plan.preset.shared, "model": {**model, "precision": precision}}
+    return plan.model_copy(update={"preset": plan.preset.model_copy(update={"shared": shared})})
 
 
 def collect(plan: Plan, folder: Path) -> Path:
@@ -119,32 +97,27 @@ def collect(plan: Plan, folder: Path) -> Path:
     from dgpo_plugin.export import package_versions
 
     from .evaluate import PRIMARY, metric_definitions
+    from .single import read_base
 
+    base = read_base(folder)
+    gallery = {"base": base_file(folder).with_suffix(".png").name}
     runs: list[Run] = []
-    gallery: dict[str, str] = {}
-    prompts: list[str] = []
-    tasks: list[str] = []
     for algorithm in plan.algorithms:
         for seed in plan.seeds:
             file = run_file(folder, algorithm, seed)
-            if not file.exists():
-                continue
-            record = json.loads(file.read_text(encoding="utf-8"))
-            runs.append(Run.model_validate(record["run"]))
-            prompts, tasks = record["gallery_prompts"], record["tasks"]
-            where = file.parent.relative_to(folder)
-            gallery.setdefault("base", str(where / "base.png"))
-            gallery.setdefault(algorithm, str(where / "gallery.png"))
+            if file.exists():
+                runs.append(_read_run(file))
+                gallery.setdefault(algorithm, (file.parent.relative_to(folder) / "gallery.png").as_posix())
     results = Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         preset=plan.preset_name,
         git_hash=_git_hash(),
         packages=package_versions(),
         machine=_machine(plan),
-        budget=plan.budget,
+        budget=Budget(size=plan.size_name, evaluations=plan.size.evaluations, caution=plan.size.caution),
         seeds=plan.seeds,
         algorithms=plan.algorithms,
-        metrics=metric_definitions(tasks),
+        metrics=metric_definitions(base.tasks),
         primary=PRIMARY,
         settings={
             a: plan.preset.run_config(a, plan.seeds[0]).model_dump(
@@ -152,14 +125,22 @@ def collect(plan: Plan, folder: Path) -> Path:
             )
             for a in plan.algorithms
         },
+        base=base.guided,
         runs=runs,
         gallery=gallery,
-        gallery_prompts=prompts,
+        gallery_prompts=base.gallery_prompts,
         complete=len(runs) == len(plan.algorithms) * len(plan.seeds),
     )
     write_results(results, folder / "results.json")
     write_curves(results, folder / "curves.csv")
     return write_report(folder)
+
+
+def _read_run(file: Path) -> Run:
+    try:
+        return Run.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{file}: not a finished run; remove it, and the same command does that run again") from error
 
 
 def _git_hash() -> str | None:
@@ -190,6 +171,7 @@ def _machine(plan: Plan) -> dict[str, str]:
         "python": platform.python_version(),
         "cpu": cpu,
         "cores": str(os.cpu_count()),
+        **({"GPUs": ", ".join(gpus)} if (gpus := gpu_names()) else {}),
         "runs at once": str(plan.jobs),
         "threads a run": str(plan.threads),
     }

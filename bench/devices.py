@@ -16,6 +16,13 @@ def gpu_count() -> int:
     return 0 if runs_on_cpu() or not torch.cuda.is_available() else torch.cuda.device_count()
 
 
+def gpu_names() -> list[str]:
+    """Their names, one each; none where runs go to the CPU."""
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(gpu_count())]
+
+
 def runs_at_once(asked: int | None, gpus: int) -> int:
     """How many runs to have at once, from what was asked for and the GPUs there are.
 

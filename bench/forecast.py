@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from .plan import Forecast, Plan
 from .single import evaluator_of, run_config
 
 TIMED_ITERATIONS = 2
+FEW_PROMPTS = {"prompts_per_task": 2, "out_of_domain_prompts": 4}
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,21 @@ class Timing:
 
 
 def time_algorithm(plan: Plan, algorithm: str) -> Timing:
-    """Train for two iterations and take the quicker, then measure once."""
+    """Train for two iterations and take the quicker, then measure on a few of the prompts."""
     started = time.perf_counter()
     trainer = Trainer(run_config(plan, algorithm, plan.seeds[0]))
     evaluator = evaluator_of(plan, trainer)
     ready = time.perf_counter()
-    records = [record for record, _ in zip(trainer.iterations(), range(TIMED_ITERATIONS), strict=False)]
+    records = list(itertools.islice(trainer.iterations(), TIMED_ITERATIONS))
+    few = plan.model_copy(update={"size": plan.size.model_copy(update=FEW_PROMPTS)})
+    sample = evaluator_of(few, trainer)
     measured = time.perf_counter()
-    evaluator.measure(trainer.policy, trainer.evaluation_weights)
+    sample.measure(trainer.policy, trainer.evaluation_weights)
     guidance = plan.preset.evaluation.guidance
     return Timing(
         start=ready - started,
         training=min(record["seconds"] / record["denoiser_evaluations"] for record in records),
-        sampling=(time.perf_counter() - measured) / evaluator.evaluations(guidance),
+        sampling=(time.perf_counter() - measured) / sample.evaluations(guidance),
         evaluating=len(plan.size.schedule) * evaluator.evaluations(guidance)
         + sum(evaluator.evaluations(each) for each in {*plan.preset.evaluation.guidances, guidance}),
     )

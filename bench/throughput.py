@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import statistics
 import sys
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -200,8 +200,13 @@ def _device_name() -> str:
 
 
 def _peak_memory(on_cpu: bool) -> int:
-    if not on_cpu:
+    """Bytes: a CUDA device's, else the process's."""
+    if not on_cpu and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

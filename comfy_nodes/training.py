@@ -314,6 +314,8 @@ def settle_settings(config: RunConfig, output: Path) -> None:
     """
     file = output / CONFIG_FILE
     now, before = config.model_dump(mode="json"), load_config(str(file)).model_dump(mode="json")
+    if now["model"]["precision"] == "auto":  # what that stands for was settled when the run was started
+        now["model"]["precision"] = before["model"]["precision"]
     for section in now:
         for key in now[section]:
             name, value, then = f"{section}.{key}", now[section][key], before[section].get(key)

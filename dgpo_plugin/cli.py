@@ -28,6 +28,17 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in ("torchao", "torch.utils._pytree"):  # about kernels that are not for this machine
         logging.getLogger(name).setLevel(logging.ERROR)
+    chosen = logging.getLogger("dgpo_plugin.processor")  # says what `auto` is, and why
+    if not chosen.handlers:
+        chosen.setLevel(logging.INFO)
+        chosen.addHandler(_Lines())
+
+
+class _Lines(logging.Handler):
+    """What a logger says, as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
 
 
 def reports_user_errors(command: F) -> F:
@@ -42,7 +53,7 @@ def reports_user_errors(command: F) -> F:
             click.echo(f"error: {error}", err=True)
             raise SystemExit(2) from error
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             click.echo(
                 "error: out of memory; set a smaller training.micro_batch_size (the result stays the same), "
@@ -60,7 +71,7 @@ def reports_user_errors(command: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Of the GPU (torch's own class), of the CPU's allocator, or of Python."""
     text = str(error)
     return (
@@ -87,9 +98,11 @@ def train(config: str, output: Path, overrides: tuple[str, ...]) -> None:
 
     loaded = load_config(config, overrides)
     from dgpo_plugin import run
+    from dgpo_plugin.faults import explained
     from dgpo_plugin.processes import leave_processes
 
-    run.train(loaded, output, Console())
+    with explained(f"go on with: dgpo resume {output}"):
+        run.train(loaded, output, Console())
     leave_processes()
 
 
@@ -109,7 +122,10 @@ def plan(config: str, overrides: tuple[str, ...], processes: int, memory: float 
     from dgpo_plugin.processes import device_memory
 
     name, available = (f"a GPU of {memory:g} GiB", int(memory * 2**30)) if memory else device_memory()
-    lines = rows(make_plan(load_config(config, overrides), processes), available, name)
+    loaded = load_config(config, overrides)
+    lines = rows(make_plan(loaded, processes), available, name)
+    if loaded.model.precision == "auto":
+        lines.append(("precision", "auto, planned as fp32: the larger of the two that it can be"))
     click.echo(as_table(lines))
 
 
@@ -119,9 +135,11 @@ def plan(config: str, overrides: tuple[str, ...], processes: int, memory: float 
 def resume(run: Path) -> None:
     """Go on with a run that was stopped or killed. RUN is its folder."""
     from dgpo_plugin import run as runs
+    from dgpo_plugin.faults import explained
     from dgpo_plugin.processes import leave_processes
 
-    runs.resume(run, Console())
+    with explained(f"go on with: dgpo resume {run}"):
+        runs.resume(run, Console())
     leave_processes()
 
 

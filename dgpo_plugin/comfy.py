@@ -24,6 +24,7 @@ NEEDS = {
     "click": (8, 1),
     "diffusers": (0, 38),
     "peft": (0, 18),
+    "psutil": (5, 9),
     "pydantic": (2, 9),
     "rich": (13, 0),
     "safetensors": (0, 5),
@@ -127,9 +128,15 @@ def _link(place: Path) -> str:
             return f"{place}, there already"
         raise UserError(f"{place}: is something else already; remove or rename it first")
     try:
-        place.symlink_to(ROOT, target_is_directory=True)
-    except OSError as error:
-        raise UserError(f"{place}: cannot be linked ({error.strerror}); clone the repository there instead") from error
+        if sys.platform == "win32":  # where a symbolic link takes rights that most people lack
+            import _winapi
+
+            _winapi.CreateJunction(str(ROOT), str(place))
+        else:
+            place.symlink_to(ROOT, target_is_directory=True)
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{place}: cannot be linked ({reason}); clone the repository there instead") from error
     return f"{place} -> {ROOT}"
 
 

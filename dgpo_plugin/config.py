@@ -23,7 +23,7 @@ class ModelConfig(_Config):
     Attributes:
         path: ``shapes`` (shipped), a local diffusers folder, or a hub id.
         precision: of the frozen weights and the forward passes; the adapter is always trained in float32. ``auto`` is
-            bf16 where the processor computes in it, else fp32.
+            bf16 where it works and is faster, else fp32: tried out on a CPU, and written into the run as what it is.
         max_sequence_length: tokens of the T5 encoder, where the model has one.
         embedded_guidance: what a guidance-distilled model (FLUX dev) is told; others have no use for it.
         resolution: pixels a side; null for the model's own.

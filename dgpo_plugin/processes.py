@@ -11,13 +11,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, reduce
 from torch import Tensor
 
 from dgpo_plugin.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,20 @@ class Processes:
         if problem is not None:
             raise UserError(problem)
 
+    def decided_by_main(self, work: Callable[[], T]) -> T:
+        """What the first process's ``work`` gives, on all of them; a UserError from it is raised on all."""
+        found: list[Any] = [None]
+
+        def find() -> None:
+            found[0] = work()
+
+        self.on_main(find)
+        if self.count > 1:
+            with _others_alive():
+                found = broadcast_object_list(found)
+        answer: T = found[0]
+        return answer
+
 
 def join_processes() -> Processes:
     """Meet the other processes of ``accelerate launch`` or ``torchrun``, if there are any; on CPUs through gloo.
@@ -127,7 +145,7 @@ def device_memory() -> tuple[str, int]:
     if torch.cuda.is_available() and not runs_on_cpu():
         properties = torch.cuda.get_device_properties(0)
         return properties.name, properties.total_memory
-    return "this computer's memory", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return "this computer's memory", psutil.virtual_memory().total
 
 
 @contextlib.contextmanager

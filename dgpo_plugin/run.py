@@ -116,6 +116,7 @@ def _run(
     console = console if processes.is_main else Console(quiet=True)
     with console.status("loading the model"):
         trainer = Trainer(config, reward=reward, failures=output / "failed-reward")
+        config = trainer.config
         fixed = run_state(trainer)
         if checkpoint is not None:
             check_same_run(checkpoint, fixed)

@@ -22,8 +22,9 @@ from dgpo_plugin.config import RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models import load_model
+from dgpo_plugin.models.base import settled_model
 from dgpo_plugin.models.memory import shard
-from dgpo_plugin.processes import join_processes, runs_on_cpu
+from dgpo_plugin.processes import Processes, join_processes, runs_on_cpu
 from dgpo_plugin.prompt_sets import load_prompts
 from dgpo_plugin.prompts import Prompt, draw_prompt_groups
 from dgpo_plugin.rewards import Reward, as_sum, load_reward
@@ -59,6 +60,7 @@ class Trainer:
     """One training run.
 
     Attributes:
+        config: the run's, its precision settled.
         policy: the model with its adapter.
         evaluation_weights: the averaged copy of the adapter that is evaluated and exported.
         iteration: iterations done.
@@ -66,7 +68,6 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, *, reward: Reward | None = None, failures: Path | None = None) -> None:
-        self.config = config
         training = config.training
         self.processes = replace(join_processes(), lockstep=config.model.shard)
         _check_layout(config, self.processes.count)
@@ -81,6 +82,7 @@ class Trainer:
         self.reward_title = terms.title
         self.reward_weights = {name: weight for name, (_, weight) in terms.terms.items()}
         self.scorer = Scorer(reward, config.reward, failures)
+        self.config = config = settle_precision(config, self.accelerator.device, self.processes)
         self.model = load_model(config.model, self.accelerator.device, place=False)
         # Before the denoiser takes its place: the text encoders may need all of the memory there is.
         self._encode_first()
@@ -329,6 +331,29 @@ class Trainer:
                 }
         self.iteration, self.steps = iteration, steps
         self.algorithm.resume(steps)
+
+
+def settle_precision(
+    config: RunConfig, device: torch.device, processes: Processes, threads: int | None = None
+) -> RunConfig:
+    """With the precision that ``auto`` stands for here, decided on the first process, and found to work on all.
+
+    Args:
+        threads: that will compute; None for this process's.
+
+    Raises:
+        UserError: bf16 by name, where it does not work.
+    """
+    share = -(-config.training.images // processes.count)
+    images = min(config.training.micro_batch_size or share, share)
+    model = processes.decided_by_main(lambda: settled_model(config.model, device, images, threads))
+    problem: str | None = None
+    try:
+        settled_model(model, device, images, threads)
+    except UserError as error:
+        problem = str(error)
+    processes.fail_together(problem)
+    return config.model_copy(update={"model": model})
 
 
 def _check_layout(config: RunConfig, processes: int) -> None:

@@ -12,11 +12,28 @@ import torch
 from dgpo_plugin.cli import quieten
 from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
 from dgpo_plugin.config_files import load_config
+from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models import load_model
+from dgpo_plugin.processor import settled
 
 quieten()
 torch.set_num_threads(1)
+
+
+def bf16_problem() -> str:
+    """Why nothing can be computed in bf16 here; empty if it can."""
+    try:
+        settled("the tests", "bf16", torch.device("cpu"))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+# Before any test computes something: from then on AMX that has to be masked cannot be.
+BF16_PROBLEM = bf16_problem()
+needs_bf16 = pytest.mark.skipif(bool(BF16_PROBLEM), reason=BF16_PROBLEM)
+"""For tests that compute in bf16, which not every processor does."""
 
 SMALL = (
     "model.precision=fp32",

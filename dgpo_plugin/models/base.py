@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from dgpo_plugin.config import ModelConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.processor import Work, linear_work, settled
 from dgpo_plugin.samplers.ode import Schedule
 
 EMBEDDED = {"shapes": "worlds/shapes/pipeline"}
@@ -39,16 +41,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def dtype_of(config: ModelConfig) -> torch.dtype:
-    """The frozen weights' type; ``auto`` looks at the processor."""
-    if config.precision != "auto":
-        return DTYPES[config.precision]
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Without these instructions bf16 on a CPU is emulated, and slower than float32.
-        asked = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
-        native = any(ask() for ask in asked if ask is not None)
-    return torch.bfloat16 if native else torch.float32
+    """The frozen weights' type; float32, the larger, for an ``auto`` that is not settled, as in a plan."""
+    return DTYPES["fp32" if config.precision == "auto" else config.precision]
 
 
 class Model(Protocol):
@@ -145,8 +139,9 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place
         place: put the denoiser on the device too; a caller that encodes texts first does it afterwards.
 
     Raises:
-        UserError: nothing there, or a pipeline class that no family knows.
+        UserError: nothing there, a pipeline class that no family knows, or a precision that cannot be had.
     """
+    config = settled_model(config, torch.device(device), images=16)
     folder = _locate(config.path)
     family = _family(folder, config.path)
     identity = {"path": config.path, "weights_hash": weights_hash(folder)}
@@ -165,6 +160,33 @@ def model_skeleton(config: ModelConfig) -> Model:
     folder = _locate(config.path, only_configurations=True)
     skeleton: Model = _family(folder, config.path).skeleton(folder, config)
     return skeleton
+
+
+def settled_model(config: ModelConfig, device: torch.device, images: int, threads: int | None = None) -> ModelConfig:
+    """With the precision that ``auto`` stands for on a device, and any other found to work there.
+
+    Args:
+        images: through the denoiser at once, which is what ``auto`` is timed on.
+        threads: that will compute; None for this process's.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    work = functools.partial(denoiser_work, config, images) if config.precision == "auto" else None
+    precision = settled("model.precision", config.precision, device, work, threads)
+    return config.model_copy(update={"precision": precision})
+
+
+def denoiser_work(config: ModelConfig, images: int) -> Work:
+    """The denoiser's linear layers as so many images use them, without its weights.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = model_skeleton(config)
+        latents, asked = torch.zeros(images, *model.latent_shape), model.blank_conditioning(images)
+        return linear_work(model.denoiser, lambda: model.velocity(latents, 0.5, asked))
 
 
 def _family(folder: Path, path: str) -> Any:

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from accelerate import cpu_offload_with_hook
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from dgpo_plugin.config import ModelConfig
 from dgpo_plugin.errors import UserError
@@ -48,6 +46,10 @@ def shard(denoiser: nn.Module, kept_whole: Sequence[nn.Parameter], device: torch
         denoiser: on the CPU, so that no device ever holds all of it.
         kept_whole: parameters to leave as they are; they are moved to the device.
     """
+    # Some builds of torch for Windows and macOS have no distributed part.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     ignored = set(kept_whole)
     names = getattr(denoiser, "_no_split_modules", None) or []
@@ -108,5 +110,5 @@ def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read; fetch the model again") from error
     made = kind.from_config(values) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(values))
-    module: nn.Module = made.to(dtype)
+    module: nn.Module = made if all(p.dtype == dtype for p in made.parameters()) else made.to(dtype)
     return module

@@ -15,6 +15,7 @@ from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.models.base import DTYPES
 from dgpo_plugin.processes import best_device
+from dgpo_plugin.processor import settled
 from dgpo_plugin.prompts import Prompt
 
 T = TypeVar("T")
@@ -30,8 +31,9 @@ class NeuralReward:
 
     def __init__(self, network: nn.Module, config: RewardConfig | None = None) -> None:
         self.config = config or RewardConfig()
-        self.network = network.requires_grad_(False).eval().to(self.dtype)
         self.device = best_device() if self.config.device == "auto" else torch.device(self.config.device)
+        settled("reward.precision", self.config.precision, self.device)
+        self.network = network.requires_grad_(False).eval().to(self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,6 +47,7 @@ class NeuralReward:
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Rewards (N,) on the CPU, ``reward.batch_size`` pictures at a time."""
+        settled("reward.precision", self.config.precision, self.device)  # it may have been set to another
         self.network.to(self.device)
         size = self.config.batch_size
         scored = [

@@ -18,6 +18,7 @@ import hmac
 import io
 import json
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -79,7 +80,8 @@ class RewardServer(ThreadingTCPServer):
     """
 
     daemon_threads = True
-    allow_reuse_address = True
+    # On Windows this would let two servers have one port.
+    allow_reuse_address = os.name == "posix"
     request_queue_size = 128
 
     def __init__(

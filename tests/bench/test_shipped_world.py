@@ -15,8 +15,9 @@ from dgpo_plugin.models import load_model
 @pytest.mark.slow
 def test_base_accuracy_is_between_half_and_seven_tenths() -> None:
     policy = Policy(load_model(ModelConfig(max_sequence_length=1)), LoraConfig(rank=1), seed=0)
-    evaluator = make_evaluator(load_preset("shapes").evaluation, policy)
-    metrics = evaluator.measure(policy, policy.copy_weights())
+    preset = load_preset("shapes")
+    evaluator = make_evaluator(preset.evaluation, preset.sizes["default"], policy)
+    metrics = evaluator.measure(policy, policy.copy_weights(), guidance=1)
     assert 0.5 <= metrics["accuracy"] <= 0.7
     by_task = {task: metrics[f"accuracy_{task}"] for task in evaluator.tasks}
     assert len(by_task) == 5
@@ -26,10 +27,10 @@ def test_base_accuracy_is_between_half_and_seven_tenths() -> None:
 
 @pytest.mark.fast
 def test_evaluation_leaves_the_policy_alone_and_drift_sees_the_adapter(policy: Policy) -> None:
-    plan = load_preset("shapes").evaluation.model_copy(
-        update={"prompts_per_task": 1, "out_of_domain_prompts": 1, "images_per_prompt": 2, "steps": 2}
-    )
-    evaluator = make_evaluator(plan, policy)
+    preset = load_preset("shapes")
+    plan = preset.evaluation.model_copy(update={"images_per_prompt": 2, "steps": 2})
+    size = preset.sizes["quick"].model_copy(update={"prompts_per_task": 1, "out_of_domain_prompts": 1})
+    evaluator = make_evaluator(plan, size, policy)
     before = policy.copy_weights()
     changed = evaluator.measure(policy, before)
     untouched = evaluator.measure(policy, [torch.zeros_like(weight) for weight in before])

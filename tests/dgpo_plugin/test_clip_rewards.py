@@ -22,6 +22,7 @@ from dgpo_plugin.rewards.aesthetic import Aesthetic
 from dgpo_plugin.rewards.clip import ClipScore, PickScore
 from dgpo_plugin.rewards.neural import NeuralReward
 from dgpo_plugin.rewards.pixels import longest_to, middle_square, resized, shortest_to
+from tests.conftest import needs_bf16
 from tests.dgpo_plugin.families import clip_tokenizer
 
 pytestmark = pytest.mark.fast
@@ -94,6 +95,7 @@ def test_neither_batch_size_nor_neighbours_change_a_score(tiny: Path) -> None:
     torch.testing.assert_close(one, whole, rtol=0, atol=1e-6)
 
 
+@needs_bf16
 def test_bf16_weights_give_nearly_the_same(tiny: Path) -> None:
     images = pictures(40, 40)
     half = ClipScore(RewardConfig(precision="bf16"), weights=str(tiny))

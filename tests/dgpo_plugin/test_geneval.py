@@ -24,7 +24,7 @@ from dgpo_plugin.rewards import checked_rewards, load_reward
 from dgpo_plugin.rewards.geneval import GenEvalReward
 from dgpo_plugin.rewards.geneval_rules import Detection
 from dgpo_plugin.trainer import Trainer
-from tests.conftest import SMALL
+from tests.conftest import SMALL, needs_bf16
 from tests.dgpo_plugin.geneval_networks import pictures, tiny_clip, tiny_mask2former
 
 pytestmark = pytest.mark.fast
@@ -176,6 +176,7 @@ def test_another_detector_can_be_put_in(folders: dict[str, str]) -> None:
     assert reward(pictures(2), [wanted, wrong]).tolist() == [1, 0.75]
 
 
+@needs_bf16
 def test_half_precision(folders: dict[str, str]) -> None:
     half = load(folders, precision="bf16")
     values = half(pictures(1), [asked({"class": "dog", "count": 1, "color": "red"}, tag="colors")])

@@ -22,7 +22,7 @@ from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.memory import at_work
 from dgpo_plugin.plan import BYTES_A_WEIGHT, MemoryCount, make_plan
 from dgpo_plugin.trainer import Trainer
-from tests.conftest import SMALL
+from tests.conftest import SMALL, needs_bf16
 
 
 def weights_after(*changes: str) -> list[Tensor]:
@@ -90,6 +90,7 @@ def test_a_groups_images_share_their_prompts_memory() -> None:
     assert torch.equal(alone.tensors["pooled"], table.tensors["pooled"][[1, 1]])
 
 
+@needs_bf16
 @pytest.mark.slow
 def test_a_quantized_base_trains_and_its_adapter_is_a_plain_one(tmp_path: Path) -> None:
     from rich.console import Console
@@ -125,7 +126,7 @@ def test_a_quantized_base_trains_and_its_adapter_is_a_plain_one(tmp_path: Path) 
 @pytest.mark.fast
 def test_a_quantization_that_cannot_be_done_says_so() -> None:
     with pytest.raises(UserError, match=r"model.quantization bitsandbytes-nf4: .*; install it or set it to null"):
-        load_model(ModelConfig(quantization="bitsandbytes-nf4", precision="bf16"))
+        load_model(ModelConfig(quantization="bitsandbytes-nf4"))
 
 
 @pytest.mark.fast

@@ -22,6 +22,7 @@ from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import REWARDS, load_reward
 from dgpo_plugin.rewards.hpsv2 import clean
 from dgpo_plugin.rewards.pixels import eight_bit, longest_to, shortest_to
+from tests.conftest import needs_bf16
 from tests.parity.checkpoints import (
     BlipSize,
     ClipSize,
@@ -86,6 +87,7 @@ def test_the_gradient_reaches_the_pictures(folder: Path, name: str) -> None:
     assert not any(parameter.requires_grad for parameter in reward.network.parameters())
 
 
+@needs_bf16
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_near(folder: Path, name: str) -> None:
     exact = loaded(folder, name)(PICTURES, PROMPTS)

@@ -20,7 +20,7 @@ from dgpo_plugin.processes import Processes
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rollout import Rollout
 from dgpo_plugin.trainer import Trainer
-from tests.conftest import SMALL, spread
+from tests.conftest import SMALL, needs_bf16, spread
 
 ALGORITHMS = ["dgpo", "flow-grpo", "flow-grpo-fast"]
 PLAIN = [override for override in SMALL if not override.startswith("algorithm.")]
@@ -219,6 +219,7 @@ def test_dgpo_learns(small_config: RunConfig) -> None:
     assert trainer.held_out_reward() > before + 0.02
 
 
+@needs_bf16
 @pytest.mark.fast
 @pytest.mark.parametrize("algorithm", ["dgpo", "flow-grpo-fast"])
 def test_gradients_in_bf16_point_where_those_in_float32_do(algorithm: str) -> None:

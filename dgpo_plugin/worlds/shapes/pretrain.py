@@ -40,6 +40,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from dgpo_plugin.processor import Work, settled
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.seeding import derive_seed
 from dgpo_plugin.worlds.shapes.render import SIZE, render
@@ -81,20 +82,30 @@ def pretrain(output: Path, config: PretrainConfig, *, compile_model: bool = Fals
     """Train the shapes pipeline from nothing and save it to ``output``."""
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(derive_seed(config.seed, "pretrain"))
-    with (output / "pretrain.jsonl").open("w") as log:
+    with (output / "pretrain.jsonl").open("w", encoding="utf-8") as log:
 
         def record(**entry: Any) -> None:
             log.write(json.dumps(entry) + "\n")
             log.flush()
 
-        record(stage="config", torch=torch.__version__, threads=torch.get_num_threads(), **asdict(config))
+        # The first thing, because what it may have to mask is fixed once anything was computed.
+        half = settled("the denoiser's precision", "auto", torch.device("cpu"), lambda: _work(config)) == "bf16"
+        numbers = {**asdict(config), "precision": "bf16" if half else "fp32"}
+        record(stage="config", torch=torch.__version__, threads=torch.get_num_threads(), **numbers)
         prompts, pictures = _scenes(config)
         vae = train_vae(pictures, config, record)
         latents = encode_all(vae, pictures)
         pipeline = build_pipeline(vae, config)
         pipeline.save_pretrained(output)
-        train_denoiser(pipeline, latents, prompts, config, record, compile_model=compile_model)
+        train_denoiser(pipeline, latents, prompts, config, record, half=half, compile_model=compile_model)
         save_half(pipeline, output)
+
+
+def _work(config: PretrainConfig) -> Work:
+    """The denoiser's layers in a step: the picture's tokens and the text's, each through a block's own."""
+    tokens = config.batch * (LATENT_SIZE // 2) ** 2
+    shapes = ((WIDTH, WIDTH, 4), (WIDTH, 4 * WIDTH, 1), (4 * WIDTH, WIDTH, 1))
+    return tuple((tokens, inputs, outputs, times * 2 * config.layers) for inputs, outputs, times in shapes)
 
 
 def _scenes(config: PretrainConfig) -> tuple[list[Prompt], Tensor]:
@@ -330,9 +341,10 @@ def train_denoiser(
     config: PretrainConfig,
     record: Any,
     *,
+    half: bool,
     compile_model: bool,
 ) -> None:
-    """Flow matching on cached latents; the pipeline ends with the averaged weights."""
+    """Flow matching on cached latents, in bf16 or float32; the pipeline ends with the averaged weights."""
     transformer = pipeline.transformer
     encoders = nn.ModuleList([pipeline.text_encoder, pipeline.text_encoder_2])
     attention = _PaddedAttention()
@@ -360,7 +372,7 @@ def train_denoiser(
         attention.bias = torch.zeros(config.batch, 1, 1, LATENT_SIZE**2 // 4 + TEXT_TOKENS + 1)
         attention.bias[:, 0, 0, -1] = copies.log()
         blend = sigma.view(-1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             context, pooled = encode(pipeline, tokens[rows[chosen] * kept])
             predicted = forward((1 - blend) * clean + blend * noise, context, pooled, sigma * 1000, return_dict=False)[
                 0

@@ -1,0 +1,228 @@
+"""The processes of a comparison: each does one task after another, and of one that dies it is known what it was at.
+
+They talk through a pipe each, so a worker whose comparison is gone, however it went, ends when it next has something to
+say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Literal
+
+from dgpo_plugin.cli import is_out_of_memory, quieten
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.faults import how_it_ended
+
+from .devices import gpu_count, pin
+from .plan import Event, Listener, Plan
+
+KEPT = "what is finished is kept, and the same command goes on with the rest"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something for a worker to do: measure the ``base``, time an algorithm, or do one of its runs."""
+
+    kind: Literal["base", "timing", "run"]
+    algorithm: str = ""
+    seed: int = 0
+
+    def __str__(self) -> str:
+        if self.kind == "base":
+            return "the base's evaluation"
+        return f"timing {self.algorithm}" if self.kind == "timing" else f"{self.algorithm}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a worker says of a task that is over.
+
+    Attributes:
+        result: a timing's; nothing of others.
+        refused: a line for the user.
+        failed: a traceback.
+    """
+
+    result: Any = None
+    refused: str = ""
+    failed: str = ""
+
+
+@dataclass
+class Worker:
+    """A process, this end of its pipe, and the task that it is at."""
+
+    process: Any
+    pipe: Any
+    task: Task | None = None
+
+
+@contextlib.contextmanager
+def started(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]]:
+    """So many workers for the block; whatever happens in it, none outlives it."""
+    # Read by OpenMP and MKL when a worker starts, so they must be set before it does.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(plan.threads)
+    workers: list[Worker] = []
+    with _sigterm_as_exit():
+        try:
+            for number in range(count):
+                workers.append(_start(plan, folder, number))
+            yield workers
+        finally:
+            for worker in workers:
+                worker.process.terminate()
+            for worker in workers:
+                worker.process.join()
+
+
+def work_off(
+    workers: Sequence[Worker], tasks: Sequence[Task], listener: Listener, after_each: Callable[[], object]
+) -> dict[Task, Any]:
+    """Have tasks done, in their order, each by the next worker that is free.
+
+    Returns:
+        What each said it found.
+
+    Raises:
+        UserError: a task that was refused, or whose process died.
+    """
+    waiting, results = deque(tasks), dict[Task, Any]()
+    for worker in workers:
+        _give(worker, waiting)
+    while busy := {worker.pipe: worker for worker in workers if worker.task is not None}:
+        for pipe in connection.wait(list(busy), timeout=1):
+            worker = busy[pipe]
+            ended = _heard(worker, listener)
+            if ended is not None:
+                assert worker.task is not None
+                results[worker.task] = ended.result
+                after_each()
+                _give(worker, waiting)
+    return results
+
+
+def _start(plan: Plan, folder: Path, number: int) -> Worker:
+    from dgpo_plugin.processor import bf16_is_ready
+
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    gpu = number if gpu_count() else None
+    process = context.Process(target=_work, args=(theirs, plan, folder, bf16_is_ready(), gpu), daemon=True)
+    process.start()
+    theirs.close()  # or its end would not be seen here
+    return Worker(process, ours)
+
+
+def _give(worker: Worker, waiting: deque[Task]) -> None:
+    worker.task = waiting.popleft() if waiting else None
+    if worker.task is not None:
+        try:
+            worker.pipe.send(worker.task)
+        except OSError as error:
+            raise _died(worker) from error
+
+
+def _heard(worker: Worker, listener: Listener) -> Ended | None:
+    """How a worker's task went, if it is over; what it says before goes to the listener."""
+    try:
+        said = worker.pipe.recv()
+    except (EOFError, OSError) as error:
+        raise _died(worker) from error
+    if isinstance(said, Event):
+        listener.listen(said)
+        return None
+    assert isinstance(said, Ended)
+    if said.refused:
+        raise UserError(said.refused)
+    if said.failed:
+        raise RuntimeError(f"{worker.task}:\n{said.failed}")
+    return said
+
+
+def _died(worker: Worker) -> UserError:
+    worker.process.join()
+    return UserError(f"{worker.task}: its process {how_it_ended(worker.process.exitcode)}; {KEPT}")
+
+
+@contextlib.contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM end the block in order, so that no worker outlives it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ---- in the worker
+
+
+class _Speaker:
+    """A listener at the other end of the pipe."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+
+    def expect(self, forecast: object) -> None:
+        """A forecast is made from what the workers find, not by them."""
+
+    def listen(self, event: Event) -> None:
+        self._pipe.send(event)
+
+
+def _work(pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, gpu: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the comparison ends its workers
+    quieten()
+    if gpu is not None:
+        pin(gpu)
+    import torch
+
+    from dgpo_plugin.processor import trust_bf16
+
+    if bf16_is_ready:
+        trust_bf16()
+    torch.set_num_threads(plan.threads)
+    with contextlib.suppress(EOFError, OSError):  # the comparison is gone
+        while True:
+            pipe.send(_attempt(plan, folder, pipe.recv(), _Speaker(pipe)))
+
+
+def _attempt(plan: Plan, folder: Path, task: Task, listener: Listener) -> Ended:
+    try:
+        return Ended(result=_done(plan, folder, task, listener))
+    except UserError as error:
+        return Ended(refused=str(error))
+    except Exception as error:
+        if is_out_of_memory(error):
+            advice = "fewer --jobs, or a smaller training.micro_batch_size in the preset"
+            return Ended(refused=f"{task}: out of memory; give {advice}; {KEPT}")
+        return Ended(failed=traceback.format_exc())
+
+
+def _done(plan: Plan, folder: Path, task: Task, listener: Listener) -> Any:
+    from .forecast import time_algorithm
+    from .single import measure_base, run_one
+
+    if task.kind == "base":
+        return measure_base(plan, folder)
+    if task.kind == "timing":
+        return time_algorithm(plan, task.algorithm)
+    return run_one(plan, folder, task.algorithm, task.seed, listener)
