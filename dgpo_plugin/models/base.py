@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from dgpo_plugin.config import ModelConfig
+from dgpo_plugin.devices import numbered
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.models.conditioning import Conditioning
 
@@ -142,7 +143,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place
     folder = _locate(config.path)
     family = _family(folder, config.path)
     identity = {"path": config.path, "weights_hash": weights_hash(folder)}
-    model: Model = family.load(folder, config, identity, torch.device(device))
+    model: Model = family.load(folder, config, identity, numbered(torch.device(device)))
     if place:
         model.place()
     return model
