@@ -94,6 +94,9 @@ class Model(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (N, 3, H, W), float32 in [0, 1]."""
 
+    def tile(self) -> int | None:
+        """Pixels a side of the tiles that a picture of this size is decoded in; None if it is decoded whole."""
+
     def blank_conditioning(self, count: int) -> Conditioning:
         """What ``encode`` would return for so many texts, of zeros."""
 
@@ -129,6 +132,20 @@ def guided_velocity(
     both = Conditioning.concatenate([empty, conditioning])
     without, with_prompt = model.velocity(torch.cat([latents, latents]), sigma, both).chunk(2)
     return model.guided(without, with_prompt, guidance)
+
+
+def refuse_seams(model: Model, config: ModelConfig) -> None:
+    """Refuse pictures put together from tiles, unless told to take them: rewards look at them.
+
+    Raises:
+        UserError: they would be.
+    """
+    tile = model.tile()
+    if tile is not None and config.tiled_decode != "accept-seams":
+        raise UserError(
+            f"model.tiled_decode: pictures of {model.resolution} pixels would be put together from tiles of {tile}, "
+            f"with seams that rewards see; set model.sliced_decode instead, or model.tiled_decode to accept-seams"
+        )
 
 
 def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place: bool = True) -> Model:
