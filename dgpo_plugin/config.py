@@ -22,26 +22,32 @@ class ModelConfig(_Config):
 
     Attributes:
         path: ``shapes`` (shipped), a local diffusers folder, or a hub id.
-        precision: of the frozen weights and the forward passes; the adapter is always trained in float32. ``auto`` is
-            bf16 where it works and is faster, else fp32: tried out on a CPU, and written into the run as what it is.
+        precision: of the frozen weights and the forward passes, but the VAE's; the adapter is always trained in
+            float32. ``auto`` is bf16 where it works and is faster, else fp32: tried out on a CPU, and written into the
+            run as what it is.
+        vae_precision: of the VAE, whose pictures are what is rewarded; fp16 overflows in some (Stable Diffusion XL's).
         max_sequence_length: tokens of the T5 encoder, where the model has one.
         embedded_guidance: what a guidance-distilled model (FLUX dev) is told; others have no use for it.
         resolution: pixels a side; null for the model's own.
         quantization: of the frozen denoiser's linear layers, by the package that must be installed; null for none.
         shard: split the frozen base over the processes (FSDP2) instead of copying it to each, if it fits on none.
         offload: keep the text encoders and the VAE in main memory while they are not used.
-        tiled_decode: decode image by image and tile by tile: less memory, slower, faint seams in large images.
+        sliced_decode: decode image by image: less memory, the same pictures.
+        tiled_decode: decode tile by tile too: still less memory, and faint seams in pictures larger than a tile, which
+            rewards would see; so training refuses those unless this is ``accept-seams``.
     """
 
     path: str = "shapes"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    vae_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     max_sequence_length: int = Field(256, ge=1, le=512)
     embedded_guidance: float = Field(3.5, ge=0)
     resolution: int | None = Field(None, ge=16)
     quantization: Literal["torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4"] | None = None
     shard: bool = False
     offload: bool = False
-    tiled_decode: bool = False
+    sliced_decode: bool = False
+    tiled_decode: Literal[False, True, "accept-seams"] = False
 
 
 class LoraConfig(_Config):

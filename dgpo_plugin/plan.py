@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from dgpo_plugin.config import DGPOConfig, RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy
-from dgpo_plugin.models.base import DTYPES, FAMILIES, Model, model_skeleton
+from dgpo_plugin.models.base import DTYPES, FAMILIES, Model, model_skeleton, refuse_seams
 from dgpo_plugin.rewards import REWARDS
 
 GIB = 2**30
@@ -139,6 +139,7 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
     size = min(config.training.micro_batch_size or share, share)
     with torch.device("meta"), _fused_attention():
         model = model_skeleton(config.model)
+        refuse_seams(model, config.model)
         parameters = sum(p.numel() for p in model.denoiser.parameters())
         weights = {"denoiser": _denoiser_bytes(model, config) // (processes if config.model.shard else 1)}
         if not config.model.offload:
@@ -270,7 +271,7 @@ def _advice(plan: Plan) -> str:
     if plan.phases[phase] < sum(plan.weights.values()):
         return "model.precision=bf16, model.offload=true, model.quantization=bitsandbytes-nf4; model.shard on more GPUs"
     if phase == "decoding":
-        return "model.tiled_decode=true, or a smaller training.micro_batch_size"
+        return "model.sliced_decode=true, model.vae_precision=bf16, or a smaller training.micro_batch_size"
     return "a smaller training.micro_batch_size (the result stays the same), training.gradient_checkpointing=true"
 
 

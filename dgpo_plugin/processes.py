@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, reduce
 from torch import Tensor
 
+from dgpo_plugin.devices import this_device
 from dgpo_plugin.errors import UserError
 
 T = TypeVar("T")
@@ -136,8 +137,8 @@ def runs_on_cpu() -> bool:
 
 
 def best_device() -> torch.device:
-    """The GPU if there is one; for work that one process does alone."""
-    return torch.device("cpu") if runs_on_cpu() else torch.accelerator.current_accelerator() or torch.device("cpu")
+    """This process's GPU if there is one, by its number."""
+    return torch.device("cpu") if runs_on_cpu() else this_device()
 
 
 def device_memory() -> tuple[str, int]:

@@ -22,7 +22,7 @@ from dgpo_plugin.config import RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models import load_model
-from dgpo_plugin.models.base import settled_model
+from dgpo_plugin.models.base import refuse_seams, settled_model
 from dgpo_plugin.models.memory import shard
 from dgpo_plugin.processes import Processes, join_processes, runs_on_cpu
 from dgpo_plugin.prompt_sets import load_prompts
@@ -84,6 +84,7 @@ class Trainer:
         self.scorer = Scorer(reward, config.reward, failures)
         self.config = config = settle_precision(config, self.accelerator.device, self.processes)
         self.model = load_model(config.model, self.accelerator.device, place=False)
+        refuse_seams(self.model, config.model)
         # Before the denoiser takes its place: the text encoders may need all of the memory there is.
         self._encode_first()
         self.policy = Policy(self.model, config.lora, training.seed, self._encoded[[""]])

@@ -18,6 +18,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from dgpo_plugin.config import ModelConfig
+from dgpo_plugin.devices import numbered
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.processor import Work, linear_work, settled
@@ -88,6 +89,9 @@ class Model(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (N, 3, H, W), float32 in [0, 1]."""
 
+    def tile(self) -> int | None:
+        """Pixels a side of the tiles that a picture of this size is decoded in; None if it is decoded whole."""
+
     def blank_conditioning(self, count: int) -> Conditioning:
         """What ``encode`` would return for so many texts, of zeros."""
 
@@ -132,6 +136,20 @@ def guided_velocity(
     return model.guided(without, with_prompt, guidance)
 
 
+def refuse_seams(model: Model, config: ModelConfig) -> None:
+    """Refuse pictures put together from tiles, unless told to take them: rewards look at them.
+
+    Raises:
+        UserError: they would be.
+    """
+    tile = model.tile()
+    if tile is not None and config.tiled_decode != "accept-seams":
+        raise UserError(
+            f"model.tiled_decode: pictures of {model.resolution} pixels would be put together from tiles of {tile}, "
+            f"with seams that rewards see; set model.sliced_decode instead, or model.tiled_decode to accept-seams"
+        )
+
+
 def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place: bool = True) -> Model:
     """Load a base model and pick its family by the pipeline class in ``model_index.json``.
 
@@ -145,7 +163,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place
     folder = _locate(config.path)
     family = _family(folder, config.path)
     identity = {"path": config.path, "weights_hash": weights_hash(folder)}
-    model: Model = family.load(folder, config, identity, torch.device(device))
+    model: Model = family.load(folder, config, identity, numbered(torch.device(device)))
     if place:
         model.place()
     return model

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from dgpo_plugin.config import ModelConfig
 from dgpo_plugin.errors import UserError
-from dgpo_plugin.models.base import dtype_of
+from dgpo_plugin.models.base import DTYPES, dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.memory import at_work, empty_module, load_quantized, offload_each
 from dgpo_plugin.samplers.ode import Schedule, dpm_flow_sigmas
@@ -70,6 +70,7 @@ class PipelineModel:
         pipeline.set_progress_bar_config(disable=True)
         if config.tiled_decode:
             pipeline.vae.enable_tiling()
+        if config.sliced_decode or config.tiled_decode:
             pipeline.vae.enable_slicing()
         self.pipeline = pipeline
         self.config = config
@@ -166,7 +167,11 @@ class PipelineModel:
             if config.quantization is not None:
                 replaced[cls.prefix] = load_quantized(cls.parts[cls.prefix], folder / cls.prefix, config, device)
             pipeline = cls.pipeline_class.from_pretrained(
-                folder, dtype=dtype_of(config), local_files_only=True, **cls.load_options, **replaced
+                folder,
+                dtype={"default": dtype_of(config), "vae": DTYPES[config.vae_precision]},
+                local_files_only=True,
+                **cls.load_options,
+                **replaced,
             )
             pipeline.register_modules(**lighter)
         except (OSError, ValueError) as error:
@@ -203,8 +208,9 @@ class PipelineModel:
     def skeleton(cls, folder: Path, config: ModelConfig) -> PipelineModel:
         """From the configuration files alone; make it under ``torch.device("meta")``."""
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        types = dict.fromkeys(cls.parts, dtype_of(config)) | {"vae": DTYPES[config.vae_precision]}
         modules = {
-            name: empty_module(kind, folder / name, dtype_of(config)) if (folder / name).is_dir() else None
+            name: empty_module(kind, folder / name, types[name]) if (folder / name).is_dir() else None
             for name, kind in cls.parts.items()
         }
         others = [name for name, value in index.items() if isinstance(value, list) and name not in modules]
@@ -224,11 +230,18 @@ class PipelineModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W), float32 in [0, 1]."""
+        """Pictures (N, 3, H, W), float32 in [0, 1].
+
+        Raises:
+            UserError: the VAE overflows in fp16.
+        """
         with at_work([self.vae], latents.device):
             decoded: Tensor = self.vae.decode(self.unscaled(latents).to(self.vae.dtype), return_dict=False)[0]
         if decoded.ndim == 5:  # a video VAE's single frame
             decoded = decoded[:, :, 0]
+        # Some VAEs have activations beyond 65504 (diffusers' force_upcast says which, and says it of others too).
+        if decoded.dtype == torch.float16 and latents.isfinite().all() and not decoded.isfinite().all():
+            raise UserError("model.vae_precision fp16: this VAE overflows in it; set it to fp32 or bf16")
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
@@ -261,6 +274,15 @@ class PipelineModel:
         """What a dynamically shifting scheduler must be told for it: an exponential one the logarithm."""
         linear = self.pipeline.scheduler.config.get("time_shift_type") == "linear"
         return shift if linear else math.log(shift)
+
+    def tile(self) -> int | None:
+        """Pixels a side of the tiles that a picture of this size is decoded in; None if it is decoded whole."""
+        if not self.config.tiled_decode:
+            return None
+        factor = int(self.pipeline.vae_scale_factor)
+        # Two ways in which diffusers' VAEs say it.
+        size = getattr(self.vae, "tile_latent_min_size", None) or self.vae.tile_sample_min_height // factor
+        return int(size) * factor if self.resolution > int(size) * factor else None
 
     def dynamic_shift(self, steps: int) -> float:
         """mu: a line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift)."""

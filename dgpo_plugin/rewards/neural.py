@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from dgpo_plugin.config import RewardConfig
+from dgpo_plugin.devices import numbered
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.models.base import DTYPES
 from dgpo_plugin.processes import best_device
@@ -31,7 +32,8 @@ class NeuralReward:
 
     def __init__(self, network: nn.Module, config: RewardConfig | None = None) -> None:
         self.config = config or RewardConfig()
-        self.device = best_device() if self.config.device == "auto" else torch.device(self.config.device)
+        auto = self.config.device == "auto"
+        self.device = best_device() if auto else numbered(torch.device(self.config.device))
         settled("reward.precision", self.config.precision, self.device)
         self.network = network.requires_grad_(False).eval().to(self.dtype)
 

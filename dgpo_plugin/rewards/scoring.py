@@ -13,8 +13,10 @@ from queue import Queue
 from torch import Tensor
 
 from dgpo_plugin.config import RewardConfig
+from dgpo_plugin.devices import make_current
 from dgpo_plugin.errors import StopNow, UserError
 from dgpo_plugin.files import atomic_path, write_text_atomically
+from dgpo_plugin.processes import best_device
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards.base import Reward, as_sum
 from dgpo_plugin.sampling import to_image
@@ -34,6 +36,7 @@ class Scorer:
         self.reward = reward
         self._config = config
         self._failures = failures
+        self._device = best_device()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reward")
 
     def submit(self, images: Tensor, prompts: Sequence[Prompt]) -> Future[tuple[Tensor, float]]:
@@ -69,6 +72,7 @@ class Scorer:
 
         def call() -> None:
             try:
+                make_current(self._device)
                 answers.put(as_sum(self.reward, self._config.label).parts(images, prompts))
             except Exception as error:
                 answers.put(error)

@@ -37,6 +37,7 @@ from torch import Tensor
 
 import dgpo_plugin
 from dgpo_plugin.config import RewardConfig
+from dgpo_plugin.devices import make_current, this_device
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards.base import Reward, checked_rewards
@@ -99,6 +100,7 @@ class RewardServer(ThreadingTCPServer):
             raise UserError(f"--host {host}: others can reach it, so it needs a token; give --token-variable")
         self.reward, self.name, self.version = reward, name, version
         self.token, self.most_bytes = token, most_bytes
+        self._device = this_device()
         self.turn = threading.Lock()
         self._places = threading.Semaphore(CONNECTIONS)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -115,6 +117,7 @@ class RewardServer(ThreadingTCPServer):
         """
         images, prompts = read_request(body)
         try:
+            make_current(self._device)
             return [float(value) for value in checked_rewards(self.reward, images, prompts, self.name)]
         except UserError as error:
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
