@@ -90,7 +90,7 @@ def test_a_groups_images_share_their_prompts_memory() -> None:
     assert torch.equal(alone.tensors["pooled"], table.tensors["pooled"][[1, 1]])
 
 
-@pytest.mark.slow
+@pytest.mark.fast
 def test_a_quantized_base_trains_and_its_adapter_is_a_plain_one(tmp_path: Path) -> None:
     from rich.console import Console
 
