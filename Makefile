@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
+PIP := $(BIN)/python $(INSTALL) constraints.txt
+LOWEST := $(VENV)-lowest
 
-.PHONY: compare test fast lint clean
+.PHONY: compare test fast lowest lint clean
 
 compare: $(VENV)/.installed
 	$(BIN)/dgpo-bench compare shapes
@@ -14,6 +16,10 @@ test: $(VENV)/.installed-dev
 
 fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m fast
+
+# The fast tests with the oldest versions that pyproject.toml allows.
+lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -m fast
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -31,5 +37,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+$(LOWEST)/.installed: pyproject.toml constraints.txt constraints-lowest.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python $(INSTALL) constraints.txt torch
+	$(LOWEST)/bin/python $(INSTALL) constraints-lowest.txt --editable '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-parity build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(VENV)-parity build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -16,24 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "dgpo-plugin"
 TESTED = "0.30.0"
 OLDEST_PYTHON = (3, 10)
-NEEDS = {
-    "torch": (2, 8),
-    "transformers": (5, 0),
-    "numpy": (2, 0),
-    "accelerate": (1, 10),
-    "click": (8, 1),
-    "diffusers": (0, 38),
-    "peft": (0, 18),
-    "psutil": (5, 9),
-    "pydantic": (2, 9),
-    "rich": (13, 0),
-    "safetensors": (0, 5),
-    "scipy": (1, 13),
-    "pyyaml": (6, 0),
-}
-"""Distributions that the nodes import, and their oldest version (major, minor)."""
-MOVED_BY_NOBODY = ("torch", "transformers", "numpy")
-"""ComfyUI's own: reported when they are too old, never installed by this pack."""
+COMFYUIS_OWN = ("torch", "transformers", "numpy", "scipy", "pillow", "pyyaml", "pydantic", "safetensors", "psutil")
+COMFYUIS_OWN += ("huggingface-hub", "tokenizers")  # which transformers brings
+"""What comes with ComfyUI: reported when too old, never named in ``requirements.txt``, which has the rest."""
+HARNESS_ONLY = ("jinja2", "markupsafe", "matplotlib")
+"""Dependencies that only ``dgpo-bench`` imports."""
 
 _PROBE = """
 import importlib.metadata, json, sys
@@ -67,7 +54,8 @@ def install(comfyui: Path, python: Path | None = None) -> Report:
     """
     version = _comfyui_version(comfyui)
     interpreter = python or _interpreter(comfyui)
-    running, found = _probe(interpreter)
+    needed = needs()
+    running, found = _probe(interpreter, list(needed))
     link = _link(comfyui / "custom_nodes" / NAME)
     rows = [
         ("ComfyUI", f"{version} in {comfyui}" + ("" if version == TESTED else f" (tested with {TESTED})")),
@@ -77,17 +65,35 @@ def install(comfyui: Path, python: Path | None = None) -> Report:
     problems = []
     if running < OLDEST_PYTHON:
         problems.append(f"python {'.'.join(map(str, running))} is too old, the nodes need 3.10")
-    too_old = [name for name, oldest in NEEDS.items() if name in found and _numbers(found[name]) < oldest]
-    missing = [name for name in NEEDS if name not in found]
-    rows.append(("packages", f"{len(NEEDS) - len(missing) - len(too_old)} of {len(NEEDS)} as needed"))
+    too_old = [name for name, oldest in needed.items() if name in found and _numbers(found[name]) < oldest]
+    missing = [name for name in needed if name not in found]
+    rows.append(("packages", f"{len(needed) - len(missing) - len(too_old)} of {len(needed)} as needed"))
     for name in too_old:
-        oldest = ".".join(map(str, NEEDS[name]))
-        whose = ", which is ComfyUI's own: upgrade it there" if name in MOVED_BY_NOBODY else ""
+        oldest = ".".join(map(str, needed[name]))
+        whose = ", which is ComfyUI's own: upgrade it there" if name in COMFYUIS_OWN else ""
         problems.append(f"{name} {found[name]} is older than {oldest}{whose}")
     if missing:
         command = f"{interpreter} -m pip install --requirement {ROOT / 'requirements.txt'}"
         problems.append(f"not installed: {', '.join(missing)}; {command}")
     return Report(rows, problems)
+
+
+def needs() -> dict[str, tuple[int, ...]]:
+    """The distributions that the nodes import and their oldest versions, from ``pyproject.toml``, where they are kept.
+
+    Read from the text: the pack is always a clone, which may be newer than what was installed of it, and Python 3.10
+    has no parser for the format.
+
+    Raises:
+        UserError: this is no clone.
+    """
+    try:
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{ROOT}: holds no pyproject.toml; clone the repository, it is the pack") from error
+    block = text.partition("\ndependencies = [\n")[2].partition("\n]\n")[0]
+    bounds = dict(re.findall(r'^ *"([a-z0-9-]+)>=([0-9.]+)",$', block, re.MULTILINE))
+    return {name: _numbers(oldest) for name, oldest in bounds.items() if name not in HARNESS_ONLY}
 
 
 def _comfyui_version(folder: Path) -> str:
@@ -111,9 +117,9 @@ def _interpreter(comfyui: Path) -> Path:
     return next((place for place in places if place.is_file()), Path(sys.executable))
 
 
-def _probe(python: Path) -> tuple[tuple[int, ...], dict[str, str]]:
+def _probe(python: Path, names: list[str]) -> tuple[tuple[int, ...], dict[str, str]]:
     try:
-        done = subprocess.run([python, "-c", _PROBE, *NEEDS], capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
+        done = subprocess.run([python, "-c", _PROBE, *names], capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
         answer = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise UserError(f"{python}: does not run as a python ({error}); name ComfyUI's with --python") from error
@@ -141,5 +147,5 @@ def _link(place: Path) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """(major, minor)."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    """(major, minor, ...), at most three, of the release alone."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -91,7 +91,7 @@ def test_a_groups_images_share_their_prompts_memory() -> None:
 
 
 @needs_bf16
-@pytest.mark.slow
+@pytest.mark.fast
 def test_a_quantized_base_trains_and_its_adapter_is_a_plain_one(tmp_path: Path) -> None:
     from rich.console import Console
 

@@ -1,0 +1,83 @@
+"""The oldest versions of what is needed: kept in pyproject.toml, and everywhere else the same."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from dgpo_plugin.comfy import COMFYUIS_OWN, HARNESS_ONLY, ROOT, needs
+
+pytestmark = pytest.mark.fast
+
+LINTERS = {"mypy", "pre-commit", "ruff", "types-pyyaml"}
+NEEDS_A_GPU = {"bitsandbytes"}
+MODULES = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+"""Distributions that are called other than what is imported of them."""
+
+
+def declared(*extras: str) -> dict[str, str]:
+    """name -> oldest version, from pyproject.toml as its parser reads it."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    pairs = [line.partition(">=") for listed in lists for line in listed if not line.startswith("dgpo-plugin[")]
+    return {name.lower(): oldest for name, _, oldest in pairs}
+
+
+def lines(name: str) -> list[str]:
+    return [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Without the zeros at the end, which mean nothing."""
+    return tuple(map(int, re.sub(r"(\.0)+$", "", version).split(".")))
+
+
+def test_what_the_nodes_need_is_what_the_library_needs() -> None:
+    expected = {name: numbers(oldest) for name, oldest in declared().items() if name not in HARNESS_ONLY}
+    assert {name: numbers(".".join(map(str, oldest))) for name, oldest in needs().items()} == expected
+    assert set(COMFYUIS_OWN) <= set(expected)
+
+
+def test_comfyuis_requirements_are_those_that_it_does_not_bring() -> None:
+    """So installing them names none of ComfyUI's own, and nothing is missing."""
+    beside = {name for name in needs() if name not in COMFYUIS_OWN}
+    assert lines("requirements.txt") == [f"{name}>={oldest}" for name, oldest in declared().items() if name in beside]
+
+
+def test_every_lower_bound_is_the_version_that_the_tests_run_at() -> None:
+    lowest = dict(line.split("==") for line in lines("constraints-lowest.txt"))
+    bounds = declared("rewards", "quantization", "test", "dev")
+    assert all(bounds.values()), "a dependency without a lower bound cannot be run at it"
+    for name, oldest in bounds.items():
+        if name not in LINTERS | NEEDS_A_GPU:
+            assert numbers(lowest[name]) == numbers(oldest), name
+
+
+def test_the_tests_at_the_lower_bounds_have_the_torch_of_all_others() -> None:
+    assert [line for line in lines("constraints.txt") if line.startswith("torch==")] == [
+        line for line in lines("constraints-lowest.txt") if line.startswith("torch==")
+    ]
+
+
+@pytest.mark.parametrize("package", ["dgpo_plugin", "bench"])
+def test_every_package_that_is_imported_is_declared(package: str) -> None:
+    known = {*declared("rewards", "quantization", "test"), *sys.stdlib_module_names, "dgpo_plugin", "dgpo_bench"}
+    for file in (ROOT / package).rglob("*.py"):
+        for name in imported(file):
+            assert MODULES.get(name, name) in known, f"{file}: {name}"
+
+
+def imported(file: Path) -> set[str]:
+    """Top names of the modules that a file imports anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
