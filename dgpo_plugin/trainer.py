@@ -225,7 +225,9 @@ class Trainer:
         parameters = self.policy.parameters
         if self.processes.count > 1:
             self._sum_gradients()
-        if not any(bool(parameter.grad.any()) for parameter in parameters if parameter.grad is not None):
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # The largest entry of all of them, read once: a question to each parameter would wait for the device each time.
+        if not grads or not bool(torch.nn.utils.get_total_norm(grads, float("inf"))):
             self.optimizer.zero_grad(set_to_none=True)
             return 0.0
         scaler = self.accelerator.scaler

@@ -58,10 +58,15 @@ def begin(
     return sigmas, noise * policy.model.initial_scale(sigmas[0])
 
 
-def average(totals: Metrics, count: int, processes: Processes, device: torch.device) -> Metrics:
-    """What all processes' sums come to, a mean over ``count``."""
-    summed = processes.sum(torch.tensor(list(totals.values()), device=device))
-    return dict(zip(totals, (summed / count).tolist(), strict=True))
+def totals(device: torch.device, *names: str) -> dict[str, Tensor]:
+    """Sums to add up where the numbers are; reading one for each micro-batch would wait for the device each time."""
+    return {name: torch.zeros((), device=device) for name in names}
+
+
+def average(sums: dict[str, Tensor], count: int, processes: Processes) -> Metrics:
+    """What all processes' sums come to, a mean over ``count``; the one time that they are read."""
+    summed = processes.sum(torch.stack(list(sums.values())))
+    return dict(zip(sums, (summed / count).tolist(), strict=True))
 
 
 class Algorithm(Protocol):
