@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dgpo_plugin.advantages import aggregate
 from dgpo_plugin.algorithms import Draw, make_algorithm
-from dgpo_plugin.config import RunConfig
+from dgpo_plugin.config import RunConfig, TrainingConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models import load_model
@@ -251,10 +251,9 @@ class Trainer:
             return 0.0
         self.algorithm.after_step(self.policy, self.steps)
         self.steps += 1
-        if self.steps % self.config.training.ema_every == 0:
-            # Warm-up: early averages must not be ruled by the untrained start (DESIGN section 4.6).
-            decay = min(self.config.training.ema_decay, (1 + self.steps) / (10 + self.steps))
-            move_towards(self.evaluation_weights, self.policy.parameters, decay)
+        kept = average_kept(self.config.training, self.steps)
+        if kept < 1:
+            move_towards(self.evaluation_weights, self.policy.parameters, kept)
         return norm
 
     def _sum_gradients(self) -> None:
@@ -331,6 +330,14 @@ class Trainer:
                 }
         self.iteration, self.steps = iteration, steps
         self.algorithm.resume(steps)
+
+
+def average_kept(training: TrainingConfig, steps: int) -> float:
+    """The share of the evaluation weights' average that stays after optimizer step number ``steps`` (from 1)."""
+    if (steps + 1) % training.ema_every:
+        return 1.0
+    # Warm-up: early averages must not be ruled by the untrained start.
+    return min(training.ema_decay, (1 + steps) / (10 + steps)) ** training.ema_repeats
 
 
 def _check_layout(config: RunConfig, processes: int) -> None:

@@ -104,7 +104,7 @@ class DGPO:
         self, policy: Policy, conditioning: Conditioning, images: Tensor, group_size: int, draw: Draw
     ) -> Rollout:
         sigmas, noise = begin(policy, self._rollout, images, group_size, draw)
-        from_old = self._steps_done >= self.config.old_policy_after and not self._old_is_policy
+        from_old = self._steps_done > self.config.old_policy_after and not self._old_is_policy
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
             return policy.velocity(x, sigma, conditioning, self.config.rollout_guidance)
