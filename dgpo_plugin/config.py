@@ -48,12 +48,16 @@ class LoraConfig(_Config):
     """The adapter.
 
     Attributes:
+        init: what lora_A starts from (lora_B is 0): ``kaiming``, uniform within 1 / sqrt(inputs), peft's default; or
+            ``gaussian``, normal with standard deviation 1 / rank, peft's ``init_lora_weights="gaussian"``, as in DGPO's
+            released code.
         target_modules: null for the model family's attention projections.
         license: under which it is passed on, for its card; empty for none stated. The base model's terms may bind it.
     """
 
     rank: int = Field(64, ge=1)
     alpha: float = Field(128, gt=0)
+    init: Literal["kaiming", "gaussian"] = "kaiming"
     target_modules: tuple[str, ...] | None = None
     license: str = ""
 

@@ -58,7 +58,10 @@ class Policy:
             raise UserError(f"lora.target_modules: no linear layer of the denoiser ends with any of {list(targets)}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
-            lora = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=found)
+            start = "gaussian" if config.init == "gaussian" else True  # peft's word for its default, Kaiming's
+            lora = peft.LoraConfig(
+                r=config.rank, lora_alpha=config.alpha, target_modules=found, init_lora_weights=start
+            )
             if all(type(model.denoiser.get_submodule(name)) is nn.Linear for name in found):
                 lora._register_custom_module({nn.Linear: AdapterLinear})
             peft.inject_adapter_in_model(lora, model.denoiser, adapter_name=ADAPTER)
