@@ -124,6 +124,11 @@ class DGPOConfig(_Config):
         clip: half-width c of the trust region on exp(d_old - d); null for none (saves the old policy's pass).
         timesteps: M, sampler steps trained on in an iteration, drawn without replacement.
         noisiest_steps: K, the steps they are drawn from.
+        t_min: instead of sampler steps, train on M flow times drawn uniformly from [t_min, the rollout's first sigma],
+            as in the paper's algorithm 1; ``noisiest_steps`` then has no say. Its authors name shift(0.3) and
+            shift(0.4), .5625 and .6667 at shift 3. Null for sampler steps, as in the released code.
+        text_dropout: share of prompt groups, drawn anew for each timestep, that are trained on the empty prompt instead
+            of their own, under policy, old policy and reference alike; the paper's is 0.05, the released code has none.
         old_policy_after: the rollout comes from the old policy in iterations that begin after more optimizer steps than
             this (the released code's ``>``: at 200, from the first iteration that begins with 201 of them done).
         reference: what d_ref is measured under: the frozen base, or the old policy (TDM-R1).
@@ -138,6 +143,8 @@ class DGPOConfig(_Config):
     clip: float | None = Field(1e-2, gt=0)
     timesteps: int = Field(4, ge=1)
     noisiest_steps: int = Field(5, ge=1)
+    t_min: float | None = Field(None, ge=0, lt=1)
+    text_dropout: float = Field(0.0, ge=0, lt=1)
     old_policy_after: int = Field(500, ge=0)
     advantage_std: AdvantageStd = "group"
     reference: Literal["base", "old_policy"] = "base"
@@ -146,7 +153,7 @@ class DGPOConfig(_Config):
 
     @model_validator(mode="after")
     def _timesteps_fit(self) -> DGPOConfig:
-        if self.timesteps > self.noisiest_steps:
+        if self.t_min is None and self.timesteps > self.noisiest_steps:
             raise ValueError(f"timesteps ({self.timesteps}) cannot exceed noisiest_steps ({self.noisiest_steps})")
         return self
 
@@ -317,8 +324,9 @@ class RunConfig(_Config):
 
     @model_validator(mode="after")
     def _steps_reach(self) -> RunConfig:
+        from_steps = getattr(self.algorithm, "t_min", None) is None
         need = {
-            "dgpo": ("noisiest_steps", getattr(self.algorithm, "noisiest_steps", 0)),
+            "dgpo": ("noisiest_steps", getattr(self.algorithm, "noisiest_steps", 0) if from_steps else 2),
             "flow-grpo": ("steps", 2),
             "flow-grpo-fast": ("window_range", getattr(self.algorithm, "window_range", 0) + 1),
         }

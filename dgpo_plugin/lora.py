@@ -43,6 +43,7 @@ class Policy:
 
     Attributes:
         model: the base; its own weights stay frozen.
+        unconditional: the empty prompt's conditioning, one row.
         names: the adapter's parameters, ``<module>.lora_A`` / ``<module>.lora_B``.
         parameters: in the order of ``names``, float32.
         denoiser_evaluations: images through the denoiser so far; a forward counts 1, a backward 2.
@@ -71,7 +72,7 @@ class Policy:
         self.names = [name.replace(f".{ADAPTER}.weight", "") for name in trainable]
         self.parameters: list[nn.Parameter] = list(trainable.values())
         self._layers = [m for m in model.denoiser.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
-        self._unconditional = (unconditional or model.encode([""])).on(model.device)
+        self.unconditional = (unconditional or model.encode([""])).on(model.device)
         self.denoiser_evaluations = 0
         self.differentiated = 0
 
@@ -86,7 +87,7 @@ class Policy:
             passes *= 3
             self.differentiated += passes
         self.denoiser_evaluations += passes
-        return guided_velocity(self.model, latents, sigma, conditioning, self._unconditional, guidance)
+        return guided_velocity(self.model, latents, sigma, conditioning, self.unconditional, guidance)
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:

@@ -45,8 +45,15 @@ class Draw:
 
     def choose(self, count: int, among: int, *purpose: int | str) -> list[int]:
         """``count`` of ``range(among)`` without replacement, in rising order."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.iteration, *purpose))
-        return sorted(torch.randperm(among, generator=generator)[:count].tolist())
+        return sorted(torch.randperm(among, generator=self._generator(*purpose))[:count].tolist())
+
+    def uniform(self, count: int, *purpose: int | str) -> list[float]:
+        """``count`` numbers in [0, 1)."""
+        drawn: list[float] = torch.rand(count, generator=self._generator(*purpose), dtype=torch.float64).tolist()
+        return drawn
+
+    def _generator(self, *purpose: int | str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, self.iteration, *purpose))
 
 
 def begin(

@@ -15,6 +15,7 @@ from torch import Tensor
 from dgpo_plugin.advantages import AdvantageStd
 from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average, begin, totals
 from dgpo_plugin.config import DGPOConfig, RolloutConfig
+from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.processes import Processes
@@ -128,10 +129,10 @@ class DGPO:
         places = rollout.places(group_size).to(device)
         groups, own_advantages = places // group_size, advantages.flatten()[places]
         total = totals(device, "loss", "kl", "clip_fraction", "group_weight")
-        chosen = draw.choose(config.timesteps, config.noisiest_steps, "timesteps")
-        count = len(chosen) * advantages.numel()
-        for step in chosen:
-            noised = self._noise(policy, rollout, step, group_size, draw)
+        times = self._times(rollout.sigmas, draw)
+        count = len(times) * advantages.numel()
+        for number, sigma in times.items():
+            noised = self._noise(policy, rollout, number, sigma, group_size, draw)
             frozen = [self._measure_frozen(policy, noised, rows) for rows in batches]
             # The group's weight needs every d of the group before any gradient: a first pass without one, which a
             # single micro-batch saves by using the pass it differentiates.
@@ -171,15 +172,33 @@ class DGPO:
         rows = [row for row, group in enumerate(groups) if moving[group]]
         return micro_batches(torch.tensor(rows, dtype=torch.int64, device=advantages.device), self._micro_batch_size)
 
-    @staticmethod
-    def _noise(policy: Policy, rollout: Rollout, step: int, group_size: int, draw: Draw) -> _Noised:
-        sigma, shape = rollout.sigmas[step], rollout.latents.shape[1:]
+    def _times(self, sigmas: list[float], draw: Draw) -> dict[int, float]:
+        """The flow times to train on, the same for every image, each by the number that its noise is drawn with."""
+        config = self.config
+        if config.t_min is None:
+            chosen = draw.choose(config.timesteps, config.noisiest_steps, "timesteps")
+            return {step: sigmas[step] for step in chosen}
+        if config.t_min >= sigmas[0]:
+            raise UserError(f"algorithm.t_min {config.t_min}: the rollout starts at {sigmas[0]:.4f}; set it lower")
+        drawn = draw.uniform(config.timesteps, "timesteps")
+        return {number: sigmas[0] - u * (sigmas[0] - config.t_min) for number, u in enumerate(drawn)}
+
+    def _noise(
+        self, policy: Policy, rollout: Rollout, number: int, sigma: float, group_size: int, draw: Draw
+    ) -> _Noised:
+        shape = rollout.latents.shape[1:]
         # One noise for a whole prompt group: its images then differ in the picture alone.
-        noise = draw.group_noise(shape, rollout.images, group_size, "training noise", step).to(rollout.latents)
+        noise = draw.group_noise(shape, rollout.images, group_size, "training noise", number).to(rollout.latents)
         # The matching error is that of the model's own prediction: its velocity's, times a weight.
         unit = policy.model.error_weight(sigma) ** 0.5
         noisy, target = (1 - sigma) * rollout.latents + sigma * noise, unit * (noise - rollout.latents)
-        return _Noised(noisy, target, sigma, unit, rollout.conditioning)
+        conditioning = rollout.conditioning
+        if self.config.text_dropout > 0:
+            groups = [n // group_size for n in rollout.images.tolist()]
+            lost = {g for g in set(groups) if draw.uniform(1, "text dropout", number, g)[0] < self.config.text_dropout}
+            dropped = torch.tensor([group in lost for group in groups], dtype=torch.bool, device=noisy.device)
+            conditioning = conditioning.replaced(dropped, policy.unconditional)
+        return _Noised(noisy, target, sigma, unit, conditioning)
 
     @torch.no_grad()
     def _measure_frozen(self, policy: Policy, noised: _Noised, rows: Tensor) -> _Frozen:

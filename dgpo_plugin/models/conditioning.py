@@ -53,6 +53,12 @@ class Conditioning:
         used, place = torch.unique(self._rows, return_inverse=True)
         return Conditioning({name: tensor[used].to(device) for name, tensor in self.table.items()}, place.to(device))
 
+    def replaced(self, where: Tensor, row: Conditioning) -> Conditioning:
+        """Another text's one row in the place of those that ``where``, (N,), boolean, is true for."""
+        last = len(next(iter(self.table.values())))
+        table = {name: torch.cat([tensor, row.tensors[name]]) for name, tensor in self.table.items()}
+        return Conditioning(table, self._index.masked_fill(where, last))
+
     @staticmethod
     def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
         """One after the other; parts of one table stay in it."""
