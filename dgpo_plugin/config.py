@@ -54,12 +54,16 @@ class LoraConfig(_Config):
     """The adapter.
 
     Attributes:
+        init: what lora_A starts from (lora_B is 0): ``kaiming``, uniform within 1 / sqrt(inputs), peft's default; or
+            ``gaussian``, normal with standard deviation 1 / rank, peft's ``init_lora_weights="gaussian"``, as in DGPO's
+            released code.
         target_modules: null for the model family's attention projections.
         license: under which it is passed on, for its card; empty for none stated. The base model's terms may bind it.
     """
 
     rank: int = Field(64, ge=1)
     alpha: float = Field(128, gt=0)
+    init: Literal["kaiming", "gaussian"] = "kaiming"
     target_modules: tuple[str, ...] | None = None
     license: str = ""
 
@@ -130,7 +134,13 @@ class DGPOConfig(_Config):
         clip: half-width c of the trust region on exp(d_old - d); null for none (saves the old policy's pass).
         timesteps: M, sampler steps trained on in an iteration, drawn without replacement.
         noisiest_steps: K, the steps they are drawn from.
-        old_policy_after: optimizer steps after which the rollout comes from the old policy.
+        t_min: instead of sampler steps, train on M flow times drawn uniformly from [t_min, the rollout's first sigma],
+            as in the paper's algorithm 1; ``noisiest_steps`` then has no say. Its authors name shift(0.3) and
+            shift(0.4), .5625 and .6667 at shift 3. Null for sampler steps, as in the released code.
+        text_dropout: share of prompt groups, drawn anew for each timestep, that are trained on the empty prompt instead
+            of their own, under policy, old policy and reference alike; the paper's is 0.05, the released code has none.
+        old_policy_after: the rollout comes from the old policy in iterations that begin after more optimizer steps than
+            this (the released code's ``>``: at 200, from the first iteration that begins with 201 of them done).
         reference: what d_ref is measured under: the frozen base, or the old policy (TDM-R1).
         rollout_guidance: classifier-free guidance when sampling; 1 is none.
         reference_guidance: guidance of the frozen base's velocity; 1 is none.
@@ -143,6 +153,8 @@ class DGPOConfig(_Config):
     clip: float | None = Field(1e-2, gt=0)
     timesteps: int = Field(4, ge=1)
     noisiest_steps: int = Field(5, ge=1)
+    t_min: float | None = Field(None, ge=0, lt=1)
+    text_dropout: float = Field(0.0, ge=0, lt=1)
     old_policy_after: int = Field(500, ge=0)
     advantage_std: AdvantageStd = "group"
     reference: Literal["base", "old_policy"] = "base"
@@ -151,7 +163,7 @@ class DGPOConfig(_Config):
 
     @model_validator(mode="after")
     def _timesteps_fit(self) -> DGPOConfig:
-        if self.timesteps > self.noisiest_steps:
+        if self.t_min is None and self.timesteps > self.noisiest_steps:
             raise ValueError(f"timesteps ({self.timesteps}) cannot exceed noisiest_steps ({self.noisiest_steps})")
         return self
 
@@ -217,6 +229,11 @@ class TrainingConfig(_Config):
             far less memory, a third more time, the same result.
         updates_per_iteration: optimizer steps an iteration; the prompt groups are split evenly among them.
         decay: how the learning rate falls over the run: not at all, or along a line to nothing.
+        ema_decay: of the evaluation weights' moving average; after s optimizer steps at most (1 + s) / (10 + s).
+        ema_every: optimizer steps between two refreshes of it; the first is one step early (after 7, 15, 23, ... for
+            8), as in the released codes.
+        ema_repeats: times that a refresh is done at once. DGPO's released code does it once for every batch that a
+            process cuts an iteration into: 2 in its GenEval and OCR settings, 4 in PickScore's.
     """
 
     seed: int = Field(0, ge=0)
@@ -232,6 +249,7 @@ class TrainingConfig(_Config):
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.9, ge=0, lt=1)
     ema_every: int = Field(8, ge=1)
+    ema_repeats: int = Field(1, ge=1)
 
     @property
     def images(self) -> int:
@@ -324,8 +342,9 @@ class RunConfig(_Config):
 
     @model_validator(mode="after")
     def _steps_reach(self) -> RunConfig:
+        from_steps = getattr(self.algorithm, "t_min", None) is None
         need = {
-            "dgpo": ("noisiest_steps", getattr(self.algorithm, "noisiest_steps", 0)),
+            "dgpo": ("noisiest_steps", getattr(self.algorithm, "noisiest_steps", 0) if from_steps else 2),
             "flow-grpo": ("steps", 2),
             "flow-grpo-fast": ("window_range", getattr(self.algorithm, "window_range", 0) + 1),
         }

@@ -43,6 +43,7 @@ class Policy:
 
     Attributes:
         model: the base; its own weights stay frozen.
+        unconditional: the empty prompt's conditioning, one row.
         names: the adapter's parameters, ``<module>.lora_A`` / ``<module>.lora_B``.
         parameters: in the order of ``names``, float32.
         denoiser_evaluations: images through the denoiser so far; a forward counts 1, a backward 2.
@@ -58,7 +59,10 @@ class Policy:
             raise UserError(f"lora.target_modules: no linear layer of the denoiser ends with any of {list(targets)}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
-            lora = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=found)
+            start = "gaussian" if config.init == "gaussian" else True  # peft's word for its default, Kaiming's
+            lora = peft.LoraConfig(
+                r=config.rank, lora_alpha=config.alpha, target_modules=found, init_lora_weights=start
+            )
             if all(type(model.denoiser.get_submodule(name)) is nn.Linear for name in found):
                 lora._register_custom_module({nn.Linear: AdapterLinear})
             peft.inject_adapter_in_model(lora, model.denoiser, adapter_name=ADAPTER)
@@ -68,7 +72,7 @@ class Policy:
         self.names = [name.replace(f".{ADAPTER}.weight", "") for name in trainable]
         self.parameters: list[nn.Parameter] = list(trainable.values())
         self._layers = [m for m in model.denoiser.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
-        self._unconditional = (unconditional or model.encode([""])).on(model.device)
+        self.unconditional = (unconditional or model.encode([""])).on(model.device)
         self.denoiser_evaluations = 0
         self.differentiated = 0
 
@@ -83,7 +87,7 @@ class Policy:
             passes *= 3
             self.differentiated += passes
         self.denoiser_evaluations += passes
-        return guided_velocity(self.model, latents, sigma, conditioning, self._unconditional, guidance)
+        return guided_velocity(self.model, latents, sigma, conditioning, self.unconditional, guidance)
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dgpo_plugin.advantages import aggregate
 from dgpo_plugin.algorithms import Draw, make_algorithm
-from dgpo_plugin.config import RunConfig
+from dgpo_plugin.config import RunConfig, TrainingConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models import load_model
@@ -228,7 +228,9 @@ class Trainer:
         parameters = self.policy.parameters
         if self.processes.count > 1:
             self._sum_gradients()
-        if not any(bool(parameter.grad.any()) for parameter in parameters if parameter.grad is not None):
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # The largest entry of all of them, read once: a question to each parameter would wait for the device each time.
+        if not grads or not bool(torch.nn.utils.get_total_norm(grads, float("inf"))):
             self.optimizer.zero_grad(set_to_none=True)
             return 0.0
         scaler = self.accelerator.scaler
@@ -252,10 +254,9 @@ class Trainer:
             return 0.0
         self.algorithm.after_step(self.policy, self.steps)
         self.steps += 1
-        if self.steps % self.config.training.ema_every == 0:
-            # Warm-up: early averages must not be ruled by the untrained start (DESIGN section 4.6).
-            decay = min(self.config.training.ema_decay, (1 + self.steps) / (10 + self.steps))
-            move_towards(self.evaluation_weights, self.policy.parameters, decay)
+        kept = average_kept(self.config.training, self.steps)
+        if kept < 1:
+            move_towards(self.evaluation_weights, self.policy.parameters, kept)
         return norm
 
     def _sum_gradients(self) -> None:
@@ -355,6 +356,14 @@ def settle_precision(
         problem = str(error)
     processes.fail_together(problem)
     return config.model_copy(update={"model": model})
+
+
+def average_kept(training: TrainingConfig, steps: int) -> float:
+    """The share of the evaluation weights' average that stays after optimizer step number ``steps`` (from 1)."""
+    if (steps + 1) % training.ema_every:
+        return 1.0
+    # Warm-up: early averages must not be ruled by the untrained start.
+    return min(training.ema_decay, (1 + steps) / (10 + steps)) ** training.ema_repeats
 
 
 def _check_layout(config: RunConfig, processes: int) -> None:

@@ -46,8 +46,15 @@ class Draw:
 
     def choose(self, count: int, among: int, *purpose: int | str) -> list[int]:
         """``count`` of ``range(among)`` without replacement, in rising order."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.iteration, *purpose))
-        return sorted(torch.randperm(among, generator=generator)[:count].tolist())
+        return sorted(torch.randperm(among, generator=self._generator(*purpose))[:count].tolist())
+
+    def uniform(self, count: int, *purpose: int | str) -> list[float]:
+        """``count`` numbers in [0, 1)."""
+        drawn: list[float] = torch.rand(count, generator=self._generator(*purpose), dtype=torch.float64).tolist()
+        return drawn
+
+    def _generator(self, *purpose: int | str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, self.iteration, *purpose))
 
 
 def begin(
@@ -59,10 +66,15 @@ def begin(
     return sigmas, noise * policy.model.initial_scale(sigmas[0])
 
 
-def average(totals: Metrics, count: int, processes: Processes, device: torch.device) -> Metrics:
-    """What all processes' sums come to, a mean over ``count``."""
-    summed = processes.sum(torch.tensor(list(totals.values()), device=device))
-    return dict(zip(totals, (summed / count).tolist(), strict=True))
+def totals(device: torch.device, *names: str) -> dict[str, Tensor]:
+    """Sums to add up where the numbers are; reading one for each micro-batch would wait for the device each time."""
+    return {name: torch.zeros((), device=device) for name in names}
+
+
+def average(sums: dict[str, Tensor], count: int, processes: Processes) -> Metrics:
+    """What all processes' sums come to, a mean over ``count``; the one time that they are read."""
+    summed = processes.sum(torch.stack(list(sums.values())))
+    return dict(zip(sums, (summed / count).tolist(), strict=True))
 
 
 class Algorithm(Protocol):

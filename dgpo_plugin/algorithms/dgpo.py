@@ -7,22 +7,20 @@ differentiates, micro-batch by micro-batch and still with the whole group's exac
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dgpo_plugin.advantages import AdvantageStd
-from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average, begin
+from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average, begin, totals
 from dgpo_plugin.config import DGPOConfig, RolloutConfig
+from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.processes import Processes
 from dgpo_plugin.rollout import Rollout, micro_batches
 from dgpo_plugin.samplers.ode import Schedule, sample_ode
-
-_Predict = Callable[..., Tensor]
 
 
 def matching_error(predicted: Tensor, target: Tensor) -> Tensor:
@@ -55,6 +53,28 @@ def dgpo_loss(error: Tensor, weight: Tensor, advantages: Tensor, is_clipped: Ten
     """
     kept = torch.where(is_clipped, error.detach(), error)
     return weight.detach() * advantages * kept
+
+
+@dataclass(frozen=True)
+class _Noised:
+    """This process's images at one flow time, N of them.
+
+    Attributes:
+        latents: noisy, (N, ...).
+        target: the velocity to predict, times ``unit``, (N, ...).
+        unit: the error of the model's own prediction over that of its velocity, of which the matching error is the
+            square.
+    """
+
+    latents: Tensor
+    target: Tensor
+    sigma: float
+    unit: float
+    conditioning: Conditioning
+
+    def predict(self, policy: Policy, rows: Tensor, guidance: float = 1.0) -> Tensor:
+        asked = self.conditioning[rows]
+        return self.unit * policy.velocity(self.latents[rows], self.sigma, asked, guidance)
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,7 @@ class DGPO:
         self, policy: Policy, conditioning: Conditioning, images: Tensor, group_size: int, draw: Draw
     ) -> Rollout:
         sigmas, noise = begin(policy, self._rollout, self._schedule, images, group_size, draw)
-        from_old = self._steps_done >= self.config.old_policy_after and not self._old_is_policy
+        from_old = self._steps_done > self.config.old_policy_after and not self._old_is_policy
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
             return policy.velocity(x, sigma, conditioning, self.config.rollout_guidance)
@@ -109,47 +129,32 @@ class DGPO:
         backward: Backward,
         processes: Processes,
     ) -> Metrics:
-        config = self.config
-        total = dict.fromkeys(("loss", "kl", "clip_fraction", "group_weight"), 0.0)
+        config, device = self.config, rollout.latents.device
         group_size = advantages.shape[1]
-        places = rollout.places(group_size)
-        own_advantages = advantages.flatten()[places]
-        chosen = draw.choose(config.timesteps, config.noisiest_steps, "timesteps")
-        count = len(chosen) * advantages.numel()
-        # A group of equal rewards moves nothing; only the KL term would still need it.
-        needed = (advantages != 0).any(1)[places // group_size] | (config.kl_weight > 0) | processes.lockstep
-        batches = micro_batches(needed.nonzero().flatten(), self._micro_batch_size)
-        shape = rollout.latents.shape[1:]
-        for step in chosen:
-            sigma = rollout.sigmas[step]
-            # One noise for a whole prompt group: its images then differ in the picture alone.
-            noise = draw.group_noise(shape, rollout.images, group_size, "training noise", step).to(rollout.latents)
-            # The matching error is that of the model's own prediction: its velocity's, times a weight.
-            unit = policy.model.error_weight(sigma) ** 0.5
-            noisy, target = (1 - sigma) * rollout.latents + sigma * noise, unit * (noise - rollout.latents)
-
-            def predict(
-                rows: Tensor, guidance: float = 1.0, x: Tensor = noisy, s: float = sigma, unit: float = unit
-            ) -> Tensor:
-                return unit * policy.velocity(x[rows], s, rollout.conditioning[rows], guidance)
-
-            frozen = [self._measure_frozen(policy, predict, target, rows) for rows in batches]
+        batches = self._batches(rollout, advantages, processes)
+        places = rollout.places(group_size).to(device)
+        groups, own_advantages = places // group_size, advantages.flatten()[places]
+        total = totals(device, "loss", "kl", "clip_fraction", "group_weight")
+        times = self._times(rollout.sigmas, draw)
+        count = len(times) * advantages.numel()
+        for number, sigma in times.items():
+            noised = self._noise(policy, rollout, number, sigma, group_size, draw)
+            frozen = [self._measure_frozen(policy, noised, rows) for rows in batches]
             # The group's weight needs every d of the group before any gradient: a first pass without one, which a
             # single micro-batch saves by using the pass it differentiates.
-            ahead = predict(batches[0]) if len(batches) == 1 else None
-            errors = target.new_zeros(len(target), 2)
+            ahead = noised.predict(policy, batches[0]) if len(batches) == 1 else None
+            errors = noised.target.new_zeros(len(places), 2)
             for rows, part in zip(batches, frozen, strict=True):
                 with torch.no_grad():
-                    predicted = predict(rows) if ahead is None else ahead
-                    errors[rows, 0] = matching_error(predicted, target[rows])
+                    predicted = noised.predict(policy, rows) if ahead is None else ahead
+                    errors[rows, 0] = matching_error(predicted, noised.target[rows])
                 errors[rows, 1] = part.reference_error
             everyone = processes.assemble(errors, places, advantages.numel())
             error, reference = everyone.T.reshape(2, *advantages.shape)
-            weight = group_weight(error, reference, advantages, config.beta)
-            weights = weight[places // group_size]
+            weights = group_weight(error, reference, advantages, config.beta)[groups]
             for rows, part in zip(batches, frozen, strict=True):
-                predicted = predict(rows) if ahead is None else ahead
-                own_error = matching_error(predicted, target[rows])
+                predicted = noised.predict(policy, rows) if ahead is None else ahead
+                own_error = matching_error(predicted, noised.target[rows])
                 out = torch.zeros_like(own_error, dtype=torch.bool)
                 if part.old_error is not None and config.clip is not None:
                     out = clipped(own_error.detach(), part.old_error, own_advantages[rows], config.clip)
@@ -157,33 +162,70 @@ class DGPO:
                 if part.base_velocity is not None:
                     kl = matching_error(predicted, part.base_velocity).sum()
                     loss = loss + config.kl_weight * kl
-                    total["kl"] += kl.item()
+                    total["kl"] += kl.detach()
                 backward(loss / count)
-                total["loss"] += loss.item()
-                total["clip_fraction"] += out.sum().item()
-            total["group_weight"] += weights.sum().item()
-        return average(total, count, processes, rollout.latents.device)
+                total["loss"] += loss.detach()
+                total["clip_fraction"] += out.sum()
+            total["group_weight"] += weights.sum()
+        return average(total, count, processes)
+
+    def _batches(self, rollout: Rollout, advantages: Tensor, processes: Processes) -> tuple[Tensor, ...]:
+        """Micro-batches of the rows to run; a group of equal rewards moves nothing, only the KL term would need it."""
+        group_size = advantages.shape[1]
+        groups = (rollout.places(group_size) // group_size).tolist()
+        everyone = self.config.kl_weight > 0 or processes.lockstep
+        moving = [True] * len(advantages) if everyone else (advantages != 0).any(1).tolist()
+        rows = [row for row, group in enumerate(groups) if moving[group]]
+        return micro_batches(torch.tensor(rows, dtype=torch.int64, device=advantages.device), self._micro_batch_size)
+
+    def _times(self, sigmas: list[float], draw: Draw) -> dict[int, float]:
+        """The flow times to train on, the same for every image, each by the number that its noise is drawn with."""
+        config = self.config
+        if config.t_min is None:
+            chosen = draw.choose(config.timesteps, config.noisiest_steps, "timesteps")
+            return {step: sigmas[step] for step in chosen}
+        if config.t_min >= sigmas[0]:
+            raise UserError(f"algorithm.t_min {config.t_min}: the rollout starts at {sigmas[0]:.4f}; set it lower")
+        drawn = draw.uniform(config.timesteps, "timesteps")
+        return {number: sigmas[0] - u * (sigmas[0] - config.t_min) for number, u in enumerate(drawn)}
+
+    def _noise(
+        self, policy: Policy, rollout: Rollout, number: int, sigma: float, group_size: int, draw: Draw
+    ) -> _Noised:
+        shape = rollout.latents.shape[1:]
+        # One noise for a whole prompt group: its images then differ in the picture alone.
+        noise = draw.group_noise(shape, rollout.images, group_size, "training noise", number).to(rollout.latents)
+        # The matching error is that of the model's own prediction: its velocity's, times a weight.
+        unit = policy.model.error_weight(sigma) ** 0.5
+        noisy, target = (1 - sigma) * rollout.latents + sigma * noise, unit * (noise - rollout.latents)
+        conditioning = rollout.conditioning
+        if self.config.text_dropout > 0:
+            groups = [n // group_size for n in rollout.images.tolist()]
+            lost = {g for g in set(groups) if draw.uniform(1, "text dropout", number, g)[0] < self.config.text_dropout}
+            dropped = torch.tensor([group in lost for group in groups], dtype=torch.bool, device=noisy.device)
+            conditioning = conditioning.replaced(dropped, policy.unconditional)
+        return _Noised(noisy, target, sigma, unit, conditioning)
 
     @torch.no_grad()
-    def _measure_frozen(self, policy: Policy, predict: _Predict, target: Tensor, rows: Tensor) -> _Frozen:
+    def _measure_frozen(self, policy: Policy, noised: _Noised, rows: Tensor) -> _Frozen:
         """Matching errors under the reference and the old policy; forwards whose result is known are skipped."""
-        config = self.config
+        config, target = self.config, noised.target[rows]
         old_error = base_velocity = None
         needs_old = config.clip is not None or config.reference == "old_policy"
         if needs_old and not self._old_is_policy:
             with policy.with_weights(self.old_weights):
-                old_error = matching_error(predict(rows), target[rows])
+                old_error = matching_error(noised.predict(policy, rows), target)
         elif config.reference == "old_policy":
-            old_error = matching_error(predict(rows), target[rows])
+            old_error = matching_error(noised.predict(policy, rows), target)
         if config.reference == "base" or config.kl_weight > 0:
             with policy.as_reference():
-                base_velocity = predict(rows, config.reference_guidance)
+                base_velocity = noised.predict(policy, rows, config.reference_guidance)
         if config.reference == "old_policy":
             assert old_error is not None
             reference_error = old_error
         else:
             assert base_velocity is not None
-            reference_error = matching_error(base_velocity, target[rows])
+            reference_error = matching_error(base_velocity, target)
         return _Frozen(reference_error, old_error, base_velocity if config.kl_weight > 0 else None)
 
     def after_step(self, policy: Policy, step: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.advantages import AdvantageStd
-from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average, begin
+from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average, begin, totals
 from dgpo_plugin.config import FlowGRPOConfig, FlowGRPOFastConfig, RolloutConfig
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.conditioning import Conditioning
@@ -105,13 +105,17 @@ class FlowGRPO:
     ) -> Metrics:
         config, trajectory = self.config, rollout.trajectory
         assert trajectory is not None
-        own_advantages = advantages.flatten()[rollout.places(advantages.shape[1])]
+        places = rollout.places(advantages.shape[1])
         # An image no better or worse than its group's mean moves nothing and is dropped, its KL term with it.
+        moves = [advantage != 0 for advantage in advantages.flatten().tolist()]
+        kept = [row for row, place in enumerate(places.tolist()) if moves[place] or processes.lockstep]
+        device = rollout.latents.device
+        batches = micro_batches(torch.tensor(kept, dtype=torch.int64, device=device), self._micro_batch_size)
+        own_advantages = advantages.flatten()[places.to(device)]
         moving = own_advantages != 0
-        batches = micro_batches((moving | processes.lockstep).nonzero().flatten(), self._micro_batch_size)
         reference_guidance = config.reference_guidance or config.guidance
-        total = dict.fromkeys(("loss", "kl", "clip_fraction", "ratio"), 0.0)
-        count = max(1, len(trajectory.steps) * int(advantages.count_nonzero()))
+        total = totals(device, "loss", "kl", "clip_fraction", "ratio")
+        count = max(1, len(trajectory.steps) * sum(moves))
         for index, step in enumerate(trajectory.steps):
             for rows in batches:
                 x, x_next = trajectory.noisy_latents[index][rows], trajectory.next_latents[index][rows]
@@ -127,12 +131,12 @@ class FlowGRPO:
                         base_mean = self._gaussian(x, base, rollout.sigmas, step).mean
                     kl = (kl_divergence(gaussian.mean, base_mean, gaussian.diffusion) * moving[rows]).sum()
                     loss = loss + config.kl_weight * kl
-                    total["kl"] += kl.item()
+                    total["kl"] += kl.detach()
                 backward(loss / count)
-                total["loss"] += loss.item()
-                total["ratio"] += (ratio.detach() * moving[rows]).sum().item()
-                total["clip_fraction"] += (((ratio.detach() - 1).abs() > config.clip) & moving[rows]).sum().item()
-        return average(total, count, processes, rollout.latents.device)
+                total["loss"] += loss.detach()
+                total["ratio"] += (ratio.detach() * moving[rows]).sum()
+                total["clip_fraction"] += (((ratio.detach() - 1).abs() > config.clip) & moving[rows]).sum()
+        return average(total, count, processes)
 
     def after_step(self, policy: Policy, step: int) -> None:
         """Nothing to keep: the old policy is the one that took the trajectory."""

@@ -130,7 +130,7 @@ def guided_velocity(
     """
     if guidance == 1:
         return model.velocity(latents, sigma, conditioning)
-    empty = unconditional[[0] * len(latents)]
+    empty = unconditional[torch.zeros(len(latents), dtype=torch.int64, device=latents.device)]
     both = Conditioning.concatenate([empty, conditioning])
     without, with_prompt = model.velocity(torch.cat([latents, latents]), sigma, both).chunk(2)
     return model.guided(without, with_prompt, guidance)

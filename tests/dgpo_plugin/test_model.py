@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from scipy import stats
 
 from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
 from dgpo_plugin.config_files import parse_config
@@ -237,6 +238,37 @@ def test_reference_and_copies_leave_the_policy_as_it_was(policy: Policy) -> None
 def test_lora_targets_that_match_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="lora.target_modules"):
         Policy(load_model(ModelConfig()), LoraConfig(target_modules=("attn.nope",)), seed=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("init", ["kaiming", "gaussian"])
+def test_the_adapter_starts_from_the_distribution_that_is_asked_for(init: str, precision: str) -> None:
+    """Kolmogorov-Smirnov over all layers together, each entry in units of its own distribution; B is 0."""
+    model = load_model(ModelConfig(precision=precision))
+    # Given an empty prompt's conditioning, it computes nothing, so that bf16 needs no processor that has it.
+    policy = Policy(model, LoraConfig(rank=16, alpha=32, init=init), seed=3, unconditional=model.blank_conditioning(1))
+    downs, other = [], {"kaiming": "gaussian", "gaussian": "kaiming"}[init]
+    for name, weight in zip(policy.names, policy.parameters, strict=True):
+        if name.endswith("lora_B"):
+            assert not weight.any()
+            continue
+        rank, inputs = weight.shape
+        # Kaiming's uniform with a = sqrt(5): its bound is sqrt(6 / ((1 + 5) inputs)).
+        unit = 1 / rank if init == "gaussian" else inputs**-0.5
+        downs.append(weight.detach().double().flatten() / unit)
+    drawn = torch.cat(downs)[:20_000].numpy()
+    laws = {"gaussian": stats.norm().cdf, "kaiming": stats.uniform(-1, 2).cdf}
+    assert stats.kstest(drawn, laws[init]).pvalue > 1e-3
+    assert stats.kstest(drawn, laws[other]).pvalue < 1e-9
+
+
+def test_the_adapters_start_is_seeded() -> None:
+    def start(seed: int) -> list[torch.Tensor]:
+        return Policy(load_model(ModelConfig()), LoraConfig(init="gaussian"), seed=seed).copy_weights()
+
+    first, again, other = start(0), start(0), start(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_denoiser_evaluations_are_counted(policy: Policy) -> None:

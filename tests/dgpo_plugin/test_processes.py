@@ -81,16 +81,19 @@ def rewards(folder: Path) -> list[tuple[float, ...]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("algorithm", "changes"),
+    ("algorithm", "changes", "counts"),
     [
-        ("dgpo", ["algorithm.clip=0.01", "algorithm.old_policy_after=3", "training.micro_batch_size=4"]),
-        ("flow-grpo", ["algorithm.name=flow-grpo", "algorithm.guidance=1"]),
+        ("dgpo", ["algorithm.clip=0.01", "algorithm.old_policy_after=3", "training.micro_batch_size=4"], (1, 2, 4)),
+        ("dgpo", ["algorithm.t_min=0.4", "algorithm.text_dropout=0.3"], (1, 2)),
+        ("flow-grpo", ["algorithm.name=flow-grpo", "algorithm.guidance=1"], (1, 2)),
     ],
 )
-def test_the_number_of_processes_changes_nothing(algorithm: str, changes: list[str], tmp_path: Path) -> None:
+def test_the_number_of_processes_changes_nothing(
+    algorithm: str, changes: list[str], counts: tuple[int, ...], tmp_path: Path
+) -> None:
     base = [c for c in ODD if algorithm == "dgpo" or not c.startswith("algorithm.")]
     folders = {}
-    for count in (1, 2, 4) if algorithm == "dgpo" else (1, 2):
+    for count in counts:
         folder = folders[count] = tmp_path / str(count) / "run"
         given = [p for c in (*base, *changes) for p in ("--set", c)]
         finish(launch(count, "train", "shapes", "--output", str(folder), *given))

@@ -85,6 +85,7 @@ def gradients(config: RunConfig, policy: Policy, rollout: Rollout, advantages: T
         ("dgpo", ["algorithm.kl_weight=0.5", "algorithm.clip=0.001"]),
         ("dgpo", ["algorithm.reference=old_policy", "algorithm.kl_weight=0.5"]),
         ("dgpo", ["algorithm.reference_guidance=3", "algorithm.rollout_guidance=2"]),
+        ("dgpo", ["algorithm.t_min=0.4", "algorithm.text_dropout=0.5", "algorithm.clip=0.001"]),
         ("flow-grpo", []),
         ("flow-grpo-fast", []),
     ],

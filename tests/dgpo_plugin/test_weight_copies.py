@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,8 @@ from torch import Tensor, nn
 from dgpo_plugin.algorithms.dgpo import DGPO
 from dgpo_plugin.config import DGPOConfig, RolloutConfig
 from dgpo_plugin.lora import move_towards
+from dgpo_plugin.trainer import Trainer
+from tests.dgpo_plugin.test_trainer import config_for
 
 pytestmark = pytest.mark.fast
 
@@ -81,3 +86,96 @@ def test_the_old_policy_over_many_steps() -> None:
         mu = step / 1000 if step < 300 else 0.3
         expected = [mu * old + (1 - mu) * p.detach() for old, p in zip(expected, policy.parameters, strict=True)]
     close(algorithm.old_weights, expected)
+
+
+def test_the_rollout_moves_to_the_old_policy_after_more_steps_than_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The released code asks for ``global_step > switch``, with the optimizer steps done before the iteration."""
+    trainer = Trainer(config_for("dgpo", "algorithm.old_policy_after=2", "training.iterations=5"))
+    algorithm, policy = trainer.algorithm, trainer.policy
+    assert isinstance(algorithm, DGPO)
+    plain, sample = policy.with_weights, algorithm.sample
+    used: list[Sequence[Tensor]] = []
+    from_old: list[tuple[int, bool]] = []
+
+    @contextlib.contextmanager
+    def with_weights(copy: Sequence[Tensor]) -> Iterator[None]:
+        used.append(copy)
+        with plain(copy):
+            yield
+
+    def watched(*arguments: object) -> object:
+        used.clear()
+        rollout = sample(*arguments)  # type: ignore[arg-type]
+        from_old.append((trainer.steps, any(copy is algorithm.old_weights for copy in used)))
+        return rollout
+
+    monkeypatch.setattr(policy, "with_weights", with_weights)
+    monkeypatch.setattr(algorithm, "sample", watched)
+    for _ in trainer.iterations():
+        pass
+    assert from_old == [(0, False), (1, False), (2, False), (3, True), (4, True)]
+
+
+# ---- the evaluation weights
+
+
+def released_average(weights: Sequence[float], batches: int, decay: float, every: int) -> list[float]:
+    """DGPO's released loop: an iteration is cut into batches and stepped after the last, and the average is asked to
+    refresh after each of them, with the steps done by then; it does so where they are one short of a multiple.
+
+    Args:
+        weights: the weight after each step, of a start of 0.
+
+    Returns:
+        The average after each iteration.
+    """
+    average, weight, steps, averages = 0.0, 0.0, 0, []
+    for after in weights:
+        for batch in range(batches):
+            if batch == batches - 1:
+                weight, steps = after, steps + 1
+            if (steps + 1) % every == 0:
+                average += (1 - min((1 + steps) / (10 + steps), decay)) * (weight - average)
+        averages.append(average)
+    return averages
+
+
+@pytest.mark.parametrize(
+    ("batches", "decay", "every", "steps"), [(2, 0.9, 8, 130), (4, 0.9, 8, 130), (1, 0.9, 8, 130), (3, 0.6, 5, 40)]
+)
+def test_the_evaluation_weights_are_those_of_the_released_loop(
+    batches: int, decay: float, every: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (f"training.ema_decay={decay}", f"training.ema_every={every}", f"training.ema_repeats={batches}")
+    trainer = Trainer(config_for("dgpo", *settings))
+    weights = [float(torch.sin(torch.tensor(1.7 * step))) + step / 50 for step in range(steps)]
+    parameters = trainer.policy.parameters
+    for tensor in (*parameters, *trainer.evaluation_weights):
+        tensor.data.zero_()
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.data.fill_(weights[trainer.steps])
+
+    monkeypatch.setattr(trainer.optimizer, "step", step)
+    expected, compared = released_average(weights, batches, decay, every), 0
+    for done in range(1, steps + 1):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        trainer._step()
+        if (done + 1) % every == 0 and batches > 1:
+            continue  # the released loop does the rest of this refresh in the next iteration, with the same weights
+        compared += 1
+        for tensor in trainer.evaluation_weights:
+            assert tensor.flatten()[0].item() == pytest.approx(expected[done - 1], rel=1e-5, abs=1e-6)
+    assert compared > steps / 2
+
+
+def test_refreshing_at_every_step_starts_at_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(config_for("dgpo", "training.ema_every=1", "training.ema_decay=0.95"))
+    (tensor, *_), (parameter, *_) = trainer.evaluation_weights, trainer.policy.parameters
+    before = tensor.clone()
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: parameter.data.add_(1))
+    parameter.grad = torch.ones_like(parameter)
+    trainer._step()
+    torch.testing.assert_close(tensor, before + 9 / 11)

@@ -1,0 +1,147 @@
+"""The host never waits for the device once a micro-batch: what would make it wait is counted, on the CPU."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dgpo_plugin.algorithms import Draw, make_algorithm
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.processes import Processes
+from dgpo_plugin.trainer import Trainer
+from tests.dgpo_plugin.test_trainer import config_for, rollout_and_advantages
+
+pytestmark = pytest.mark.fast
+
+WAITING = {
+    "aten::_local_scalar_dense",  # item, float, bool
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::lift_fresh",  # a tensor from Python's numbers, which a device has to be sent
+}
+INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}
+"""Wait if a mask is among the indices: how many rows it has must be known."""
+READING = {"tolist", "numpy", "cpu"}
+"""Methods that on the CPU leave no trace below."""
+
+
+class Syncs:
+    """Counts, in its block, operations for which a host waits on a GPU."""
+
+    def __init__(self) -> None:
+        self.seen = collections.Counter[str]()
+        self._modes = (_Below(self.seen), _Above(self.seen))
+
+    def __enter__(self) -> Syncs:
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(*problem)
+
+    @property
+    def count(self) -> int:
+        return self.seen.total()
+
+
+class _Below(TorchDispatchMode):
+    def __init__(self, seen: collections.Counter[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split(".")[0]
+        masked = name in INDEXING and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in WAITING or masked:
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _Above(TorchFunctionMode):
+    def __init__(self, seen: collections.Counter[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in READING:
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: float(x[0]),
+        lambda x: x.tolist(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x[torch.tensor([0, 1])],
+        lambda x: x[[0, 1]],
+        lambda x: x.index_put_((x > 0,), torch.zeros(())),
+    ],
+)
+def test_the_count_sees_what_waits(waits: Callable[[torch.Tensor], object]) -> None:
+    x, rows = torch.arange(4.0), torch.arange(2)
+    with Syncs() as syncs:
+        waits(x)
+    assert syncs.count > 0
+    with Syncs() as syncs:
+        x[rows] = x[rows].square() + x[:2]
+        _ = x[1:3].mean() + torch.full((), 2.0)
+    assert syncs.count == 0
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "extra"),
+    [
+        ("dgpo", ["algorithm.kl_weight=0.5", "algorithm.clip=0.001", "algorithm.reference_guidance=2"]),
+        ("dgpo", ["algorithm.reference=old_policy", "algorithm.kl_weight=0"]),
+        ("dgpo", ["algorithm.t_min=0.4", "algorithm.text_dropout=0.5"]),
+        ("flow-grpo", []),
+        ("flow-grpo", ["algorithm.guidance=2"]),
+        ("flow-grpo-fast", []),
+    ],
+)
+def test_waits_do_not_grow_with_micro_batches(policy: Policy, algorithm: str, extra: list[str]) -> None:
+    config = config_for(algorithm, *extra)
+    rollout, advantages = rollout_and_advantages(config, policy)
+    counts = {}
+    for size in (8, 2):
+        trained = make_algorithm(config_for(algorithm, *extra, f"training.micro_batch_size={size}"), policy)
+        trained.after_step(policy, 5)
+        with Syncs() as syncs:
+            trained.accumulate_gradient(
+                policy, rollout, advantages, Draw(0, 0), lambda loss: loss.backward(), Processes()
+            )
+        counts[size] = syncs.count
+    assert len(set(counts.values())) == 1, counts
+
+
+def test_an_optimizer_steps_waits_do_not_grow_with_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {}
+    for targets in ('["attn.to_q"]', '["attn.to_q","attn.to_k","attn.to_v","attn.to_out.0"]'):
+        trainer = Trainer(config_for("dgpo", f"lora.target_modules={targets}"))
+        *most, last = trainer.policy.parameters
+        for parameter in most:
+            parameter.grad = torch.zeros_like(parameter)
+        last.grad = torch.ones_like(last)  # to be found after all others
+        monkeypatch.setattr(trainer.optimizer, "step", lambda: None)  # it keeps its counts on the CPU
+        with Syncs() as syncs:
+            assert trainer._step() > 0
+        counts[len(trainer.policy.parameters)] = syncs.count
+    assert len(counts) == 2
+    assert set(counts.values()) == {2}, counts  # is there a gradient, and how long is it
