@@ -284,6 +284,10 @@ def test_the_published_settings(
     assert algorithm.advantage_std == std
     assert (config.training.prompts_per_iteration, config.training.group_size) == (8, group)
     assert (config.lora.rank, config.lora.alpha, config.training.learning_rate) == (64, 128, 3e-4)
+    assert config.lora.init == "gaussian"
+    averaged = (config.training.ema_decay, config.training.ema_every, config.training.ema_repeats)
+    assert averaged == (0.9, 8, 4 if task == "pickscore" else 2)
+    assert config.schedule == "dpm"
     assert (config.rollout.steps, config.rollout.shift) == (10, 3)
     assert config.reward.name == task
     assert config.evaluation.guidance == rollout
