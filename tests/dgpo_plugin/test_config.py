@@ -108,7 +108,7 @@ def test_an_unknown_key_suggests_the_near_one(tmp_path: Path, text: str, where: 
 
 
 def test_an_unknown_key_near_to_nothing_lists_the_known_ones_of_its_own_section(tmp_path: Path) -> None:
-    assert "known: rank, alpha, target_modules" in mistake(tmp_path, "lora: {zzz: 3}")
+    assert "known: rank, alpha, init, target_modules" in mistake(tmp_path, "lora: {zzz: 3}")
     # One algorithm's field is no field of another's.
     message = mistake(tmp_path, "algorithm: {name: flow-grpo, noisiest_steps: 3}")
     assert "unknown key algorithm.noisiest_steps" in message
