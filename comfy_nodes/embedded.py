@@ -77,7 +77,7 @@ class LoadShapes(io.ComfyNode):
             display_name="Load embedded shapes model (DGPO)",
             category=CATEGORY,
             description="A tiny Stable Diffusion 3 (64 x 64 pixels, coloured shapes) that is shipped with the library, "
-            "to try the other nodes without a download or a GPU. Use cfg 1 and latents of 64 x 64 pixels.",
+            "to try the other nodes without a download or a GPU. Use cfg 1 to 4 and latents of 64 x 64 pixels.",
             search_aliases=["shapes", "demo model", "dgpo"],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="Its transformer, in ComfyUI's own code."),
