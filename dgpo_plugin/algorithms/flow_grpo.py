@@ -1,6 +1,15 @@
 """Flow-GRPO (arXiv 2505.05470) and Flow-GRPO-Fast: policy gradients through stochastic sampler steps.
 
 The loss first, as pure functions on tensors; then the class that samples trajectories and differentiates them.
+
+It follows the authors' released code, and differs from the paper, from that code too where it says so:
+1. Log-probabilities are means over dims, not sums, so that a clip means the same at every size.
+2. The KL term is the means' squared distance, a mean over dims, over 2 sd^2: without the step's length.
+3. Advantages are clipped to +-5; their spread is the iteration's (``advantage_std``).
+4. The last step is stochastic and not trained.
+5. All images of advantage 0 are dropped; the code keeps some by chance, so that its batches come out even.
+6. In an iteration's first update the ratio is 1 exactly; the code compares with the rollout's pass, which rounds apart.
+7. Fast takes CPS steps (arXiv 2509.05952) in its window. Guard (arXiv 2510.22319) is not built.
 """
 
 from __future__ import annotations
