@@ -53,6 +53,10 @@ class Processes:
             summed: Tensor = reduce(tensor, reduction="sum")
         return summed
 
+    def largest(self, number: Tensor) -> Tensor:
+        """The largest of all processes' numbers, each a tensor of no axis."""
+        return self.assemble(number[None], torch.tensor([self.rank]), self.count).max()
+
     def assemble(self, values: Tensor, places: Tensor, total: int) -> Tensor:
         """Every process's (n, ...) values at their places in one (total, ...) tensor, the same everywhere, exactly."""
         whole = values.new_zeros(total, *values.shape[1:])

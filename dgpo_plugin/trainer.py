@@ -143,15 +143,16 @@ class Trainer:
         clock.lap("reward_wait_seconds")
         weights = parts.new_tensor(list(self.reward_weights.values()))
         advantages = aggregate(parts, weights, self.algorithm.advantage_std, self.config.reward.aggregate)
-        record: dict[str, float] = {}
-        updates = training.updates_per_iteration
-        for chosen, part in rollout.split(groups, size, updates):
+        logs: dict[str, list[float]] = {}
+        for chosen, part in rollout.split(groups, size, training.updates_per_iteration):
             logged = self.algorithm.accumulate_gradient(
                 self.policy, part, advantages[chosen], draw, self.accelerator.backward, self.processes
             )
             logged["grad_norm"] = self._step()
             for name, value in logged.items():
-                record[name] = record.get(name, 0.0) + value / updates
+                logs.setdefault(name, []).append(value)
+        # A mean over the updates that logged it.
+        record = {name: sum(values) / len(values) for name, values in logs.items()}
         evaluations = self.policy.denoiser_evaluations - evaluations_before
         counted = [rollout_evaluations, self.policy.differentiated - differentiated_before, evaluations]
         counts = self.processes.sum(torch.tensor(counted, device=parts.device)).tolist()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -48,6 +50,22 @@ SMALL = (
     "algorithm.noisiest_steps=3",
 )
 """Overrides that make the shapes preset a matter of a second or two."""
+
+
+BF16 = """
+import torch
+x = torch.ones(4, 64, 64, dtype=torch.bfloat16)
+torch.nn.functional.linear(x, x[0]), x @ x, torch.nn.functional.conv2d(x[None], x[:, :4, :3, None].expand(4, 4, 3, 3))
+"""
+
+
+@pytest.fixture(scope="session")
+def bf16() -> None:
+    """Skips where the processor kills a program that computes in bf16; tried once, in a process that may die."""
+    tried = subprocess.run([sys.executable, "-c", BF16], capture_output=True, text=True)
+    if tried.returncode < 0:
+        pytest.skip(f"bf16 does not run on this processor (signal {-tried.returncode})")
+    assert tried.returncode == 0, tried.stderr
 
 
 @pytest.fixture

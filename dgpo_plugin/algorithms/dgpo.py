@@ -2,6 +2,16 @@
 
 The loss first, as pure functions on tensors; then the class that samples, measures matching errors and
 differentiates, micro-batch by micro-batch and still with the whole group's exact weight.
+
+It follows the authors' released code, which is not their paper:
+1. d is the velocity's error and a mean over dims; the paper has the clean picture's, a sum, weighted with lambda_t.
+2. The flow times are M of the rollout's noisiest steps, one set an iteration; the paper's is continuous (``t_min``).
+3. Images that left a trust region around the old policy give no gradient; the paper has none (``clip: null``).
+4. A KL term holds the policy to the frozen base; the paper has none (``kl_weight: 0``).
+5. No text is dropped in training; the paper drops 5 % (``text_dropout``).
+6. The old policy's decay rises to 0.3 over 300 steps; the paper's is 0.3 from the switch on.
+7. Advantages are clipped to +-5, and their spread may be that of the whole iteration (``advantage_std``).
+8. The reference may be the old policy (``reference``), which is TDM-R1's (arXiv 2603.07700).
 """
 
 from __future__ import annotations

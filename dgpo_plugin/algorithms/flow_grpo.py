@@ -1,6 +1,15 @@
 """Flow-GRPO (arXiv 2505.05470) and Flow-GRPO-Fast: policy gradients through stochastic sampler steps.
 
 The loss first, as pure functions on tensors; then the class that samples trajectories and differentiates them.
+
+It follows the authors' released code, and differs from the paper, from that code too where it says so:
+1. Log-probabilities are means over dims, not sums, so that a clip means the same at every size.
+2. The KL term is the means' squared distance, a mean over dims, over 2 sd^2: without the step's length.
+3. Advantages are clipped to +-5; their spread is the iteration's (``advantage_std``).
+4. The last step is stochastic and not trained.
+5. All images of advantage 0 are dropped; the code keeps some by chance, so that its batches come out even.
+6. In an iteration's first update the ratio is 1 exactly; the code compares with the rollout's pass, which rounds apart.
+7. Fast takes CPS steps (arXiv 2509.05952) in its window. Guard (arXiv 2510.22319) is not built.
 """
 
 from __future__ import annotations
@@ -38,7 +47,9 @@ def kl_divergence(mean: Tensor, reference_mean: Tensor, diffusion: float) -> Ten
 class FlowGRPO:
     """Both variants: the full trajectory, or a window of CPS steps inside an ODE rollout.
 
-    See :class:`dgpo_plugin.algorithms.base.Algorithm`.
+    See :class:`dgpo_plugin.algorithms.base.Algorithm`. Of its metrics, ``ratio`` is the mean, and ``ratio_deviation``
+    the largest distance from 1 that the ratio of an iteration's first update would have if it were taken against the
+    rollout's own log-probability: what rounding makes of another batch, to be held against ``clip``.
     """
 
     def __init__(
@@ -115,6 +126,8 @@ class FlowGRPO:
         moving = own_advantages != 0
         reference_guidance = config.reference_guidance or config.guidance
         total = totals(device, "loss", "kl", "clip_fraction", "ratio")
+        deviation = torch.zeros((), device=device)
+        first_update = rollout.first_group == 0
         count = max(1, len(trajectory.steps) * sum(moves))
         for index, step in enumerate(trajectory.steps):
             for rows in batches:
@@ -122,8 +135,15 @@ class FlowGRPO:
                 asked = rollout.conditioning[rows]
                 velocity = policy.velocity(x, rollout.sigmas[step], asked, config.guidance)
                 gaussian = self._gaussian(x, velocity, rollout.sigmas, step)
-                log_ratio = self._log_probability(x_next, gaussian) - trajectory.log_probability[index][rows]
-                ratio = torch.exp(log_ratio)
+                log_probability = self._log_probability(x_next, gaussian)
+                old = trajectory.log_probability[index][rows]
+                if first_update:
+                    # The policy is still the one that sampled. The same step in a batch of another size may round
+                    # otherwise, in bf16 by more than the clip allows: so the ratio is taken against this very pass.
+                    apart = (torch.exp(log_probability.detach() - old) - 1).abs() * moving[rows]
+                    deviation = torch.maximum(deviation, apart.max())
+                    old = log_probability.detach()
+                ratio = torch.exp(log_probability - old)
                 loss = (policy_loss(ratio, own_advantages[rows], config.clip) * moving[rows]).sum()
                 if config.kl_weight > 0:
                     with policy.as_reference():
@@ -136,7 +156,10 @@ class FlowGRPO:
                 total["loss"] += loss.detach()
                 total["ratio"] += (ratio.detach() * moving[rows]).sum()
                 total["clip_fraction"] += (((ratio.detach() - 1).abs() > config.clip) & moving[rows]).sum()
-        return average(total, count, processes)
+        logged = average(total, count, processes)
+        if first_update:
+            logged["ratio_deviation"] = processes.largest(deviation).item()
+        return logged
 
     def after_step(self, policy: Policy, step: int) -> None:
         """Nothing to keep: the old policy is the one that took the trajectory."""

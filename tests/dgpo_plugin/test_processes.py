@@ -102,6 +102,9 @@ def test_the_number_of_processes_changes_nothing(
         for given_rewards, expected in zip(rewards(folder), rewards(folders[1]), strict=True):
             assert given_rewards == pytest.approx(expected, abs=1e-6), count
         assert distance(folders[1], folder) <= CLOSE, count
+        if algorithm == "flow-grpo":
+            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            assert all(0 <= line["ratio_deviation"] < 1e-4 for line in lines), count
     pictures = [np.asarray(Image.open(folder / "samples" / "000000.png")).astype(int) for folder in folders.values()]
     assert all(np.abs(picture - pictures[0]).max() <= 1 for picture in pictures)  # rounded to 8 bits
 
@@ -210,6 +213,7 @@ def test_alone_nothing_is_sent() -> None:
     values = torch.arange(6.0)
     assert torch.equal(alone.assemble(values, alone.share(6), 6), values)
     assert alone.sum(values) is values
+    assert alone.largest(values[3]) == 3
     alone.fail_together(None)
     with pytest.raises(UserError, match="^broken$"):
         alone.fail_together("broken")
