@@ -45,7 +45,11 @@ SMALL = (
     "evaluation.images=8",
     "evaluation.steps=4",
     "logging.sample_images=4",
+    "evaluation.guidance=1",
     "rollout.steps=4",
+    "algorithm.sampler=dpm-solver++",
+    "algorithm.rollout_guidance=1",
+    "algorithm.reference_guidance=2",
     "algorithm.timesteps=2",
     "algorithm.noisiest_steps=3",
 )
