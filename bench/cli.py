@@ -104,15 +104,15 @@ def evaluate(preset: str, adapter: Path | None, size: str, guidance: float | Non
 
     loaded = load_preset(preset)
     config = loaded.run_config(next(iter(loaded.algorithms)), 0)
-    # In float32: a small update merged into half-precision weights would be rounded away in part.
-    precise = config.model.model_copy(update={"precision": "fp32"})
+    # Not in half precision unless asked for: the same numbers on every processor.
+    precise = config.model.model_copy(update={"precision": "fp32"} if config.model.precision == "auto" else {})
     base = Policy(load_model(precise, best_device()), config.lora, 0)
     evaluator = make_evaluator(loaded.evaluation, sized(loaded, size, None, None), base)
     policy = base
     if adapter is not None:
         model = load_model(precise, best_device())
         apply_adapter(model, adapter)
-        # An untrained LoRA on the merged model changes nothing.
+        # An untrained LoRA on top changes nothing.
         policy = Policy(model, config.lora, 0)
     text = json.dumps(evaluator.measure(policy, policy.copy_weights(), guidance), indent=1)
     if output is None:

@@ -181,7 +181,7 @@ def sample(
     if any(not prompt.strip() for prompt in prompts):
         raise UserError("--prompt: is empty; say what to draw")
     config = load_config(model) if model in preset_names() else RunConfig(model=ModelConfig(path=model))
-    # Not in half precision unless asked for: an update merged into such weights would be rounded away in part.
+    # Not in half precision unless asked for: the same pictures on every processor.
     precise = {"precision": "fp32"} if config.model.precision == "auto" else {}
     loaded = load_model(config.model.model_copy(update=precise), best_device())
     if adapter is not None:

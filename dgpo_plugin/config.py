@@ -31,7 +31,8 @@ class ModelConfig(_Config):
         resolution: pixels a side; null for the model's own.
         quantization: of the frozen denoiser's linear layers, by the package that must be installed; null for none.
         shard: split the frozen base over the processes (FSDP2) instead of copying it to each, if it fits on none.
-        offload: keep the text encoders and the VAE in main memory while they are not used.
+        offload: keep the text encoders and the VAE in main memory while they are not used, and the denoiser while the
+            encoders are.
         sliced_decode: decode image by image: less memory, the same pictures.
         tiled_decode: decode tile by tile too: still less memory, and faint seams in pictures larger than a tile, which
             rewards would see; so training refuses those unless this is ``accept-seams``.

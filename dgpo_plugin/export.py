@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from dgpo_plugin.config import RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.files import atomic_path
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.lora import Policy, attach
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.strength import HALVES, folded
 
@@ -173,9 +172,8 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, header
 
 
-@torch.no_grad()
 def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: bool = False) -> dict[str, str]:
-    """Merge an adapter into a model's denoiser, strictly: W <- W + strength B A.
+    """Attach an adapter to a model's denoiser, strictly: its layers give W x + strength B A x from here on.
 
     Args:
         any_base: accept an adapter whose base weights are not the model's.
@@ -195,15 +193,16 @@ def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: 
             f"adapter {path}: was trained on {trained_on} with other weights than {model.identity['path']}'s; "
             f"name that model, or pass --any-base to try it all the same"
         )
-    updates: list[tuple[nn.Linear, Tensor]] = []
+    updates: list[tuple[nn.Linear, Tensor, Tensor]] = []
     used: set[str] = set()
     for name, layer in model.denoiser.named_modules():
         keys = [model.adapter_key(f"{name}.{half}") for half in ("lora_A", "lora_B")]
         if not isinstance(layer, nn.Linear) or not all(key in tensors for key in keys):
             continue
         down, up = (tensors[key].float() for key in keys)
-        if tuple(layer.weight.shape) == (up.shape[0], down.shape[1]):
-            updates.append((layer, up @ down))
+        # Not by its weights: quantized ones are packed.
+        if (layer.out_features, layer.in_features) == (up.shape[0], down.shape[1]) and len(down) == up.shape[1]:
+            updates.append((layer, down, up))
             used |= set(keys)
     unmatched = sorted(set(tensors) - used)
     if unmatched:
@@ -211,8 +210,8 @@ def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: 
             f"adapter {path}: {len(unmatched)} of {len(tensors)} tensors match no weight of {model.identity['path']} "
             f"(first: {unmatched[0]}); it was made for another model or format"
         )
-    for layer, update in updates:
-        layer.weight += (strength * update).to(layer.weight)
+    for layer, down, up in updates:
+        attach(layer, down, up, strength)
     return header
 
 

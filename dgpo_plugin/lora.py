@@ -29,10 +29,31 @@ class AdapterLinear(peft.tuners.lora.Linear):  # type: ignore[misc]
         out: Tensor = self.base_layer(x)
         if self._disable_adapters:
             return out
-        down, up = self.lora_A[ADAPTER].weight.to(x.dtype), self.lora_B[ADAPTER].weight.to(x.dtype)
-        inner = nn.functional.linear(x, down)
-        scale = self.scaling[ADAPTER]
-        return torch.addmm(out.flatten(0, -2), inner.flatten(0, -2), up.t(), alpha=scale).view(out.shape)
+        return _updated(out, x, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight, self.scaling[ADAPTER])
+
+
+def _updated(out: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """out + scale up down x, in the type of x."""
+    inner = nn.functional.linear(x, down.to(x.dtype))
+    return torch.addmm(out.flatten(0, -2), inner.flatten(0, -2), up.to(x.dtype).t(), alpha=scale).view(out.shape)
+
+
+def attach(layer: nn.Linear, down: Tensor, up: Tensor, scale: float) -> None:
+    """Have a linear layer add scale up down x to what it gives, beside its own weights, whatever they are packed in.
+
+    The numbers are those of training. Merged instead, a small update would be lost in half-precision weights, and
+    packed ones cannot take any.
+
+    Args:
+        down, up: (r, inputs) and (outputs, r).
+    """
+    down, up = down.to(layer.weight.device), up.to(layer.weight.device)
+
+    def add(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        x = given[0].to(out.dtype)
+        return _updated(out, x, down.to(x.device), up.to(x.device), scale)
+
+    layer.register_forward_hook(add)
 
 
 class Policy:

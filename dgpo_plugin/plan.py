@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dgpo_plugin.config import DGPOConfig, RunConfig
+from dgpo_plugin.config import DGPOConfig, ModelConfig, RunConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.base import DTYPES, FAMILIES, Model, model_skeleton, refuse_seams
+from dgpo_plugin.models.memory import can_leave
 from dgpo_plugin.rewards import REWARDS
 
 GIB = 2**30
@@ -40,7 +41,8 @@ class Plan:
         parameters, trainable: of the denoiser, of the adapter.
         weights: on the device all the time, by part.
         phases: on the device for the time of a phase, on top of ``weights``.
-        encoding: what the largest text encoder has to itself before the denoiser comes, if they are offloaded.
+        encoding: on the device while texts are encoded, if the text encoders are offloaded: the largest, and what
+            cannot leave.
         images, denoiser_evaluations: an iteration, over all processes; evaluations with every optional pass, and none
             that is skipped.
         micro_batch: images through the denoiser at once.
@@ -57,9 +59,7 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        return max(
-            self.encoding + self.weights.get("rewards", 0), sum(self.weights.values()) + max(self.phases.values())
-        )
+        return max(self.encoding, sum(self.weights.values()) + max(self.phases.values()))
 
 
 class MemoryCount(TorchDispatchMode):
@@ -159,12 +159,18 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
             "decoding": _decoding(model, config, size),
             "training": _training(policy, size),
         }
-        encoding = max(map(_bytes, model.encoders)) if config.model.offload else 0
+        encoding = _encoding(config.model, model, weights) if config.model.offload else 0
     return Plan(parameters, trainable, weights, phases, images, _evaluations(config), size, encoding)
 
 
 def _bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def _encoding(config: ModelConfig, model: Model, weights: dict[str, int]) -> int:
+    """Encoders come one by one; in the middle of a run, as for large prompt sets, what stays is there too."""
+    staying = ["adapter and optimizer", "rewards", *([] if can_leave(config) else ["denoiser"])]
+    return max(map(_bytes, model.encoders)) + sum(weights.get(name, 0) for name in staying)
 
 
 def _denoiser_bytes(model: Model, config: RunConfig) -> int:
@@ -255,7 +261,7 @@ def rows(plan: Plan, device_bytes: int, device: str) -> list[tuple[str, str]]:
         ("micro-batch", f"{plan.micro_batch} images at once"),
         *((name, size(count)) for name, count in plan.weights.items()),
         *((f"{name}, at most", size(count)) for name, count in plan.phases.items()),
-        *([("text encoders, before that", size(plan.encoding))] if plan.encoding else []),
+        *([("while texts are encoded", size(plan.encoding))] if plan.encoding else []),
         ("peak", size(plan.peak)),
     ]
     usable = int(device_bytes * (1 - RESERVE))

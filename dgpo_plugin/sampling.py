@@ -23,12 +23,10 @@ def fixed_noise(model: Model, pictures: Sequence[int], seed: int) -> Tensor:
 class EncodedTexts:
     """What the text encoders said to some texts, each encoded once, kept in main memory."""
 
-    def __init__(self, model: Model, texts: Sequence[str], batch_size: int = 32) -> None:
+    def __init__(self, model: Model, texts: Sequence[str]) -> None:
         unique = sorted(set(texts))
         self._row = {text: row for row, text in enumerate(unique)}
-        batches = [unique[start : start + batch_size] for start in range(0, len(unique), batch_size)]
-        home = torch.device("cpu")
-        self._all = Conditioning.concatenate([model.encode(batch).on(home) for batch in batches])
+        self._all = model.encode(unique, torch.device("cpu"))
 
     def __getitem__(self, texts: Sequence[str]) -> Conditioning:
         return self._all[[self._row[text] for text in texts]]

@@ -196,8 +196,7 @@ class Trainer:
             return False
         self._stretch = iteration // length
         rows = {row for n in range(length) for row in self._drawn(self._stretch * length + n)}
-        with self.model.room_for_encoders():
-            self._encoded = EncodedTexts(self.model, [*self._always, *(self.prompts[row].text for row in rows)])
+        self._encoded = EncodedTexts(self.model, [*self._always, *(self.prompts[row].text for row in rows)])
         return True
 
     def _reward_record(self, parts: Tensor, weights: Tensor) -> dict[str, float]:

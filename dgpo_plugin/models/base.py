@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,11 +73,8 @@ class Model(Protocol):
     def place(self) -> None:
         """Put the denoiser on its device, unless something else does."""
 
-    def encode(self, texts: Sequence[str]) -> Conditioning:
-        """The text encoders' output, one row a text."""
-
-    def room_for_encoders(self) -> AbstractContextManager[None]:
-        """A block in which the denoiser is out of the text encoders' way, if they are offloaded and it can be."""
+    def encode(self, texts: Sequence[str], home: torch.device | None = None) -> Conditioning:
+        """The text encoders' output, one row a text, kept on ``home``; None for the model's device."""
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The denoiser's velocity, (N, ...) like ``latents``, float32."""

@@ -29,8 +29,7 @@ class FluxModel(PipelineModel):
     def latent_channels(self) -> int:
         return int(self.denoiser.config.in_channels) // 4
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
         context, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(texts),
             prompt_2=None,

@@ -27,8 +27,7 @@ class _Flux2Model(PipelineModel):
     def latents_a_token(self) -> int:
         return 1
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
         context, _ = self.pipeline.encode_prompt(
             prompt=list(texts), device=self.device, max_sequence_length=self.config.max_sequence_length
         )

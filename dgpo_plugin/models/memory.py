@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import cpu_offload_with_hook
 from torch import nn
 
 from dgpo_plugin.config import ModelConfig
@@ -19,24 +18,28 @@ from dgpo_plugin.errors import UserError
 @contextlib.contextmanager
 def at_work(parts: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Have modules on a device for the block, and back where they were after it; nothing moves that is there."""
-    homes = [next(part.parameters()).device for part in parts]
+    homes = [place_of(part) for part in parts]
     away = [(part, home) for part, home in zip(parts, homes, strict=True) if home != device]
-    for part, _ in away:
-        part.to(device)
     try:
+        for part, _ in away:
+            part.to(device)
         yield
     finally:
         for part, home in away:
             part.to(home)
 
 
-def offload_each(parts: Sequence[nn.Module], device: torch.device) -> None:
-    """Have modules come to a device for each call of theirs and leave after it, so that never two are there."""
-    if device.type == "cpu":
-        return
-    for part in parts:
-        _, hook = cpu_offload_with_hook(part, device)
-        part.register_forward_hook(lambda *_, hook=hook: hook.offload(), always_call=True)
+def place_of(module: nn.Module) -> torch.device:
+    """Where its weights are."""
+    return next(module.parameters()).device
+
+
+def can_leave(config: ModelConfig) -> bool:
+    """Whether the denoiser can make room for a while: not if it is split, nor with 8 bits of bitsandbytes.
+
+    Those could not be moved before its version 0.48.
+    """
+    return not config.shard and config.quantization != "bitsandbytes-int8"
 
 
 def shard(denoiser: nn.Module, kept_whole: Sequence[nn.Parameter], device: torch.device) -> None:

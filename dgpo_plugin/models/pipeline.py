@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,8 @@ from dgpo_plugin.config import ModelConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.models.base import DTYPES, dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.memory import at_work, empty_module, load_quantized, offload_each
+from dgpo_plugin.models.in_turn import in_turn
+from dgpo_plugin.models.memory import at_work, can_leave, empty_module, load_quantized
 from dgpo_plugin.samplers.ode import Schedule, dpm_flow_sigmas
 
 ATTENTION = (
@@ -36,6 +37,8 @@ ATTENTION = (
 """The projections of joint attention over text and picture, as diffusers names them."""
 
 
+ENCODED_AT_ONCE = 32
+"""Texts."""
 COUNTS = ("mask", "length")
 """Conditioning tensors that say how much of a padded text is text."""
 
@@ -91,8 +94,8 @@ class PipelineModel:
 
     # ---- what a family says
 
-    def encode(self, texts: Sequence[str]) -> Conditioning:
-        """The text encoders' output, one row a text."""
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
+        """The text encoders' output, one row a text; they are on the model's device."""
         raise NotImplementedError
 
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -140,6 +143,25 @@ class PipelineModel:
 
     # ---- what all share
 
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], home: torch.device | None = None) -> Conditioning:
+        """The text encoders' output, one row a text; offloaded encoders come one by one, each once for all texts.
+
+        Args:
+            home: where to keep it; None for the model's device.
+        """
+
+        def ask(batch: Sequence[str]) -> Conditioning:
+            return self.ask_encoders(batch).on(home or self.device)
+
+        jobs = [
+            functools.partial(ask, texts[at : at + ENCODED_AT_ONCE]) for at in range(0, len(texts), ENCODED_AT_ONCE)
+        ]
+        if not self.config.offload:
+            return Conditioning.concatenate([job() for job in jobs])
+        with at_work([self.denoiser] if can_leave(self.config) else [], torch.device("cpu")):
+            return Conditioning.concatenate(in_turn(jobs, self.encoders, self.device))
+
     def blank_conditioning(self, count: int) -> Conditioning:
         """What ``encode`` would return for so many texts, of zeros."""
         shapes = self.conditioning_shapes()
@@ -180,9 +202,7 @@ class PipelineModel:
         if not any(p.ndim > 4 for p in pipeline.vae.parameters()):
             pipeline.vae.to(memory_format=torch.channels_last)
         model = cls(pipeline, config, identity, device)
-        if config.offload:
-            offload_each(model.encoders, device)
-        else:
+        if not config.offload:
             for part in (model.vae, *model.encoders):
                 part.to(device)
         return model
@@ -191,18 +211,6 @@ class PipelineModel:
         """Put the denoiser on its device; a quantized one is there already, one to be split is put there by that."""
         if self.config.quantization is None and not self.config.shard:
             self.denoiser.to(self.device)
-
-    @contextlib.contextmanager
-    def room_for_encoders(self) -> Iterator[None]:
-        """A block in which the denoiser is out of the text encoders' way, if they are offloaded and it can be."""
-        movable = self.config.offload and self.config.quantization is None and not self.config.shard
-        if movable:
-            self.denoiser.to("cpu")
-        try:
-            yield
-        finally:
-            if movable:
-                self.place()
 
     @classmethod
     def skeleton(cls, folder: Path, config: ModelConfig) -> PipelineModel:

@@ -30,8 +30,7 @@ class QwenImageModel(PipelineModel):
     def latent_channels(self) -> int:
         return int(self.denoiser.config.in_channels) // 4
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
         """Padded to ``max_sequence_length``, so that prompts of all lengths lie in one table."""
         length = self.config.max_sequence_length
         context, mask = self.pipeline.encode_prompt(prompt=list(texts), device=self.device, max_sequence_length=length)

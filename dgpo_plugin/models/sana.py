@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
-import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 from torch import Tensor
 from transformers import Gemma2Model
@@ -32,8 +31,7 @@ class SanaModel(PipelineModel):
     def latents_a_token(self) -> int:
         return int(self.denoiser.config.patch_size)
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
         asked = [text for text in texts if text]
         parts = [(asked, INSTRUCTION)] if asked else []
         if "" in texts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
@@ -23,8 +22,7 @@ class SD15Model(NoisePredictingModel):
     load_options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     architecture = "stable-diffusion-v1"
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
         context, _ = self.pipeline.encode_prompt(
             list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )

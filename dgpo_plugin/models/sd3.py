@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
@@ -30,8 +29,7 @@ class SD3Model(PipelineModel):
     def latents_a_token(self) -> int:
         return int(self.pipeline.patch_size)
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
         context, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(texts),
             prompt_2=None,

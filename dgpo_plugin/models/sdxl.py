@@ -26,8 +26,7 @@ class SDXLModel(NoisePredictingModel):
     }
     architecture = "stable-diffusion-xl-v1-base"
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
         context, _, pooled, _ = self.pipeline.encode_prompt(
             list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )

@@ -29,8 +29,7 @@ class ZImageModel(PipelineModel):
     def latent_channels(self) -> int:
         return int(self.denoiser.in_channels)
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
         """Padded to ``max_sequence_length``, with the true lengths beside."""
         length = self.config.max_sequence_length
         rows, _ = self.pipeline.encode_prompt(

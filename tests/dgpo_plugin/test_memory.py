@@ -288,3 +288,21 @@ def test_memory_is_counted_while_it_is_alive() -> None:
     assert count.alive == 4000
     del c
     assert count.alive == 0
+
+
+@pytest.mark.fast
+def test_the_plan_counts_what_stays_while_texts_are_encoded() -> None:
+    """The largest encoder alone comes; a quantized base leaves for it, unless it cannot be moved or is split."""
+    model = load_model(ModelConfig())
+    largest = max(4 * sum(p.numel() for p in encoder.parameters()) for encoder in model.encoders)
+    for changes, stays in (
+        ([], False),
+        (["model.quantization=bitsandbytes-nf4"], False),
+        (["model.quantization=bitsandbytes-int8"], True),
+        (["model.shard=true"], True),
+    ):
+        plan = make_plan(plan_config("model.offload=true", *changes))
+        expected = largest + plan.weights["adapter and optimizer"] + (plan.weights["denoiser"] if stays else 0)
+        assert plan.encoding == pytest.approx(expected, rel=0.01)
+        assert plan.peak >= plan.encoding
+    assert make_plan(plan_config()).encoding == 0

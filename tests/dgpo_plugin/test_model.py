@@ -128,7 +128,7 @@ def test_adapter_gives_the_same_pictures_in_diffusers(policy: Policy, tmp_path: 
     assert (ours - base).abs().max() > 0.05, "the adapter of this test must change the pictures"
 
 
-def test_adapter_merged_strictly_gives_the_policys_pictures(policy: Policy, tmp_path: Path) -> None:
+def test_adapter_attached_strictly_gives_the_policys_pictures(policy: Policy, tmp_path: Path) -> None:
     save(policy, tmp_path / "adapter.safetensors")
     merged = load_model(ModelConfig(max_sequence_length=1))
     apply_adapter(merged, tmp_path / "adapter.safetensors")

@@ -212,7 +212,8 @@ def test_updates_split_the_groups_and_count_as_steps() -> None:
 def test_dgpo_learns(small_config: RunConfig) -> None:
     """A short run of the shipped preset raises the held-out reward of the averaged weights."""
     config = load_config(
-        "shapes-unguided", ["model.precision=fp32", "training.iterations=12", "training.decay=none", "evaluation.images=128"]
+        "shapes-unguided",
+        ["model.precision=fp32", "training.iterations=12", "training.decay=none", "evaluation.images=128"],
     )
     trainer = Trainer(config)
     before = trainer.held_out_reward()
