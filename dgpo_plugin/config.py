@@ -82,7 +82,7 @@ class RewardConfig(_Config):
         precision: of their weights.
         batch_size: pictures through them at once.
         offload: keep their weights in main memory between two uses.
-        retries: further attempts after an exception or a time-out.
+        retries: further attempts after an exception; after a time-out the late call is waited for once more.
         timeout: seconds an attempt may take; null for any.
     """
 

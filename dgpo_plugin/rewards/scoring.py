@@ -6,9 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from queue import Queue
 
 from torch import Tensor
 
@@ -38,53 +37,64 @@ class Scorer:
         self._failures = failures
         self._device = best_device()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reward")
+        self._given_up = False
 
     def submit(self, images: Tensor, prompts: Sequence[Prompt]) -> Future[tuple[Tensor, float]]:
         """Rewards (N, K) of float32 (N, 3, H, W) pictures, K = 1 or a sum's terms, and the seconds they took.
 
-        The future raises UserError if the reward fails, or takes longer than ``timeout``, in ``retries`` + 1 attempts,
-        or returns what :func:`~dgpo_plugin.rewards.checked_rewards` refuses, which is not tried again.
+        A reward that fails is asked again, ``retries`` times. One that takes longer than ``timeout`` is waited for as
+        long again instead, because two calls at once in one network would spoil each other; a late answer counts.
+
+        The future raises UserError if every attempt failed; for the second time-out (the first without retries),
+        after which the reward is asked nothing more; and for what :func:`~dgpo_plugin.rewards.checked_rewards`
+        refuses, which is not tried again.
         """
         return self._pool.submit(self._score, images, prompts)
 
     def _score(self, images: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, float]:
+        if self._given_up:
+            raise UserError(f"reward {self._config.label}: an earlier call has not returned; start the program again")
         started = time.perf_counter()
-        problem = ""
+        call: Future[Tensor] | None = None
+        problem, late = "", 0
         for attempt in range(self._config.retries + 1):
             if attempt:
                 time.sleep(RETRY_PAUSE * 2 ** (attempt - 1))
+            call = call or self._call(images, prompts)
+            if call not in wait([call], self._config.timeout).done:
+                late += 1
+                if late == 2:
+                    break
+                continue
             try:
-                return self._attempt(images, prompts), time.perf_counter() - started
+                return call.result(), time.perf_counter() - started
             except StopNow:
                 raise
             except UserError as error:
                 raise UserError(f"{error}{self._save(images, prompts)}") from error
-            except Exception as error:  # whatever a user's reward raises
-                problem = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"reward {self._config.label}: failed {self._config.retries + 1} times, last with {problem}"
-            f"{self._save(images, prompts)}"
-        )
+            except (Exception, SystemExit) as error:  # whatever a user's reward raises
+                reason = (str(error).splitlines() or [""])[0]
+                call, problem = None, f"failed {attempt + 1} times, last with {type(error).__name__}: {reason}"
+        if call is not None:
+            self._given_up = True
+            problem = (
+                f"timed out {'twice' if late == 2 else 'once'}, no answer in {self._config.timeout:g} s and the call "
+                f"goes on; raise reward.timeout, or find out what the reward waits for"
+            )
+        raise UserError(f"reward {self._config.label}: {problem}{self._save(images, prompts)}")
 
-    def _attempt(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """One call in a daemon thread: a reward that never returns must not keep the program from ending."""
-        answers: Queue[Tensor | Exception] = Queue()
+    def _call(self, images: Tensor, prompts: Sequence[Prompt]) -> Future[Tensor]:
+        """Ask in a daemon thread: a reward that never returns must not keep the program from ending."""
+        answer: Future[Tensor] = Future()
 
         def call() -> None:
             try:
                 make_current(self._device)
-                answers.put(as_sum(self.reward, self._config.label).parts(images, prompts))
-            except Exception as error:
-                answers.put(error)
+                answer.set_result(as_sum(self.reward, self._config.label).parts(images, prompts))
+            except BaseException as error:
+                answer.set_exception(error)
 
-        worker = threading.Thread(target=call, daemon=True)
-        worker.start()
-        worker.join(self._config.timeout)
-        if worker.is_alive():
-            raise TimeoutError(f"no answer in {self._config.timeout:g} s (reward.timeout)")
-        answer = answers.get()
-        if isinstance(answer, Exception):
-            raise answer
+        threading.Thread(target=call, daemon=True).start()
         return answer
 
     def _save(self, images: Tensor, prompts: Sequence[Prompt]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -66,16 +66,70 @@ def test_a_reward_that_does_not_recover_is_refused_and_its_inputs_saved(tmp_path
         assert saved.size == (8, 8)
 
 
-def test_a_reward_that_never_answers_is_given_up() -> None:
-    release = threading.Event()
+class Slow:
+    """Its first call waits until it is let go; notes how many are inside at once."""
 
-    def hangs(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        release.wait(30)
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails, self.inside, self.most, self.calls = fails, 0, 0, 0
+        self.lock, self.release, self.ended = threading.Lock(), threading.Event(), threading.Event()
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        with self.lock:
+            self.calls += 1
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            first = self.calls == 1
+        assert self.release.wait(60)
+        with self.lock:
+            self.inside -= 1
+        self.ended.set()
+        if self.fails and first:
+            raise ConnectionError("too late")
         return images.mean((1, 2, 3))
 
-    with pytest.raises(UserError, match=r"failed 2 times, last with TimeoutError: no answer in 0.05 s"):
-        Scorer(hangs, RewardConfig(retries=1, timeout=0.05)).submit(PICTURES, PROMPTS).result()
-    release.set()
+    def let_go(self, seconds: float) -> None:
+        """In the place of the pause before a retry."""
+        self.release.set()
+        assert self.ended.wait(60)
+
+
+@pytest.fixture
+def hanging() -> Iterator[Slow]:
+    reward = Slow()
+    yield reward
+    reward.release.set()
+
+
+@pytest.mark.parametrize(("fails", "calls"), [(False, 1), (True, 2)])
+def test_a_late_call_is_waited_for(fails: bool, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer counts; if it fails, it is tried again, when it has ended."""
+    late = Slow(fails=fails)
+    monkeypatch.setattr(scoring.time, "sleep", late.let_go)
+    values, _ = Scorer(late, RewardConfig(retries=2, timeout=2)).submit(PICTURES, PROMPTS).result()
+    assert torch.allclose(values, PICTURES.mean((1, 2, 3))[:, None])
+    assert (late.calls, late.most) == (calls, 1)
+
+
+@pytest.mark.parametrize(("retries", "times"), [(0, "once"), (1, "twice"), (5, "twice")])
+def test_a_reward_that_never_answers_is_given_up(hanging: Slow, retries: int, times: str, tmp_path: Path) -> None:
+    """And nothing else enters it, though more micro-batches are waiting."""
+    scorer = Scorer(hanging, RewardConfig(retries=retries, timeout=0.05), tmp_path / "failed")
+    first, second = (scorer.submit(PICTURES, PROMPTS) for _ in range(2))
+    with pytest.raises(UserError, match=f"timed out {times}, no answer in 0.05 s .*raise reward.timeout") as raised:
+        first.result()
+    assert "\n" not in str(raised.value)
+    assert "its pictures and prompts are in" in str(raised.value)
+    with pytest.raises(UserError, match="an earlier call has not returned"):
+        second.result()
+    assert (hanging.calls, hanging.most) == (1, 1)
+
+
+def test_a_reward_that_calls_exit_is_one_that_failed() -> None:
+    def leaves(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        raise SystemExit("bye\nbye")
+
+    with pytest.raises(UserError, match=r"failed 2 times, last with SystemExit: bye$"):
+        Scorer(leaves, RewardConfig(retries=1, timeout=60)).submit(PICTURES, PROMPTS).result()
 
 
 def test_nonsense_is_not_asked_for_twice(tmp_path: Path) -> None:
