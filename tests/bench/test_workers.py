@@ -207,7 +207,8 @@ from pathlib import Path
 from dgpo_plugin import processor
 processor.TRIAL, processor.cache_folder = Path(sys.argv[1]), lambda: Path(sys.argv[1]).with_name("kept")
 if __name__ == "__main__":
-        main(sys.argv[2:])
+    from dgpo_bench import cli
+    cli.main(sys.argv[2:])
 """
 
 
