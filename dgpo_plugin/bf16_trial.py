@@ -1,8 +1,8 @@
 """Run by :mod:`dgpo_plugin.processor` in a process of its own, which may die of it: does bf16 work here, how fast?
 
-Reads ``{"path": sys.path, "threads": n, "work": [[rows, in, out, times], ...]}`` from standard input. Writes a line of
-JSON before anything is computed, ``{"fp16": whether oneDNN says that it computes in float16}``, and one after it,
-``{"error": relative to float32, "fp32": seconds, "bf16": seconds}``.
+Reads ``{"path": sys.path, "threads": n, "work": [[rows, in, out, times], ...]}`` from standard input. Writes two lines
+of JSON: before anything is computed ``{"fp16": whether oneDNN says that it computes in float16, or cannot be asked}``,
+and then ``{"error": relative to float32, "fp32": seconds, "bf16": seconds}``.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def main() -> None:
 
     torch.set_num_threads(request["threads"])
     answer = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
-    print(json.dumps({"fp16": bool(answer is not None and answer())}), flush=True)
+    print(json.dumps({"fp16": bool(answer is None or answer())}), flush=True)
     print(json.dumps({"error": disagreement(), **timed(request["work"], request["threads"])}), flush=True)
 
 

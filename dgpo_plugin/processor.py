@@ -61,8 +61,8 @@ class Trial(BaseModel):
     Attributes:
         problem: why it cannot be used; empty if it can.
         masked: only with AMX masked.
-        mask_shows: a process can be asked whether it has AMX masked: oneDNN says that it computes in float16 without
-            the mask and not with it.
+        fp16: whether oneDNN said, in that process, that it computes in float16.
+        mask_shows: it said so without the mask, and not with it: so a process can be asked which it has.
         fp32, bf16: seconds for the same work.
     """
 
@@ -70,6 +70,7 @@ class Trial(BaseModel):
 
     problem: str = ""
     masked: bool = False
+    fp16: bool = True
     mask_shows: bool = False
     fp32: float = 0.0
     bf16: float = 0.0
@@ -157,6 +158,8 @@ def _make_ready(trial: Trial) -> str:
                 f"the processor refuses the AMX that it announces, which can be masked only before a process first "
                 f"computes: start it with {SWITCH}={MASKED}"
             )
+    elif SWITCH in os.environ and computes_in_fp16() and not trial.fp16:
+        return f"{SWITCH} was set when this process had computed already: start it with that"
     trust_bf16()
     return ""
 
@@ -225,7 +228,7 @@ def _judged(ended: _Ended) -> tuple[Trial, bool]:
     error, fp32, bf16 = (ended.answers[1][name] for name in ("error", "fp32", "bf16"))
     if not error < MOST_ERROR:
         return Trial(problem=f"its results are wrong (relative error {error:.2g})"), True
-    return Trial(fp32=fp32, bf16=bf16), True
+    return Trial(fp16=bool(ended.answers[0]["fp16"]), fp32=fp32, bf16=bf16), True
 
 
 def _run_trial(work: Work, threads: int, variables: dict[str, str]) -> _Ended:

@@ -280,6 +280,20 @@ def test_a_switch_of_the_users_own_is_left_alone(imitate: Imitate, monkeypatch: 
     assert os.environ[SWITCH] == "AVX512_CORE_AMX"
 
 
+@pytest.mark.fast
+def test_a_switch_that_was_set_too_late_is_noticed(imitate: Imitate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook, say: a trial has it from its start, and this process has not."""
+    for answer, refused in ((True, True), (False, False)):
+        imitate(TRAPS)
+        monkeypatch.setenv(SWITCH, MASKED)
+        monkeypatch.setattr(processor, "computes_in_fp16", lambda answer=answer: answer)
+        if refused:
+            with pytest.raises(UserError, match=f"{SWITCH} was set when this process had computed already"):
+                settled("", "bf16", CPU)
+        else:
+            assert settled("", "bf16", CPU) == "bf16"
+
+
 # ---- what is kept
 
 

@@ -1,0 +1,229 @@
+"""A comparison's processes: one that dies is one line, and none outlives its comparison."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dgpo_bench import compare as comparing
+from dgpo_bench import workers
+from dgpo_bench.plan import Event, Plan
+from dgpo_bench.preset import load_preset
+from dgpo_bench.results import Budget, read_results
+from dgpo_plugin import processor
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.processor import SWITCH
+from tests.bench.test_compare import small_preset
+from tests.conftest import needs_bf16
+from tests.dgpo_plugin.test_processor import DEAD, FAST, SLOW, TRAPS, Imitate, imitate
+
+__all__ = ["imitate"]  # a fixture
+
+RUN = """
+import os, signal
+from dgpo_bench.plan import Event
+
+def run_one(plan, folder, algorithm, seed, listen):
+    listen(Event(f"{algorithm}-seed{seed}", 0.5, "half", evaluated=False))
+    folder = folder / "runs" / f"{algorithm}-seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    print(os.getpid(), file=(folder / "began").open("w"), flush=True)
+    %s
+    (folder / "done").touch()
+"""
+
+
+def plan(**changes: object) -> Plan:
+    preset = load_preset("shapes")
+    values = {"algorithms": ["dgpo", "flow-grpo"], "seeds": [0, 1], "jobs": 2, "threads": 1, **changes}
+    return Plan(preset_name="shapes", preset=preset, budget=Budget(kind="evaluations", amount=1), **values)  # type: ignore[arg-type]
+
+
+def do_all(folder: Path, monkeypatch: pytest.MonkeyPatch, happens: str, **changes: object) -> list[Event]:
+    """All runs of a plan, in real processes that do something else than train: a module in the place of ``single``."""
+    stand_in = folder / "stand_in"
+    stand_in.mkdir(parents=True)
+    (stand_in / "other_single.py").write_text(RUN % happens)
+    (stand_in / "sitecustomize.py").write_text("""
+import importlib.abc, importlib.util, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "dgpo_bench.single":
+            return importlib.util.spec_from_file_location(name, __file__.replace("sitecustomize", "other_single"))
+
+sys.meta_path.insert(0, Finder())
+""")
+    monkeypatch.setenv("PYTHONPATH", str(stand_in), prepend=os.pathsep)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    heard: list[Event] = []
+    chosen = plan(**changes)
+    missing = [(a, s) for s in chosen.seeds for a in chosen.algorithms]
+    workers.run_all(chosen, folder, missing, heard.append, lambda: None)
+    return heard
+
+
+def done(folder: Path) -> set[str]:
+    return {file.parent.name for file in folder.glob("runs/*/done")}
+
+
+@pytest.mark.slow
+def test_all_runs_are_done_and_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = do_all(tmp_path, monkeypatch, "pass")
+    names = {"dgpo-seed0", "dgpo-seed1", "flow-grpo-seed0", "flow-grpo-seed1"}
+    assert done(tmp_path) == {event.run for event in heard} == names
+    pids = [file.read_text() for file in tmp_path.glob("runs/*/began")]
+    assert len(set(pids)) == 2  # a worker does several runs: each start costs seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("happens", "message"),
+    [
+        ("os.kill(os.getpid(), signal.SIGILL)", "was ended by SIGILL (the processor refused an instruction"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL (most likely the memory ran out"),
+        ("os._exit(7)", "ended with exit code 7"),
+    ],
+)
+def test_a_worker_that_dies_is_one_line(
+    happens: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happens = f"import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n    if seed == 1: {happens}"
+    with pytest.raises(UserError) as refused:
+        do_all(tmp_path, monkeypatch, happens, algorithms=["dgpo"], jobs=1)
+    line = str(refused.value)
+    assert line.startswith("dgpo, seed 1: its process ")
+    assert message in line
+    assert line.endswith("what is finished is kept, and the same command goes on with the rest")
+    assert len(line.splitlines()) == 1
+    assert done(tmp_path) == {"dgpo-seed0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("happens", "kind", "message"),
+    [
+        ("from dgpo_plugin.errors import UserError; raise UserError('too small')", UserError, "^too small$"),
+        ("import torch; torch.empty(1 << 60, dtype=torch.uint8)", UserError, "dgpo, seed 0: out of memory; give fewer"),
+        ("raise KeyError('a bug')", RuntimeError, r"dgpo, seed 0:\nTraceback(.|\n)*KeyError: 'a bug'"),
+    ],
+)
+def test_an_error_in_a_worker_is_that_of_the_comparison(
+    happens: str, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(kind, match=message):
+        do_all(tmp_path, monkeypatch, happens, algorithms=["dgpo"], seeds=[0], jobs=1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_its_comparison(number: signal.Signals, tmp_path: Path) -> None:
+    """Killed without a word, they end when they next have something to say."""
+    script = tmp_path / "main.py"
+    script.write_text("""
+if __name__ == "__main__":  # the workers import this file too
+    import sys
+    from pathlib import Path
+    import pytest
+    from tests.bench.test_workers import do_all
+    happens = "import time\\n    while True:\\n        listen(Event('', 0, '', evaluated=False)); time.sleep(0.05)"
+    do_all(Path(sys.argv[1]), pytest.MonkeyPatch(), happens)
+""")
+    root = Path(__file__).parents[2]
+    folder = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + 120
+        while len(began := [file for file in folder.glob("runs/*/began") if file.read_text()]) < 2:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        pids = [int(file.read_text()) for file in began]
+        assert all(map(alive, pids))
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        end = time.monotonic() + 60
+        while any(map(alive, pids)):
+            assert time.monotonic() < end, "a worker is still there"
+            time.sleep(0.05)
+    finally:
+        process.kill()
+
+
+# ---- one precision for a comparison
+
+
+@pytest.mark.fast
+def test_a_comparison_decides_once(imitate: Imitate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told to the workers in the plan, stands in the folder, and is kept by the same command later."""
+    told: list[Plan] = []
+    monkeypatch.setattr(comparing, "run_all", lambda plan, *_: told.append(plan))
+    monkeypatch.setattr(comparing, "collect", lambda plan, folder: folder)
+    asked = plan()
+    assert asked.preset.shared["model"]["precision"] == "auto"
+    for says, precision, name in ((SLOW, "fp32", "a"), (FAST, "bf16", "b")):
+        imitate(says)
+        comparing.compare(asked, tmp_path / name, lambda event: None)
+        assert {told[-1].preset.run_config(a, 0).model.precision for a in asked.algorithms} == {precision}
+    imitate(FAST)
+    comparing.compare(asked, tmp_path / "a", lambda event: None)
+    assert told[-1] == told[0]
+    with pytest.raises(UserError, match="another seeds"):
+        comparing.compare(plan(seeds=[0]), tmp_path / "a", lambda event: None)
+
+
+@pytest.mark.fast
+def test_a_precision_by_name_is_no_decision(imitate: Imitate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "bf16_trial", None)  # would be called
+    asked = plan()
+    shared = {**asked.preset.shared, "model": {**asked.preset.shared["model"], "precision": "fp32"}}
+    named = asked.model_copy(update={"preset": asked.preset.model_copy(update={"shared": shared})})
+    assert comparing._claim(named, tmp_path / "out") == named
+
+
+TRAPPING = """
+import sys
+from pathlib import Path
+from dgpo_plugin import processor
+processor.TRIAL, processor.cache_folder = Path(sys.argv[1]), lambda: Path(sys.argv[1]).with_name("kept")
+if __name__ == "__main__":
+    from dgpo_bench import cli
+    cli.main(sys.argv[2:])
+"""
+
+
+@needs_bf16
+@pytest.mark.slow
+@pytest.mark.parametrize(("says", "precision"), [(TRAPS, "bf16"), (DEAD, "fp32")], ids=["masked", "dead"])
+def test_a_comparison_where_bf16_is_refused(says: str, precision: str, tmp_path: Path) -> None:
+    """Imitated: a trial dies of SIGILL, and without the mask or even with it; the runs themselves are real."""
+    (tmp_path / "trial.py").write_text(says)
+    (tmp_path / "main.py").write_text(TRAPPING)
+    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "trial.py"), "compare", small_preset(tmp_path)]
+    command += ["--output", str(tmp_path / "out"), "--seeds", "1", "--threads", "1", "--algorithms", "dgpo"]
+    clean = {name: value for name, value in os.environ.items() if name != SWITCH}
+    ended = subprocess.run([*command, "--evaluations", "1500"], env=clean, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "model.precision auto" in line]
+    assert ("is masked" in line) == (precision == "bf16")
+    assert read_results(tmp_path / "out" / "results.json").settings["dgpo"]["model"]["precision"] == precision
