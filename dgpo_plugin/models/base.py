@@ -188,6 +188,7 @@ def settled_model(config: ModelConfig, device: torch.device, images: int, thread
     """
     work = functools.partial(denoiser_work, config, images) if config.precision == "auto" else None
     precision = settled("model.precision", config.precision, device, work, threads)
+    settled("model.vae_precision", config.vae_precision, device, threads=threads)
     return config.model_copy(update={"precision": precision})
 
 

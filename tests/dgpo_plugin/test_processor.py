@@ -400,6 +400,13 @@ def test_every_command_refuses_what_would_die(
 
 
 @pytest.mark.fast
+def test_the_vaes_own_precision_is_looked_at_too(imitate: Imitate) -> None:
+    imitate(DEAD)
+    with pytest.raises(UserError, match=r"model\.vae_precision bf16: does not work here"):
+        load_model(ModelConfig(precision="fp32", vae_precision="bf16"))
+
+
+@pytest.mark.fast
 def test_a_reward_that_is_moved_to_a_processor_is_looked_at_again(imitate: Imitate) -> None:
     """ComfyUI sets the device after the reward was loaded."""
     imitate(DEAD)
