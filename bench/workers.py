@@ -218,11 +218,14 @@ def _attempt(plan: Plan, folder: Path, task: Task, listener: Listener) -> Ended:
 
 
 def _done(plan: Plan, folder: Path, task: Task, listener: Listener) -> Any:
-    from .forecast import time_algorithm
-    from .single import measure_base, run_one
-
     if task.kind == "base":
+        from .single import measure_base
+
         return measure_base(plan, folder)
     if task.kind == "timing":
+        from .forecast import time_algorithm
+
         return time_algorithm(plan, task.algorithm)
+    from .single import run_one
+
     return run_one(plan, folder, task.algorithm, task.seed, listener)

@@ -13,9 +13,9 @@ import pytest
 
 from dgpo_bench import compare as comparing
 from dgpo_bench import workers
-from dgpo_bench.plan import Event, Plan
+from dgpo_bench.plan import Event, Forecast, Plan
 from dgpo_bench.preset import load_preset
-from dgpo_bench.results import Budget, read_results
+from dgpo_bench.results import read_results
 from dgpo_plugin import processor
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.processor import SWITCH
@@ -29,7 +29,8 @@ RUN = """
 import os, signal
 from dgpo_bench.plan import Event
 
-def run_one(plan, folder, algorithm, seed, listen):
+def run_one(plan, folder, algorithm, seed, listener):
+    listen = listener.listen
     listen(Event(f"{algorithm}-seed{seed}", 0.5, "half", evaluated=False))
     folder = folder / "runs" / f"{algorithm}-seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,21 @@ def run_one(plan, folder, algorithm, seed, listen):
 def plan(**changes: object) -> Plan:
     preset = load_preset("shapes")
     values = {"algorithms": ["dgpo", "flow-grpo"], "seeds": [0, 1], "jobs": 2, "threads": 1, **changes}
-    return Plan(preset_name="shapes", preset=preset, budget=Budget(kind="evaluations", amount=1), **values)  # type: ignore[arg-type]
+    size = preset.sizes["quick"]
+    return Plan(preset_name="shapes", preset=preset, size_name="quick", size=size, **values)  # type: ignore[arg-type]
+
+
+class Ear:
+    """A listener that notes."""
+
+    def __init__(self) -> None:
+        self.heard: list[Event] = []
+
+    def expect(self, forecast: Forecast) -> None:
+        raise AssertionError("nothing is forecast here")
+
+    def listen(self, event: Event) -> None:
+        self.heard.append(event)
 
 
 def do_all(folder: Path, monkeypatch: pytest.MonkeyPatch, happens: str, **changes: object) -> list[Event]:
@@ -63,11 +78,11 @@ sys.meta_path.insert(0, Finder())
     monkeypatch.setenv("PYTHONPATH", str(stand_in), prepend=os.pathsep)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
-    heard: list[Event] = []
-    chosen = plan(**changes)
-    missing = [(a, s) for s in chosen.seeds for a in chosen.algorithms]
-    workers.run_all(chosen, folder, missing, heard.append, lambda: None)
-    return heard
+    chosen, ear = plan(**changes), Ear()
+    tasks = [workers.Task("run", algorithm, seed) for algorithm, seed in chosen.runs]
+    with workers.started(chosen, folder, min(chosen.jobs, len(tasks))) as started:
+        workers.work_off(started, tasks, ear, lambda: None)
+    return ear.heard
 
 
 def done(folder: Path) -> set[str]:
@@ -177,19 +192,19 @@ if __name__ == "__main__":  # the workers import this file too
 def test_a_comparison_decides_once(imitate: Imitate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told to the workers in the plan, stands in the folder, and is kept by the same command later."""
     told: list[Plan] = []
-    monkeypatch.setattr(comparing, "run_all", lambda plan, *_: told.append(plan))
+    monkeypatch.setattr(comparing, "_run", lambda plan, *_: told.append(plan))
     monkeypatch.setattr(comparing, "collect", lambda plan, folder: folder)
     asked = plan()
     assert asked.preset.shared["model"]["precision"] == "auto"
     for says, precision, name in ((SLOW, "fp32", "a"), (FAST, "bf16", "b")):
         imitate(says)
-        comparing.compare(asked, tmp_path / name, lambda event: None)
+        comparing.compare(asked, tmp_path / name, Ear())
         assert {told[-1].preset.run_config(a, 0).model.precision for a in asked.algorithms} == {precision}
     imitate(FAST)
-    comparing.compare(asked, tmp_path / "a", lambda event: None)
+    comparing.compare(asked, tmp_path / "a", Ear())
     assert told[-1] == told[0]
     with pytest.raises(UserError, match="another seeds"):
-        comparing.compare(plan(seeds=[0]), tmp_path / "a", lambda event: None)
+        comparing.compare(plan(seeds=[0]), tmp_path / "a", Ear())
 
 
 @pytest.mark.fast
