@@ -61,12 +61,13 @@ def reports_user_errors(command: F) -> F:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU (torch's own class), of the CPU's allocator, or of Python."""
-    text = str(error)
+    """Of the GPU (torch's own class, or what the driver, cuBLAS or NCCL say), of the CPU's allocator, or of Python."""
+    text = str(error).lower()
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or ("DefaultCPUAllocator" in text and "memory" in text)
+        or any(said in text for said in ("out of memory", "status_alloc_failed"))
+        or ("defaultcpuallocator" in text and "memory" in text)
     )
 
 

@@ -16,8 +16,18 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "dgpo-plugin"
 TESTED = "0.30.0"
 OLDEST_PYTHON = (3, 10)
-COMFYUIS_OWN = ("torch", "transformers", "numpy", "scipy", "pillow", "pyyaml", "pydantic", "safetensors")
-COMFYUIS_OWN += ("huggingface-hub", "tokenizers")  # which transformers brings
+COMFYUIS_OWN = (
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "pillow",
+    "pyyaml",
+    "pydantic",
+    "safetensors",
+    "huggingface-hub",
+    "tokenizers",
+)
 """What comes with ComfyUI: reported when too old, never named in ``requirements.txt``, which has the rest."""
 HARNESS_ONLY = ("jinja2", "markupsafe", "matplotlib")
 """Dependencies that only ``dgpo-bench`` imports."""
