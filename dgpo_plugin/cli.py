@@ -116,13 +116,14 @@ def plan(config: str, overrides: tuple[str, ...], processes: int, memory: float 
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option("--iterations", type=click.IntRange(1), help="Move the run's end: so many in all.  [default: as it is]")
 @reports_user_errors
-def resume(run: Path) -> None:
-    """Go on with a run that was stopped or killed. RUN is its folder."""
+def resume(run: Path, iterations: int | None) -> None:
+    """Go on with a run that was stopped or killed, or make a finished one longer. RUN is its folder."""
     from dgpo_plugin import run as runs
     from dgpo_plugin.processes import leave_processes
 
-    runs.resume(run, Console())
+    runs.resume(run, Console(), iterations=iterations)
     leave_processes()
 
 

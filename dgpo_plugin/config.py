@@ -1,6 +1,6 @@
 """The whole configuration as frozen pydantic models; :mod:`dgpo_plugin.config_files` reads them.
 
-One name for one thing (DESIGN section 3). Defaults are the published ones; presets (``dgpo list``) carry the rest.
+One name for one thing (docs/architecture.md). Defaults are the published ones; presets (``dgpo list``) carry the rest.
 """
 
 from __future__ import annotations
@@ -207,6 +207,8 @@ class TrainingConfig(_Config):
             far less memory, a third more time, the same result.
         updates_per_iteration: optimizer steps an iteration; the prompt groups are split evenly among them.
         decay: how the learning rate falls over the run: not at all, or along a line to nothing.
+        replanned: (iterations done, iterations planned until then), for each time that ``dgpo resume --iterations``
+            moved the end of a falling learning rate; written there, not by hand.
     """
 
     seed: int = Field(0, ge=0)
@@ -218,10 +220,15 @@ class TrainingConfig(_Config):
     updates_per_iteration: int = Field(1, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
     decay: Literal["none", "linear"] = "none"
+    replanned: tuple[tuple[int, int], ...] = ()
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.9, ge=0, lt=1)
     ema_every: int = Field(8, ge=1)
+
+    def rate_at(self, share_done: float) -> float:
+        """The learning rate after a share of the run, in [0, 1]."""
+        return self.learning_rate * (1 - share_done if self.decay == "linear" else 1)
 
     @property
     def images(self) -> int:
