@@ -18,9 +18,9 @@ def gpu_count() -> int:
 
 def gpu_names() -> list[str]:
     """Their names, one each; none where runs go to the CPU."""
-    import torch
+    from dgpo_plugin.processes import device_names
 
-    return [torch.cuda.get_device_name(index) for index in range(gpu_count())]
+    return device_names() if gpu_count() else []
 
 
 def runs_at_once(asked: int | None, gpus: int) -> int:

@@ -322,10 +322,12 @@ def settle_settings(config: RunConfig, output: Path) -> None:
             # A falling learning rate depends on where the run ends.
             fixed = name == "training.iterations" and config.training.decay != "none"
             if value != then and (fixed or not name.startswith(MAY_CHANGE)):
+                longer = f" (or move its end with: dgpo resume {output} --iterations {value})" if fixed else ""
                 raise UserError(
                     f"Train DGPO adapter: {name} is {value!r}, but {output.name} was started with {then!r}; "
-                    f"put it back, or choose another name"
+                    f"put it back, or choose another name{longer}"
                 )
+    now["training"]["replanned"] = before["training"]["replanned"]  # no setting of the node's
     write_text_atomically(file, yaml.safe_dump(now, sort_keys=False))
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from dgpo_plugin.config import RunConfig
 from dgpo_plugin.errors import UserError
 
 FOLDER = "checkpoints"
@@ -27,6 +28,7 @@ MAY_CHANGE = (
     "logging.",
     "checkpoint.",
     "training.iterations",
+    "training.replanned",
     "training.micro_batch_size",
     "training.gradient_checkpointing",
     "model.offload",
@@ -153,10 +155,9 @@ def check_same_run(checkpoint: Checkpoint, now: State) -> None:
     """
     then, advice = checkpoint.state, "put it back, or start a new run with `dgpo train`"
     settings, before = _flat(now.config), _flat(then.config)
-    # A falling learning rate depends on where the run ends.
-    fixed = ("training.iterations",) if settings["training.decay"] != "none" else ()
+    _check_end(checkpoint, now)
     for key in sorted({*settings, *before}):
-        if settings.get(key) != before.get(key) and (key in fixed or not key.startswith(MAY_CHANGE)):
+        if settings.get(key) != before.get(key) and not key.startswith(MAY_CHANGE):
             raise UserError(
                 f"config.yaml: {key} is {settings.get(key)!r}, but {checkpoint.path} was trained with "
                 f"{before.get(key)!r}; {advice}"
@@ -167,6 +168,46 @@ def check_same_run(checkpoint: Checkpoint, now: State) -> None:
         raise UserError(f"the prompts are not those that {checkpoint.path} was trained on; {advice}")
     if then.reward_sha256 != now.reward_sha256:
         raise UserError(f"the reward's file is not the one that {checkpoint.path} was trained with; {advice}")
+
+
+def replan(config: RunConfig, checkpoint: Checkpoint | None, iterations: int) -> RunConfig:
+    """The run with its end elsewhere: ``iterations`` in all.
+
+    A learning rate that falls to the end follows, from the checkpoint on, the line of a run that long. That is neither
+    the run that was planned nor one that was so long from the start, so ``training.replanned`` says it.
+
+    Raises:
+        UserError: the checkpoint is beyond that end.
+    """
+    if checkpoint is not None and iterations < checkpoint.state.iteration:
+        raise UserError(f"--iterations {iterations}: {checkpoint.path} is beyond that; give more")
+    changes: dict[str, Any] = {"iterations": iterations}
+    if checkpoint is not None and config.training.decay != "none":
+        planned, before = _plan(checkpoint)
+        moved = iterations != planned and checkpoint.state.iteration > 0
+        changes["replanned"] = (*before, (checkpoint.state.iteration, planned)) if moved else before
+    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
+
+
+def _plan(checkpoint: Checkpoint) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Where the run was to end when the checkpoint was written, and how often that had been moved."""
+    training = checkpoint.state.config["training"]
+    return training["iterations"], tuple((done, planned) for done, planned in training.get("replanned", []))
+
+
+def _check_end(checkpoint: Checkpoint, now: State) -> None:
+    """A falling learning rate depends on where the run ends, which only :func:`replan` may move."""
+    training = now.config["training"]
+    planned, before = _plan(checkpoint)
+    recorded = tuple((done, planned) for done, planned in training["replanned"])
+    as_planned = training["iterations"] == planned and recorded == before
+    if training["decay"] == "none" or as_planned or recorded == (*before, (checkpoint.state.iteration, planned)):
+        return
+    raise UserError(
+        f"config.yaml: training.iterations is {training['iterations']}, but {checkpoint.path} was trained with "
+        f"{planned}, to which its learning rate falls; put it back, or move the end with: "
+        f"dgpo resume {checkpoint.path.parent.parent} --iterations {training['iterations']}"
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -72,12 +72,13 @@ def reports_user_errors(command: F) -> F:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU (torch's own class), of the CPU's allocator, or of Python."""
-    text = str(error)
+    """Of the GPU (torch's own class, or what the driver, cuBLAS or NCCL say), of the CPU's allocator, or of Python."""
+    text = str(error).lower()
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or ("DefaultCPUAllocator" in text and "memory" in text)
+        or any(said in text for said in ("out of memory", "status_alloc_failed"))
+        or ("defaultcpuallocator" in text and "memory" in text)
     )
 
 
@@ -131,15 +132,16 @@ def plan(config: str, overrides: tuple[str, ...], processes: int, memory: float 
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option("--iterations", type=click.IntRange(1), help="Move the run's end: so many in all.  [default: as it is]")
 @reports_user_errors
-def resume(run: Path) -> None:
-    """Go on with a run that was stopped or killed. RUN is its folder."""
+def resume(run: Path, iterations: int | None) -> None:
+    """Go on with a run that was stopped or killed, or make a finished one longer. RUN is its folder."""
     from dgpo_plugin import run as runs
     from dgpo_plugin.faults import explained
     from dgpo_plugin.processes import leave_processes
 
     with explained(f"go on with: dgpo resume {run}"):
-        runs.resume(run, Console())
+        runs.resume(run, Console(), iterations=iterations)
     leave_processes()
 
 

@@ -1,6 +1,6 @@
 """The whole configuration as frozen pydantic models; :mod:`dgpo_plugin.config_files` reads them.
 
-One name for one thing (DESIGN section 3). Defaults are the published ones; presets (``dgpo list``) carry the rest.
+One name for one thing (docs/architecture.md). Defaults are the published ones; presets (``dgpo list``) carry the rest.
 """
 
 from __future__ import annotations
@@ -235,6 +235,8 @@ class TrainingConfig(_Config):
             8), as in the released codes.
         ema_repeats: times that a refresh is done at once. DGPO's released code does it once for every batch that a
             process cuts an iteration into: 2 in its GenEval and OCR settings, 4 in PickScore's.
+        replanned: (iterations done, iterations planned until then), for each time that ``dgpo resume --iterations``
+            moved the end of a falling learning rate; written there, not by hand.
     """
 
     seed: int = Field(0, ge=0)
@@ -246,11 +248,16 @@ class TrainingConfig(_Config):
     updates_per_iteration: int = Field(1, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
     decay: Literal["none", "linear"] = "none"
+    replanned: tuple[tuple[int, int], ...] = ()
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.9, ge=0, lt=1)
     ema_every: int = Field(8, ge=1)
     ema_repeats: int = Field(1, ge=1)
+
+    def rate_at(self, share_done: float) -> float:
+        """The learning rate after a share of the run, in [0, 1]."""
+        return self.learning_rate * (1 - share_done if self.decay == "linear" else 1)
 
     @property
     def images(self) -> int:

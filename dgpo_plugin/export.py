@@ -1,4 +1,4 @@
-"""The adapter file: one ``.safetensors`` that diffusers and ComfyUI read at the same strength (DESIGN section 5.4).
+"""The adapter file: one ``.safetensors`` that diffusers and ComfyUI read at the same strength.
 
 alpha / rank is folded into lora_B in float32 and no ``.alpha`` tensor is written, because ComfyUI ignores the
 header and diffusers refuses the tensor. The header carries ModelSpec and kohya fields that people's tools show,
@@ -28,6 +28,7 @@ from dgpo_plugin.models.base import Model
 from dgpo_plugin.strength import HALVES, folded
 
 DOWN = tuple(first for first, _ in HALVES)
+STEPS = ("dgpo.optimizer_steps", "dgpo.replanned")
 PACKAGES = ("dgpo-plugin", "torch", "diffusers", "peft", "transformers", "safetensors")
 
 
@@ -96,6 +97,9 @@ def export_adapter(
         "dgpo.config_hash": hashlib.sha256(dumped.encode()).hexdigest(),
         "dgpo.packages": json.dumps(package_versions()),
     }
+    if config.training.replanned:
+        moves = (f"after iteration {done} its end was moved from {end}" for done, end in config.training.replanned)
+        header["dgpo.replanned"] = f"{', '.join(moves)}; now {config.training.iterations}"
     if config.lora.license:
         header["modelspec.license"] = config.lora.license
     if reward_before is not None:
@@ -235,7 +239,7 @@ def describe_adapter(path: Path) -> list[tuple[str, str]]:
         ("reward", header.get("dgpo.reward", "-")),
         ("reward before", header.get("dgpo.reward_before", "-")),
         ("reward after", header.get("dgpo.reward_after", "-")),
-        ("optimizer steps", header.get("dgpo.optimizer_steps", "-")),
+        ("optimizer steps", "; ".join(header[key] for key in STEPS if key in header) or "-"),
         ("rank", ", ".join(map(str, ranks))),
         ("scale", folded(tensors, header, f"adapter {path}")[1]),
         ("tensors", f"{len(tensors)}, {sum(t.numel() for t in tensors.values()):,} parameters"),

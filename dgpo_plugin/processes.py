@@ -1,16 +1,20 @@
-"""How an iteration's images are split over processes, and what the processes tell each other (DESIGN section 5.1).
+"""How an iteration's images are split over processes, and what the processes tell each other.
 
-Image n of an iteration belongs to process n modulo their number, so that every prompt group is spread over all of
-them. Whatever depends on a whole group (advantages, DGPO's weight) is computed from the whole group everywhere.
+The number of processes never changes the result (docs/architecture.md, section 5). Image n of an iteration belongs to
+process n modulo their number, so that every prompt group is spread over all of them. Whatever depends on a whole group
+(advantages, DGPO's weight) is computed from the whole group everywhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -153,13 +157,53 @@ def device_memory() -> tuple[str, int]:
     return "this computer's memory", psutil.virtual_memory().total
 
 
+def device_names() -> list[str]:
+    """What a run here computes on: every accelerator by its name, in their order, or the processor alone."""
+    if runs_on_cpu():
+        return [_processor()]
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None  # or runs_on_cpu
+    name_of = getattr(torch.get_device_module(kind.type), "get_device_name", lambda index: kind.type)
+    return [str(name_of(index)) for index in range(torch.accelerator.device_count())]
+
+
+def _processor() -> str:
+    """As its maker calls it, where the system tells; else its kind."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 @contextlib.contextmanager
 def _others_alive() -> Iterator[None]:
-    """The backend's error about a process that is gone, as one line."""
+    """The backend's error about a process that is gone, as one line; every other error as it is."""
     try:
         yield
     except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
         reason = str(error).splitlines()[0]
         raise UserError(
             f"another process is gone, see what it said before ({reason}); go on with dgpo resume"
         ) from error
+
+
+_GLOO_LOST = re.compile(
+    r"closed by peer|reset by peer|timed out waiting|pair closure|socket closed|broken pipe|connection refused|"
+    r"fullmesh failed",
+    re.IGNORECASE,
+)
+"""What gloo says, in a plain RuntimeError, of a peer that no longer answers."""
+_NCCL_OWN = re.compile(r"cuda (error|failure)|ncclUnhandledCuda|ncclInvalid|out of memory", re.IGNORECASE)
+"""What NCCL says of this process's own failure, in the same class as that of a peer."""
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective's error tells of another process, and not of this one's memory, device or arguments."""
+    backend = torch.distributed
+    text = str(error)
+    if isinstance(error, (backend.DistBackendError, backend.DistNetworkError, backend.DistStoreError)):
+        return _NCCL_OWN.search(text) is None
+    return type(error) is RuntimeError and _GLOO_LOST.search(text) is not None

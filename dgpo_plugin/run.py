@@ -25,6 +25,7 @@ from dgpo_plugin.checkpoint import (
     check_same_run,
     checkpoints,
     load_checkpoint,
+    replan,
     save_checkpoint,
 )
 from dgpo_plugin.config import RunConfig
@@ -35,7 +36,6 @@ from dgpo_plugin.files import atomic_path, write_text_atomically
 from dgpo_plugin.processes import Processes, join_processes
 from dgpo_plugin.prompts import prompts_hash
 from dgpo_plugin.rewards import Reward
-from dgpo_plugin.rewards.own import own_hash
 from dgpo_plugin.sampling import image_grid
 from dgpo_plugin.trainer import Trainer
 
@@ -87,10 +87,20 @@ def train(
     return _run(config, output, console, processes, None, reward, watch)
 
 
-def resume(output: Path, console: Console, *, reward: Reward | None = None, watch: Watch | None = None) -> Path:
+def resume(
+    output: Path,
+    console: Console,
+    *,
+    iterations: int | None = None,
+    reward: Reward | None = None,
+    watch: Watch | None = None,
+) -> Path:
     """Go on with a run from its last checkpoint (from the beginning if it has none), as if it had never stopped.
 
-    The arguments are those of :func:`train`.
+    Args:
+        iterations: where it is to end now, counted from its beginning; None to leave that as it is. Written into the
+            run's configuration (:func:`dgpo_plugin.checkpoint.replan`).
+        reward, watch: as for :func:`train`.
 
     Raises:
         UserError: no run there, settings that were changed since, or a damaged checkpoint.
@@ -101,6 +111,8 @@ def resume(output: Path, console: Console, *, reward: Reward | None = None, watc
     config = load_config(str(output / CONFIG_FILE))
     found = checkpoints(output)
     checkpoint = load_checkpoint(found[-1]) if found else None
+    if iterations is not None:
+        config = replan(config, checkpoint, iterations)
     return _run(config, output, console, join_processes(), checkpoint, reward, watch)
 
 
@@ -122,6 +134,7 @@ def _run(
             check_same_run(checkpoint, fixed)
             fixed = fixed.model_copy(update={"started": checkpoint.state.started})
             restore_run(trainer, checkpoint)
+            console.print(_moved_end(config, checkpoint), end="", soft_wrap=True)
         processes.on_main(lambda: _prepare_folder(output, fixed.config, trainer.iteration))
         _start_trackers(trainer, config, output)
         if watch is not None:
@@ -181,7 +194,7 @@ def run_state(trainer: Trainer) -> State:
         started=creation_date(),
         config=config.model_dump(mode="json"),
         base_weights_hash=trainer.model.identity["weights_hash"],
-        reward_sha256=own_hash([config.reward.name or "", *config.reward.sum]),
+        reward_sha256=trainer.reward_sha256,
         prompts_sha256=prompts_hash([*trainer.prompts, *trainer.held_out]),
         packages=package_versions(),
         gradient_scaler={} if scaler is None else dict(scaler.state_dict()),
@@ -268,8 +281,10 @@ def _stop_asked(console: Console) -> Iterator[list[int]]:
 
 
 def _prepare_folder(output: Path, config: dict[str, Any], iteration: int) -> None:
-    if not (output / CONFIG_FILE).exists():
-        write_text_atomically(output / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
+    file = output / CONFIG_FILE
+    # Written anew only if its end was moved: else it is as its owner left it.
+    if not file.exists() or load_config(str(file)).training != RunConfig.model_validate(config).training:
+        write_text_atomically(file, yaml.safe_dump(config, sort_keys=False))
     trim_metrics(output / METRICS_FILE, iteration)
 
 
@@ -294,6 +309,21 @@ def _start_trackers(trainer: Trainer, config: RunConfig, output: Path) -> None:
         trainer.accelerator.init_trackers("dgpo", config={"config": config.model_dump_json()})
     except (ImportError, ValueError) as error:
         raise UserError(f"logging.trackers: {error}; install the tracker or leave it out") from error
+
+
+def _moved_end(config: RunConfig, checkpoint: Checkpoint) -> str:
+    """A line if the run ends elsewhere than when the checkpoint was written, else nothing."""
+    training, done = config.training, checkpoint.state.iteration
+    before = training.model_copy(update={"iterations": checkpoint.state.config["training"]["iterations"]})
+    if before.iterations == training.iterations:
+        return ""
+    then, now = (plan.rate_at(done / plan.iterations) for plan in (before, training))
+    rate = (
+        ""
+        if training.decay == "none"
+        else f"; the learning rate goes from {then:.3g} to {now:.3g} and falls from there"
+    )
+    return f"the run ends after iteration {training.iterations} instead of {before.iterations}{rate}\n"
 
 
 def _save_samples(trainer: Trainer, config: RunConfig, output: Path, iteration: int) -> None:

@@ -28,6 +28,7 @@ from dgpo_plugin.processes import Processes, join_processes, runs_on_cpu
 from dgpo_plugin.prompt_sets import load_prompts
 from dgpo_plugin.prompts import Prompt, draw_prompt_groups
 from dgpo_plugin.rewards import Reward, as_sum, load_reward
+from dgpo_plugin.rewards.own import loaded_hash
 from dgpo_plugin.rewards.scoring import Scorer
 from dgpo_plugin.rollout import join, micro_batches
 from dgpo_plugin.sampling import EncodedTexts, decode_in_batches, fixed_noise, sample_latents
@@ -65,6 +66,7 @@ class Trainer:
         evaluation_weights: the averaged copy of the adapter that is evaluated and exported.
         iteration: iterations done.
         steps: optimizer steps done.
+        reward_sha256: of the files of users' own rewards, as they were loaded; empty if there are none.
     """
 
     def __init__(self, config: RunConfig, *, reward: Reward | None = None, failures: Path | None = None) -> None:
@@ -78,6 +80,8 @@ class Trainer:
         self.prompts = load_prompts(config.prompts.train)
         self.held_out = load_prompts(config.prompts.held_out) if config.prompts.held_out else self.prompts
         reward = reward or load_reward(config.reward)
+        # Of what was loaded, once: the file may change while the run goes on.
+        self.reward_sha256 = loaded_hash([config.reward.name or "", *config.reward.sum])
         terms = as_sum(reward, config.reward.label)
         self.reward_title = terms.title
         self.reward_weights = {name: weight for name, (_, weight) in terms.terms.items()}
@@ -112,7 +116,7 @@ class Trainer:
         while self.iteration < training.iterations:
             done = self.iteration / training.iterations if share_done is None else share_done()
             for group in self.optimizer.param_groups:
-                group["lr"] = training.learning_rate * (1 - done if training.decay == "linear" else 1)
+                group["lr"] = training.rate_at(done)
             record = self._iterate(self.iteration)
             self.iteration += 1
             yield record

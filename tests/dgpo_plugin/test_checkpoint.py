@@ -24,6 +24,7 @@ from dgpo_plugin import trainer as trainer_module
 from dgpo_plugin.checkpoint import State, checkpoints, load_checkpoint, save_checkpoint
 from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import Stopped, UserError
+from dgpo_plugin.export import describe_adapter
 from dgpo_plugin.models.sd3 import SD3Model
 from dgpo_plugin.trainer import Trainer
 from tests.conftest import SMALL
@@ -272,8 +273,93 @@ def test_what_a_resumed_run_may_not_change(tmp_path: Path) -> None:
 def test_a_falling_learning_rate_fixes_where_the_run_ends(tmp_path: Path) -> None:
     adapter = train(tmp_path, **{"training.iterations": 2, "training.decay": "linear"})
     rewrite(adapter.parent / "config.yaml", "iterations: 2", "iterations: 4")
-    with pytest.raises(UserError, match="training.iterations is 4, but .* was trained with 2"):
+    with pytest.raises(
+        UserError, match="iterations is 4, but .* was trained with 2, .*dgpo resume .*run --iterations 4"
+    ):
         run.resume(adapter.parent, Console(quiet=True))
+
+
+class Rates:
+    """A ``watch`` that notes the learning rate of every iteration, and ends the run after one of them."""
+
+    def __init__(self, until: int | None = None) -> None:
+        self.used: dict[int, float] = {}
+        self.until = until
+
+    def __call__(self, trainer: Trainer, record: dict[str, float] | None) -> None:
+        if record is not None:
+            self.used[trainer.iteration - 1] = trainer.optimizer.param_groups[0]["lr"]
+            if trainer.iteration == self.until:
+                raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fixed_date")
+def test_a_run_whose_learning_rate_falls_is_made_longer(tmp_path: Path) -> None:
+    """From there on the rate is the longer run's; killed before and after its next checkpoint, the same bits."""
+    quiet = Console(quiet=True)
+    adapters, base = [], 0.003
+    for number, kills in enumerate([(), (5, 6, 8)]):
+        adapter = train(tmp_path / str(number), **{"training.iterations": 4, "training.decay": "linear"})
+        rates = Rates()
+        for rates.until in kills:  # the first two before anything of the longer run is saved, at 6
+            with pytest.raises(KeyboardInterrupt):
+                run.resume(adapter.parent, quiet, iterations=None if rates.used else 9, watch=rates)
+        rates.until = None
+        run.resume(adapter.parent, quiet, iterations=None if kills else 9, watch=rates)
+        assert rates.used == {i: pytest.approx(base - base * i / 9, rel=1e-12) for i in range(4, 9)}
+        adapters.append(adapter)
+    first, second = (load_file(adapter) for adapter in adapters)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    steps = dict(describe_adapter(adapters[0]))["optimizer steps"]
+    assert "after iteration 4 its end was moved from 4; now 9" in steps
+
+
+@pytest.mark.slow
+def test_the_end_may_be_moved_again_and_both_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = train(tmp_path, **{"training.iterations": 2, "training.decay": "linear"})
+    console = Console(width=400)
+    run.resume(adapter.parent, console, iterations=4)
+    said = capsys.readouterr().out
+    assert "ends after iteration 4 instead of 2; the learning rate goes from 0 to 0.0015 and falls from there" in said
+    run.resume(adapter.parent, console, iterations=6)
+    assert load_config(str(adapter.parent / "config.yaml")).training.replanned == ((2, 2), (4, 4))
+    capsys.readouterr()
+    run.resume(adapter.parent, console)
+    assert "instead of" not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--iterations 5: .*000006 is beyond that; give more"):
+        run.resume(adapter.parent, console, iterations=5)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("decay", "replanned"), [("none", ()), ("linear", ((3, 6),))])
+def test_moving_the_end_of_a_plan(decay: str, replanned: tuple[tuple[int, int], ...], tmp_path: Path) -> None:
+    config = load_config("shapes", small(**{"training.decay": decay}))
+    then = state(3).model_copy(update={"config": config.model_dump(mode="json")})
+    old = then.model_dump()
+    del old["config"]["training"]["replanned"]  # a run from before there was such a record
+    for saved in (then, State.model_validate(old)):
+        checkpoint = module.Checkpoint(tmp_path, saved, {})
+        moved = module.replan(config, checkpoint, 8)
+        assert (moved.training.iterations, moved.training.replanned) == (8, replanned)
+        module.check_same_run(checkpoint, then.model_copy(update={"config": moved.model_dump(mode="json")}))
+        # Moved again before anything was saved, and back to where it was.
+        assert module.replan(moved, checkpoint, 9).training.replanned == replanned
+        assert module.replan(moved, checkpoint, 6) == config
+    assert module.replan(config, None, 8).training.replanned == ()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fixed_date")
+def test_a_constant_learning_rate_is_made_longer_without_a_trace(tmp_path: Path) -> None:
+    long = train(tmp_path / "long", **{"training.iterations": 4})
+    short = train(tmp_path / "short", **{"training.iterations": 2})
+    done = subprocess.run(
+        command("resume", str(short.parent), "--iterations", "4"), env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert short.read_bytes() == long.read_bytes()
 
 
 @pytest.mark.slow

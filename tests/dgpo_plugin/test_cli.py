@@ -184,6 +184,11 @@ def test_ctrl_c_keeps_an_adapter(tmp_path: Path) -> None:
     [
         lambda: torch.empty(1 << 60, dtype=torch.uint8),  # what the CPU's allocator really says
         lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
+        lambda: (_ for _ in ()).throw(torch.AcceleratorError("CUDA error: out of memory")),
+        lambda: (_ for _ in ()).throw(
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+        ),
+        lambda: (_ for _ in ()).throw(torch.distributed.DistBackendError("Cuda failure 2 'out of memory'")),
     ],
 )
 def test_too_little_memory_is_one_line(

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from dgpo_plugin import processes
 from dgpo_plugin.checkpoint import checkpoints, load_checkpoint
 from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import UserError
@@ -225,3 +226,88 @@ def test_shares_cover_everything_once(total: int, count: int) -> None:
     shares = [Processes(rank, count).share(total) for rank in range(count)]
     assert sorted(torch.cat(shares).tolist()) == list(range(total))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def dist(name: str, text: str) -> RuntimeError:
+    error: RuntimeError = getattr(torch.distributed, name)(text)
+    return error
+
+
+LOST = [
+    RuntimeError("[/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4242\nand more"),
+    RuntimeError("[/gloo/transport/tcp/pair.cc:447] Read error [127.0.0.1]:1: Connection reset by peer"),
+    RuntimeError(
+        "[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete"
+    ),
+    RuntimeError("Application timeout caused pair closure"),
+    dist("DistBackendError", "NCCL error, remote process exited or there was a network error, NCCL version 2.27"),
+    dist(
+        "DistNetworkError", "The client socket has failed to connect to [::1]:29500 (errno: 111 - Connection refused)"
+    ),
+    dist("DistStoreError", "wait timeout after 300000ms, keys: /default_pg/0/0"),
+]
+OWN = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    dist("DistBackendError", "NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"),
+    dist("DistBackendError", "ncclInvalidUsage: This usually reflects invalid usage of NCCL library"),
+    RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"),
+    RuntimeError(""),
+    torch.OutOfMemoryError("out of memory; Connection closed by peer"),  # the class says more than the text
+]
+
+
+def collective(error: RuntimeError, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Every collective in turn, failing so."""
+
+    def fails(*arguments: object, **named: object) -> object:
+        raise error
+
+    for used in ("reduce", "gather_object", "broadcast_object_list"):
+        monkeypatch.setattr(processes, used, fails)
+    two = Processes(0, 2)
+    {
+        "sum": lambda: two.sum(torch.ones(2)),
+        "fail_together": lambda: two.fail_together(None),
+        "on_main": lambda: two.on_main(lambda: None),
+    }[name]()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["sum", "fail_together", "on_main"])
+@pytest.mark.parametrize("error", LOST)
+def test_a_lost_connection_is_a_process_that_is_gone(
+    error: RuntimeError, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        UserError, match=r"^another process is gone, see what it said before \(.*\); go on with"
+    ) as raised:
+        collective(error, monkeypatch, name)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["sum", "fail_together", "on_main"])
+@pytest.mark.parametrize("error", OWN)
+def test_an_error_of_this_process_is_not_blamed_on_another(
+    error: RuntimeError, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        collective(error, monkeypatch, name)
+    assert raised.value is error
+
+
+@pytest.mark.fast
+def test_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "runs_on_cpu", lambda: True)
+    (name,) = processes.device_names()
+    assert name
+    monkeypatch.setattr(processes, "runs_on_cpu", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    assert processes.device_names() == ["GPU 0", "GPU 1"]
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))  # which has no names
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    assert processes.device_names() == ["mps"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dgpo_plugin import run
+from dgpo_plugin.checkpoint import checkpoints, load_checkpoint
 from dgpo_plugin.cli import main
 from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.config_files import load_config
@@ -25,7 +28,9 @@ from dgpo_plugin.errors import UserError
 from dgpo_plugin.prompts import Prompt
 from dgpo_plugin.rewards import REWARDS, RewardInfo, as_sum, load_reward
 from dgpo_plugin.rewards.ocr import OcrReward, asked_text, closeness, edit_distance
+from dgpo_plugin.rewards.own import import_own, loaded_hash, own_hash
 from dgpo_plugin.rewards.statistics import STATISTICS, diversity
+from dgpo_plugin.trainer import Trainer
 from tests.conftest import SMALL
 
 pytestmark = pytest.mark.fast
@@ -187,6 +192,38 @@ def test_a_run_is_not_resumed_with_another_reward_file(own: Path, tmp_path: Path
     own.write_text(OWN.replace("images.mean", "-images.mean"))
     with pytest.raises(UserError, match="the reward's file is not the one"):
         run.resume(adapter.parent, Console(quiet=True))
+
+
+def test_a_reward_edited_during_the_run_is_not_taken_for_the_one_it_began_with(own: Path, tmp_path: Path) -> None:
+    """The checkpoints saved after the edit are still of the reward that was loaded, and so are those after a resume."""
+    overrides = [f"reward.name={own}:brightness", "training.decay=none", "checkpoint.every=1", "checkpoint.keep=9"]
+    config = load_config("shapes", [*SMALL, *overrides])
+    edited = OWN.replace("images.mean", "-images.mean")
+
+    def edit(trainer: Trainer, record: dict[str, float] | None) -> None:
+        own.write_text(edited)
+
+    folder = run.train(config, tmp_path / "run", Console(quiet=True), watch=edit).parent
+    with pytest.raises(UserError, match="the reward's file is not the one"):
+        run.resume(folder, Console(quiet=True), iterations=3)
+    own.write_text(OWN)
+    run.resume(folder, Console(quiet=True), iterations=3, watch=edit)
+    hashes = {load_checkpoint(path).state.reward_sha256 for path in checkpoints(folder)}
+    assert hashes == {hashlib.sha256(OWN.encode()).hexdigest()}
+
+
+def test_a_file_with_the_size_and_time_of_the_one_before_is_read_anew(own: Path) -> None:
+    """Python's cache of translations would take it for that one, and the hash would be of what did not run."""
+    name, picture = f"{own}:brightness", torch.ones(1, 3, 4, 4)
+    before = own.stat()
+    first = import_own(name)(picture, [])
+    hashed = loaded_hash([name])
+    own.write_text(OWN.replace("images.mean((1, 2, 3))", "images.mean((1,2,3))*2"))
+    assert own.stat().st_size == before.st_size
+    os.utime(own, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert loaded_hash([name]) == hashed != own_hash([name])
+    assert import_own(name)(picture, []).tolist() == [2.0] != first.tolist()
+    assert loaded_hash([name]) == own_hash([name])
 
 
 @pytest.mark.parametrize("aggregate", ["rewards", "advantages"])
