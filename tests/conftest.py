@@ -42,6 +42,7 @@ SMALL = (
     "training.prompts_per_iteration=2",
     "training.group_size=4",
     "training.iterations=2",
+    "training.learning_rate=3.0e-3",
     "evaluation.images=8",
     "evaluation.steps=4",
     "logging.sample_images=4",

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.fast
 def test_an_adapter_is_evaluated_beside_quantized_weights(tmp_path: Path) -> None:
     values = load_preset("shapes").model_dump(mode="json")
     values["shared"]["model"] = {"path": "shapes", "max_sequence_length": 1, "quantization": "torchao-int8"}
-    values["evaluation"] |= {"prompts_per_task": 1, "out_of_domain_prompts": 1, "images_per_prompt": 2, "steps": 2}
+    values["evaluation"] |= {"images_per_prompt": 2, "steps": 2}
+    values["sizes"]["default"] |= {"prompts_per_task": 1, "out_of_domain_prompts": 1}
     (tmp_path / "own.yaml").write_text(json.dumps(values))
     policy = spread(Policy(load_model(ModelConfig(max_sequence_length=1)), LoraConfig(rank=4, alpha=4), seed=0), 0.3)
     path, out = tmp_path / "adapter.safetensors", tmp_path / "out.json"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from dgpo_plugin.checkpoint import State, checkpoints, load_checkpoint, save_che
 from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import Stopped, UserError
 from dgpo_plugin.export import describe_adapter
+from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.sd3 import SD3Model
 from dgpo_plugin.trainer import Trainer
 from tests.conftest import SMALL
@@ -198,7 +200,12 @@ def test_a_prompt_set_too_large_to_keep_is_encoded_as_the_run_comes_to_it(monkey
     monkeypatch.setattr(trainer_module, "TEXTS_AT_ONCE", 4)  # two iterations of two prompts
     encoded: list[int] = []
     encode = SD3Model.encode
-    monkeypatch.setattr(SD3Model, "encode", lambda self, texts: (encoded.append(len(texts)), encode(self, texts))[1])
+
+    def counting(self: SD3Model, texts: Sequence[str], *home: torch.device) -> Conditioning:
+        encoded.append(len(texts))
+        return encode(self, texts, *home)
+
+    monkeypatch.setattr(SD3Model, "encode", counting)
     whole = Trainer(config)
     records = whole.iterations()
     first = [next(records)["reward"] for _ in range(3)]
@@ -399,6 +406,9 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def test_killed_at_random_moments_a_run_ends_bit_identical(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
     subprocess.run(train_command(whole), env=environment(), check=True, capture_output=True)
+    # In the time of a few iterations as they are on this machine now, or a busy one would be killed before every save.
+    lines = (whole / "metrics.jsonl").read_text().splitlines()
+    span = max(0.8, 3 * max(json.loads(line)["seconds"] for line in lines))
     moments, kills = random.Random(4), 0
     while not (broken / "adapter.safetensors").exists():
         going_on = (broken / "config.yaml").exists()
@@ -406,7 +416,7 @@ def test_killed_at_random_moments_a_run_ends_bit_identical(tmp_path: Path) -> No
         process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert process.stdout is not None
         process.stdout.readline()  # the base's reward: imports are over, files are being written
-        time.sleep(moments.uniform(0, 0.8))
+        time.sleep(moments.uniform(0, span))
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
