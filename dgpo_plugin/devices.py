@@ -15,7 +15,7 @@ def this_device() -> torch.device:
 
 def numbered(device: torch.device) -> torch.device:
     """A device with this process's number, if it is a GPU without one."""
-    if device.type == "cpu" or device.index is not None:
+    if device.type == "cpu" or device.index is not None or not torch.accelerator.is_available():
         return device
     rank = os.environ.get("LOCAL_RANK")
     # Modulo, as accelerate places its processes: each may have been shown one GPU only.

@@ -91,7 +91,7 @@ def test_the_commands_explain_it(command: str) -> None:
 import os, resource, signal
 from dgpo_plugin import cli, run
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-run.train = run.resume = lambda *_: os.kill(os.getpid(), signal.SIGILL)
+run.train = run.resume = lambda *_, **__: os.kill(os.getpid(), signal.SIGILL)
 cli.main({["train", "shapes", "--output", "out/run"] if command == "train" else ["resume", "out/run"]})
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

@@ -39,7 +39,7 @@ def fake_policy() -> SimpleNamespace:
 
 def algorithm_for(**options: float) -> DGPO:
     config = DGPOConfig(timesteps=2, noisiest_steps=2, **options)  # type: ignore[arg-type]
-    return DGPO(config, RolloutConfig(steps=3), fake_policy(), None)  # type: ignore[arg-type]
+    return DGPO(config, RolloutConfig(steps=3), "native", fake_policy(), None)  # type: ignore[arg-type]
 
 
 def fake_rollout(groups: int, size: int) -> Rollout:

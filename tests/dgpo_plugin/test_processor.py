@@ -504,7 +504,7 @@ def test_all_processes_hear_what_the_first_decided(tmp_path: Path) -> None:
     """Two real ones, the second of which would decide otherwise."""
     script = tmp_path / "two.py"
     script.write_text("""
-import sys
+import os
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.processes import join_processes, leave_processes
 processes = join_processes()
@@ -512,11 +512,13 @@ def decide():
     return "bf16" if processes.is_main else "fp32"
 def refuse():
     raise UserError("no bf16")
-print(processes.rank, processes.decided_by_main(decide), flush=True)
+def say(what):
+    os.write(1, f"{processes.rank} {what}\\n".encode())  # a whole line at once, or the two are mixed
+say(processes.decided_by_main(decide))
 try:
     processes.decided_by_main(refuse)
 except UserError as error:
-    print(processes.rank, error, flush=True)
+    say(error)
 leave_processes()
 """)
     from tests.dgpo_plugin.test_processes import finish, launch

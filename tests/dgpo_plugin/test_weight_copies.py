@@ -65,7 +65,7 @@ def test_move_towards_in_float32() -> None:
 )
 def test_the_old_policy_trails_by_the_schedule(step: int, keep: float) -> None:
     policy = FakePolicy()
-    algorithm = DGPO(DGPOConfig(), RolloutConfig(), policy, None)  # type: ignore[arg-type]
+    algorithm = DGPO(DGPOConfig(), RolloutConfig(), "dpm", policy, None)  # type: ignore[arg-type]
     before = [tensor.clone() for tensor in algorithm.old_weights]
     moved_to = tensors(seed=3)
     for parameter, value in zip(policy.parameters, moved_to, strict=True):
@@ -77,7 +77,7 @@ def test_the_old_policy_trails_by_the_schedule(step: int, keep: float) -> None:
 
 def test_the_old_policy_over_many_steps() -> None:
     policy = FakePolicy()
-    algorithm = DGPO(DGPOConfig(), RolloutConfig(), policy, None)  # type: ignore[arg-type]
+    algorithm = DGPO(DGPOConfig(), RolloutConfig(), "dpm", policy, None)  # type: ignore[arg-type]
     expected = policy.copy_weights()
     for step in range(400):
         for parameter in policy.parameters:
