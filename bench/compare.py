@@ -158,18 +158,12 @@ def _git_hash() -> str | None:
 
 
 def _machine(plan: Plan) -> dict[str, str]:
-    cpu = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
+    from dgpo_plugin.processes import processor_name
+
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "cpu": cpu,
+        "cpu": processor_name(),
         "cores": str(os.cpu_count()),
         **({"GPUs": ", ".join(gpus)} if (gpus := gpu_names()) else {}),
         "runs at once": str(plan.jobs),

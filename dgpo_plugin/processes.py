@@ -160,15 +160,15 @@ def device_memory() -> tuple[str, int]:
 def device_names() -> list[str]:
     """What a run here computes on: every accelerator by its name, in their order, or the processor alone."""
     if runs_on_cpu():
-        return [_processor()]
+        return [processor_name()]
     kind = torch.accelerator.current_accelerator()
     assert kind is not None  # or runs_on_cpu
     name_of = getattr(torch.get_device_module(kind.type), "get_device_name", lambda index: kind.type)
     return [str(name_of(index)) for index in range(torch.accelerator.device_count())]
 
 
-def _processor() -> str:
-    """As its maker calls it, where the system tells; else its kind."""
+def processor_name() -> str:
+    """The processor as its maker calls it, where the system tells; else its kind."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
