@@ -157,6 +157,43 @@ def report(folder: Path) -> None:
     click.echo(str(write_report(folder)))
 
 
+@main.command()
+@click.option("--minutes", default=8.0, show_default=True, type=click.FloatRange(0.1), help="No row is begun later.")
+@click.option("--only", metavar="NAMES", help="Rows or models, comma-separated; measured again if they were.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/gpu"), show_default=True, help="Folder.")
+@click.option("--rehearsal", is_flag=True, help="Tiny models on the processor: whether everything runs.")
+@reports_user_errors
+def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None:
+    """Measure full-size models with random weights on this GPU, the most telling rows first; no download.
+
+    Every row is kept as soon as it is done, in gpu.jsonl; the same command goes on with those that are missing.
+    """
+    from dgpo_plugin.errors import UserError
+    from dgpo_plugin.files import write_text_atomically
+    from dgpo_plugin.processes import runs_on_cpu
+
+    from .gpu.results import read_results
+    from .gpu.rows import ROWS, chosen
+    from .gpu.session import measure
+    from .gpu.table import markdown
+
+    if runs_on_cpu() and not rehearsal:
+        raise UserError("no GPU here; --rehearsal runs every row on the processor with tiny models")
+    rows = chosen(only)
+    read_results(output)  # refused now rather than after the first row
+    missing = [row.name for row in rows]
+    try:
+        missing = measure(rows, output, minutes, lambda line: click.echo(line, err=True), tiny=rehearsal, again=only is not None)
+    finally:
+        results = read_results(output)
+        text = markdown(results, [row.name for row in ROWS], [name for name in missing if name not in results])
+        output.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(output / "gpu.md", text)
+    click.echo(text)
+    if not any(result.status == "measured" for name, result in results.items() if name != "card"):
+        raise UserError(f"no row could be measured here; {output / 'gpu.md'} says why, row by row")
+
+
 @main.command("list")
 @reports_user_errors
 def list_() -> None:

@@ -30,12 +30,14 @@ class ModelConfig(_Config):
         embedded_guidance: what a guidance-distilled model (FLUX dev) is told; others have no use for it.
         resolution: pixels a side; null for the model's own.
         quantization: of the frozen denoiser's linear layers, by the package that must be installed; null for none.
-        shard: split the frozen base over the processes (FSDP2) instead of copying it to each, if it fits on none.
+        shard: split the frozen base over the processes (FSDP2) instead of copying it to each, if it fits on none. One
+            process holds all of it, and gains nothing.
         offload: keep the text encoders and the VAE in main memory while they are not used, and the denoiser while the
             encoders are.
         sliced_decode: decode image by image: less memory, the same pictures.
         tiled_decode: decode tile by tile too: still less memory, and faint seams in pictures larger than a tile, which
             rewards would see; so training refuses those unless this is ``accept-seams``.
+        compile: let torch.compile fuse the denoiser's repeated blocks: a minute or more at the start, other rounding.
     """
 
     path: str = "shapes"
@@ -49,6 +51,7 @@ class ModelConfig(_Config):
     offload: bool = False
     sliced_decode: bool = False
     tiled_decode: Literal[False, True, "accept-seams"] = False
+    compile: bool = False
 
 
 class LoraConfig(_Config):

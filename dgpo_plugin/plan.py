@@ -157,7 +157,7 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
         phases = {
             "sampling": _sampling(policy, config, size),
             "decoding": _decoding(model, config, size),
-            "training": _training(policy, size),
+            "training": _training(policy, config, size),
         }
         encoding = _encoding(config.model, model, weights) if config.model.offload else 0
     return Plan(parameters, trainable, weights, phases, images, _evaluations(config), size, encoding)
@@ -223,10 +223,12 @@ def _decoding(model: Model, config: RunConfig, size: int) -> int:
     return count.peak + (_bytes(model.vae) if config.model.offload else 0)
 
 
-def _training(policy: Policy, size: int) -> int:
+def _training(policy: Policy, config: RunConfig, size: int) -> int:
+    # DGPO's policy is differentiated without guidance; a policy gradient goes through the guided velocity that sampled.
+    guidance = 1.0 if isinstance(config.algorithm, DGPOConfig) else config.algorithm.guidance
     with _counting(policy.model.denoiser) as count:
         asked = policy.model.blank_conditioning(1)[[0] * size]
-        policy.velocity(torch.zeros(size, *policy.model.latent_shape), 0.5, asked).square().mean().backward()
+        policy.velocity(torch.zeros(size, *policy.model.latent_shape), 0.5, asked, guidance).square().mean().backward()
     # The adapter's gradient is counted with the adapter.
     return count.peak - sum(4 * p.numel() for p in policy.parameters)
 

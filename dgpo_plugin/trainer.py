@@ -22,8 +22,9 @@ from dgpo_plugin.config import RunConfig, TrainingConfig
 from dgpo_plugin.errors import UserError
 from dgpo_plugin.lora import Policy, move_towards
 from dgpo_plugin.models import load_model
-from dgpo_plugin.models.base import refuse_seams, settled_model
+from dgpo_plugin.models.base import Model, refuse_seams, settled_model
 from dgpo_plugin.models.memory import shard
+from dgpo_plugin.models.speed import compile_blocks
 from dgpo_plugin.processes import Processes, join_processes, runs_on_cpu
 from dgpo_plugin.prompt_sets import load_prompts
 from dgpo_plugin.prompts import Prompt, draw_prompt_groups
@@ -69,7 +70,14 @@ class Trainer:
         reward_sha256: of the files of users' own rewards, as they were loaded; empty if there are none.
     """
 
-    def __init__(self, config: RunConfig, *, reward: Reward | None = None, failures: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        reward: Reward | None = None,
+        model: Model | None = None,
+        failures: Path | None = None,
+    ) -> None:
         training = config.training
         self.processes = replace(join_processes(), lockstep=config.model.shard)
         _check_layout(config, self.processes.count)
@@ -87,7 +95,7 @@ class Trainer:
         self.reward_weights = {name: weight for name, (_, weight) in terms.terms.items()}
         self.scorer = Scorer(reward, config.reward, failures)
         self.config = config = settle_precision(config, self.accelerator.device, self.processes)
-        self.model = load_model(config.model, self.accelerator.device, place=False)
+        self.model = model or load_model(config.model, self.accelerator.device, place=False)
         refuse_seams(self.model, config.model)
         # Before the denoiser takes its place: the text encoders may need all of the memory there is.
         self._encode_first()
@@ -96,6 +104,8 @@ class Trainer:
             shard(self.model.denoiser, self.policy.parameters, self.accelerator.device)
         else:
             self.model.place()
+        if config.model.compile:
+            compile_blocks(self.model.denoiser)
         self.algorithm = make_algorithm(config, self.policy)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
@@ -380,8 +390,6 @@ def _check_layout(config: RunConfig, processes: int) -> None:
         )
     if not config.model.shard:
         return
-    if processes == 1:
-        raise UserError("model.shard: one process has nobody to share with; start several, or set it to false")
     if config.model.quantization is not None:
         raise UserError("model.shard: cannot split a quantized base; set model.quantization to null")
     if training.group_size % processes:

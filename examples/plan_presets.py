@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from published_shapes import MODELS, write_configurations
-
+from dgpo_bench.gpu.published import published_models
 from dgpo_plugin.cli import quieten
 from dgpo_plugin.config_files import load_config, preset_names
 from dgpo_plugin.files import write_text_atomically
@@ -30,14 +29,14 @@ def plan_preset(name: str) -> Plan:
     if path in EMBEDDED:
         return make_plan(config)
     with tempfile.TemporaryDirectory() as folder:
-        write_configurations(path, Path(folder))
+        published_models()[path].write_configurations(Path(folder))
         return make_plan(config.model_copy(update={"model": config.model.model_copy(update={"path": folder})}))
 
 
 def row(name: str) -> dict[str, Any]:
     """What is kept of it."""
     path, plan = load_config(name).model.path, plan_preset(name)
-    family = "StableDiffusion3Pipeline" if path in EMBEDDED else MODELS[path][0]
+    family = "StableDiffusion3Pipeline" if path in EMBEDDED else published_models()[path].pipeline
     return {"family": family, "model": path, "parameters": plan.parameters, "gib": round(plan.peak / GIB, 2)}
 
 

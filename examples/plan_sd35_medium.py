@@ -10,14 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from published_shapes import write_configurations
-
+from dgpo_bench.gpu.published import published
 from dgpo_plugin.cli import quieten
 from dgpo_plugin.config import RunConfig
 from dgpo_plugin.config_files import parse_config
 from dgpo_plugin.plan import GIB, RESERVE, make_plan
 
-MODEL = "stabilityai/stable-diffusion-3.5-medium"
 SIZES = (1, 2, 4, 8, 12, 24)
 SAVINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("as it is", {}, {}),
@@ -47,7 +45,7 @@ def main() -> None:
     quieten()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_configurations(MODEL, folder)
+        published("sd35").write_configurations(folder)
         print(
             f"{'':<18} {'micro-batch 1':>14} {'micro-batch 8':>14}   largest of 1, 2, 4, 8, 12, 24 in 12 / 16 / 24 GiB"
         )

@@ -47,7 +47,9 @@ class FluxModel(PipelineModel):
         asked = conditioning.tensors
         dtype, device = asked["context"].dtype, latents.device
         height, width = latents.shape[2] // 2, latents.shape[3] // 2
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        # Counted on the device: sent there, they would be waited for in every pass.
+        counted = (torch.arange(side, device=device, dtype=dtype) for side in (height, width))
+        rows, columns = torch.meshgrid(*counted, indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
         predicted: Tensor = self.denoiser(
             hidden_states=pack(latents).to(dtype),
@@ -56,7 +58,7 @@ class FluxModel(PipelineModel):
             pooled_projections=asked["pooled"],
             encoder_hidden_states=asked["context"],
             txt_ids=torch.zeros(asked["context"].shape[1], 3, device=device, dtype=dtype),
-            img_ids=places.to(device, dtype),
+            img_ids=places,
             return_dict=False,
         )[0]
         return unpack(predicted.float(), height, width)

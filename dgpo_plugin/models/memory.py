@@ -13,6 +13,7 @@ from torch import nn
 
 from dgpo_plugin.config import ModelConfig
 from dgpo_plugin.errors import UserError
+from dgpo_plugin.models.speed import blocks
 
 
 @contextlib.contextmanager
@@ -53,10 +54,13 @@ def shard(denoiser: nn.Module, kept_whole: Sequence[nn.Parameter], device: torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if not torch.distributed.is_initialized():
+        # Of one process nobody has made a group: accelerate does it for several.
+        backend = torch.distributed.get_default_backend_for_device(device)
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     ignored = set(kept_whole)
-    names = getattr(denoiser, "_no_split_modules", None) or []
-    for block in [module for module in denoiser.modules() if type(module).__name__ in names]:
+    for block in blocks(denoiser, "_no_split_modules"):
         fully_shard(block, mesh=mesh, ignored_params=ignored)
     fully_shard(denoiser, mesh=mesh, ignored_params=ignored)
     for parameter in kept_whole:

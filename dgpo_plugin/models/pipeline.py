@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from dgpo_plugin.config import ModelConfig
@@ -22,6 +22,7 @@ from dgpo_plugin.models.base import DTYPES, dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.in_turn import in_turn
 from dgpo_plugin.models.memory import at_work, can_leave, empty_module, load_quantized
+from dgpo_plugin.models.speed import fuse_norms
 from dgpo_plugin.samplers.ode import Schedule, dpm_flow_sigmas
 
 ATTENTION = (
@@ -80,6 +81,8 @@ class PipelineModel:
         self.identity = identity
         self.device = device
         self.denoiser = getattr(pipeline, self.prefix).requires_grad_(False).eval()
+        if device.type == "cuda":
+            fuse_norms(self.denoiser)
         self.vae = pipeline.vae
         named = [getattr(pipeline, name) for name in self.parts if name.startswith("text_encoder")]
         self.encoders = [encoder for encoder in named if encoder is not None]
@@ -215,12 +218,27 @@ class PipelineModel:
     @classmethod
     def skeleton(cls, folder: Path, config: ModelConfig) -> PipelineModel:
         """From the configuration files alone; make it under ``torch.device("meta")``."""
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        types = dict.fromkeys(cls.parts, dtype_of(config)) | {"vae": DTYPES[config.vae_precision]}
         modules = {
-            name: empty_module(kind, folder / name, types[name]) if (folder / name).is_dir() else None
+            name: empty_module(kind, folder / name, cls.dtypes(config)[name]) if (folder / name).is_dir() else None
             for name, kind in cls.parts.items()
         }
+        return cls.assembled(folder, config, modules, torch.device("meta"))
+
+    @classmethod
+    def dtypes(cls, config: ModelConfig) -> dict[str, torch.dtype]:
+        """Of the weights of each part."""
+        return dict.fromkeys(cls.parts, dtype_of(config)) | {"vae": DTYPES[config.vae_precision]}
+
+    @classmethod
+    def assembled(
+        cls, folder: Path, config: ModelConfig, modules: Mapping[str, nn.Module | None], device: torch.device
+    ) -> PipelineModel:
+        """From modules that are there already, and the rest of a folder's configuration; it has no tokenizers.
+
+        Args:
+            modules: one for each of ``parts``.
+        """
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         others = [name for name, value in index.items() if isinstance(value, list) and name not in modules]
         others += [
             name for name in cls.pipeline_class._get_signature_keys(cls.pipeline_class)[0] if name not in modules
@@ -234,7 +252,7 @@ class PipelineModel:
         if (folder / "tokenizer" / "tokenizer_config.json").exists():
             tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
             pipeline.tokenizer_max_length = tokenizer["model_max_length"]
-        return cls(pipeline, config, {"path": config.path, "weights_hash": ""}, torch.device("meta"))
+        return cls(pipeline, config, {"path": config.path, "weights_hash": ""}, device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -46,10 +46,11 @@ class QwenImageModel(PipelineModel):
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         asked = conditioning.tensors
         context, mask = asked["context"], asked["mask"]
+        whole = True
         if mask.device.type != "meta":
-            longest = int(mask.sum(1).max())
-            context, mask = context[:, :longest], mask[:, :longest]
-        whole = mask.device.type == "meta" or bool(mask.all())
+            lengths = mask.sum(1).tolist()  # read once: each number asked for would wait for the device
+            context, mask = context[:, : max(lengths)], mask[:, : max(lengths)]
+            whole = min(lengths) == max(lengths)
         height, width = latents.shape[2] // 2, latents.shape[3] // 2
         predicted: Tensor = self.denoiser(
             hidden_states=pack(latents).to(context.dtype),

@@ -42,13 +42,15 @@ class SDXLModel(NoisePredictingModel):
 
     def predict(self, noisy: Tensor, timestep: float, asked: dict[str, Tensor]) -> Tensor:
         side = float(self.resolution)
-        # Original size, crop's corner, target size: a picture of this size, not cropped.
-        sizes = torch.tensor([side, side, 0, 0, side, side], device=noisy.device, dtype=noisy.dtype)
+        # Original size, crop's corner, target size: a picture of this size, not cropped. Written on the device: sent
+        # there, they would be waited for in every pass.
+        sizes = torch.full((len(noisy), 6), side, device=noisy.device, dtype=noisy.dtype)
+        sizes[:, 2:4] = 0
         predicted: Tensor = self.denoiser(
             noisy,
             filled(timestep, noisy),
             encoder_hidden_states=asked["context"],
-            added_cond_kwargs={"text_embeds": asked["pooled"], "time_ids": sizes.expand(len(noisy), -1)},
+            added_cond_kwargs={"text_embeds": asked["pooled"], "time_ids": sizes},
             return_dict=False,
         )[0]
         return predicted

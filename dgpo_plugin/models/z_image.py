@@ -44,8 +44,9 @@ class ZImageModel(PipelineModel):
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         asked = conditioning.tensors
         context, lengths = asked["context"], asked["length"]
-        on_meta = lengths.device.type == "meta"
-        rows = [row if on_meta else row[: int(n)] for row, n in zip(context, lengths, strict=True)]
+        # Read once: each number asked for would wait for the device.
+        counts = [context.shape[1]] * len(context) if lengths.device.type == "meta" else lengths.tolist()
+        rows = [row[:n] for row, n in zip(context, counts, strict=True)]
         # The pipeline's time runs the other way, and so does its velocity.
         time = filled(1 - sigma, latents)
         predicted = self.denoiser(list(latents.to(context.dtype).unsqueeze(2)), time, rows, return_dict=False)[0]

@@ -1,0 +1,1 @@
+"""``dgpo-bench gpu``: what full-size models take on a GPU, measured with random weights."""

@@ -1,0 +1,279 @@
+"""The measurements, one function a kind of row: from its setting to what is kept of it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.models import pipeline
+from dgpo_plugin.models.base import Model
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.speed import compile_blocks
+from dgpo_plugin.plan import GIB
+from dgpo_plugin.trainer import Trainer
+
+from .card import measure_card, peak_memory, seconds, wait_for
+from .random_model import random_conditioning
+from .setting import PROMPTS, Setting
+
+Measured = dict[str, Any]
+PARTS = ("rollout", "decode", "reward_wait", "training")
+MOST_SECONDS = 10.0
+"""Of timed iterations, after which no further one is begun."""
+
+
+def iteration(setting: Setting) -> Measured:
+    """Whole iterations of a trainer, by part, and the most memory that they take, against the plan."""
+    plan, flops, device = setting.plan(), setting.flops(), setting.device
+    found: Measured = {"planned_bytes": plan.peak, "planned": {**plan.weights, **plan.phases, "encoding": plan.encoding}}
+    with peak_memory(device) as loading:
+        started = time.perf_counter()
+        model = setting.random_model()
+        found["draw_seconds"] = time.perf_counter() - started
+        trainer = Trainer(setting.config, model=model)
+        wait_for(device)
+        found["build_seconds"] = time.perf_counter() - started
+    texts = [*PROMPTS, *PROMPTS][:8]
+    found["encode_seconds_per_text"] = seconds(lambda: model.encode(texts), device, rounds=2) / len(texts)
+    running = trainer.iterations()
+    started = time.perf_counter()
+    records = [next(running)]  # warms up, and makes the optimizer's state
+    found["first_iteration_seconds"] = records[0]["seconds"]
+    with peak_memory(device) as peaks:
+        measured = list(_until(running, 1 if setting.tiny else 5, MOST_SECONDS))
+    records += measured
+    found |= {"loading_bytes": loading.allocated, "peak_bytes": peaks.allocated, "reserved_bytes": peaks.reserved}
+    found["seconds"] = statistics.median(r["seconds"] for r in measured)
+    for part in PARTS:
+        found[f"{part}_seconds"] = statistics.median(r[f"{part}_seconds"] for r in measured)
+    found |= {"iterations": len(measured), "images": setting.config.training.images}
+    last = measured[-1]
+    differentiated = last["differentiated_evaluations"] / 3  # images of which each counted a forward and a backward
+    plain = last["denoiser_evaluations"] - last["rollout_evaluations"] - last["differentiated_evaluations"]
+    found["rollout_tflops"] = last["rollout_evaluations"] * flops.forward / found["rollout_seconds"] / 1e12
+    work = plain * flops.forward + differentiated * flops.training
+    found["training_tflops"] = work / found["training_seconds"] / 1e12
+    for name in ("loss", "kl", "clip_fraction", "ratio_deviation", "grad_norm", "group_weight"):
+        if name in last:
+            found[name] = last[name]
+    if trainer.accelerator.scaler is not None:
+        found["gradient_scale"] = trainer.accelerator.scaler.get_scale()
+        found["optimizer_steps"] = trainer.steps
+    if "aim" in setting.row.options:
+        found["aim_bytes"] = setting.row.options["aim"] * GIB
+    return found
+
+
+def _until(records: Iterator[dict[str, float]], most: int, spent: float) -> Iterator[dict[str, float]]:
+    """So many of them, fewer where they take longer than ``spent`` seconds together."""
+    total = 0.0
+    for record in itertools.islice(records, most):
+        yield record
+        total += record["seconds"]
+        if total > spent:
+            return
+
+
+class Bench:
+    """A policy without encoders, and random inputs for it."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.device = setting, setting.device
+        plain = setting.row.options.get("plain_norms", False)
+        with mock.patch.object(pipeline, "fuse_norms", lambda denoiser: None) if plain else contextlib.nullcontext():
+            self.model: Model = setting.random_model(encoders=False)
+        self.policy: Policy = setting.policy(self.model)
+        self.model.place()
+        if setting.config.training.gradient_checkpointing:
+            self.model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        if setting.config.model.compile:
+            compile_blocks(self.model.denoiser)
+
+    def inputs(self, size: int, seed: int = 0) -> tuple[Tensor, Conditioning]:
+        """Latents and conditioning of so many images, the same for the same seed."""
+        torch.manual_seed(seed)
+        latents = torch.randn(size, *self.model.latent_shape, device=self.device)
+        return latents, random_conditioning(self.model, 1)[[0] * size]
+
+    def forward(self, size: int) -> Callable[[], Tensor]:
+        """A pass without gradient."""
+        latents, asked = self.inputs(size)
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                return self.policy.velocity(latents, 0.5, asked)
+
+        return run
+
+    def training(self, size: int) -> Callable[[], Tensor]:
+        """A pass, and backward to the adapter's weights."""
+        latents, asked = self.inputs(size)
+
+        def run() -> Tensor:
+            loss = self.policy.velocity(latents, 0.5, asked).square().mean()
+            loss.backward()
+            for parameter in self.policy.parameters:
+                parameter.grad = None
+            return loss.detach()
+
+        return run
+
+
+def rates(setting: Setting) -> Measured:
+    """Seconds and memory of a forward, and of a forward and backward, by the images in it."""
+    bench, flops = Bench(setting), setting.flops()
+    base = _allocated(setting.device)
+    rows = []
+    for size in setting.row.options["sizes"][: 1 if setting.tiny else None]:
+        row: Measured = {"images": size}
+        for name, work, count in (
+            ("forward", bench.forward(size), flops.forward),
+            ("training", bench.training(size), flops.training),
+        ):
+            started = time.perf_counter()
+            try:
+                with peak_memory(setting.device) as peaks:
+                    spent = seconds(work, setting.device, rounds=1 if setting.tiny else 5)
+            except torch.OutOfMemoryError:
+                row[name] = "out of memory"
+                continue
+            row[f"{name}_seconds"] = spent
+            row[f"{name}_tflops"] = size * count / spent / 1e12
+            row[f"{name}_bytes"] = peaks.allocated - base
+            row[f"{name}_first_seconds"] = time.perf_counter() - started - spent
+        rows.append(row)
+    return {"resting_bytes": base, "sizes": rows}
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated() if device.type == "cuda" else 0
+
+
+KINDS = {
+    "attention": ("flash", "fmha", "sdpa", "cudnn_generated", "attention"),
+    "product": ("gemm", "cutlass", "nvjet", "sm90_xmma", "ampere", "cublas", "gemv", "splitk", "conv"),
+    "norm and reduction": ("norm", "reduce", "softmax", "welford"),
+    "copy and cast": ("copy", "memcpy", "memset", "cat", "transpose", "fill"),
+    "elementwise": ("elementwise", "vectorized", "unrolled", "foreach", "multi_tensor", "triton"),
+}
+
+
+def profile(setting: Setting) -> Measured:
+    """The time on the device by kind of kernel, its launches, and how long it had nothing to do."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    bench, size = Bench(setting), 2 if setting.tiny else 8
+    found: Measured = {"images": size}
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.device.type == "cuda" else [])]
+    for name, work in (("forward", bench.forward(size)), ("training", bench.training(size))):
+        spent = seconds(work, setting.device, rounds=3)
+        with profiled(activities=activities) as run:
+            work()
+            wait_for(setting.device)
+        kernels: dict[str, list[float]] = {}
+        for event in run.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                one = kernels.setdefault(event.name, [0.0, 0])
+                one[0] += event.time_range.elapsed_us() / 1e6
+                one[1] += 1
+        shares: dict[str, float] = {}
+        for kernel, (total, _) in kernels.items():
+            kind = next((k for k, words in KINDS.items() if any(w in kernel.lower() for w in words)), "other")
+            shares[kind] = shares.get(kind, 0.0) + total
+        top = sorted(kernels.items(), key=lambda item: -item[1][0])[:12]
+        found[name] = {
+            "seconds": spent,
+            "busy_seconds": sum(total for total, _ in kernels.values()),
+            "launches": int(sum(count for _, count in kernels.values())),
+            "by_kind": shares,
+            "most": [{"kernel": kernel[:90], "seconds": total, "launches": int(n)} for kernel, (total, n) in top],
+        }
+    return found
+
+
+def numerics(setting: Setting) -> Measured:
+    """bf16 against float32 on the same weights: a rollout's latents, its matching errors, the loss's gradient."""
+    size, steps = (2, 2) if setting.tiny else (4, 10)
+    results: dict[str, Measured] = {}
+    bench = Bench(_in_precision(setting, "fp32"))
+    torch.manual_seed(1)
+    for parameter in bench.policy.parameters:  # an adapter that does something
+        parameter.data.add_(torch.randn_like(parameter) * 0.01)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for parameter in bench.model.denoiser.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+        latents, asked = bench.inputs(size)
+        asked = Conditioning({key: value.to(dtype) if value.is_floating_point() else value for key, value in asked.tensors.items()})
+        noise = latents.clone()
+        with torch.no_grad():
+            sigmas = [1 - n / steps for n in range(steps + 1)]
+            x = latents
+            for now, after in itertools.pairwise(sigmas):
+                x = x + (after - now) * bench.policy.velocity(x, max(now, 1e-3), asked)
+        target = noise - latents.flip(0)
+        loss = (target - bench.policy.velocity(0.5 * noise + 0.5 * latents.flip(0), 0.5, asked)).square().flatten(1).mean(1)
+        loss.mean().backward()
+        grads = torch.cat([p.grad.flatten() for p in bench.policy.parameters if p.grad is not None])
+        for parameter in bench.policy.parameters:
+            parameter.grad = None
+        results[name] = {"latents": x.double(), "error": loss.detach().double(), "gradient": grads.double()}
+    exact, rounded = results["fp32"], results["bf16"]
+    found = {f"{key}_relative_difference": _relative(rounded[key], exact[key]) for key in exact}
+    return found | {"finite": all(bool(value.isfinite().all()) for value in rounded.values()), "steps": steps}
+
+
+def _relative(ours: Tensor, reference: Tensor) -> float:
+    return float((ours - reference).norm() / reference.norm())
+
+
+def _in_precision(setting: Setting, precision: str) -> Setting:
+    from dataclasses import replace
+
+    model = setting.config.model.model_copy(update={"precision": precision})
+    return replace(setting, config=setting.config.model_copy(update={"model": model}))
+
+
+def attention(setting: Setting) -> Measured:
+    """A forward and a training pass by the kernel that computes attention."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    bench, size = Bench(setting), 2 if setting.tiny else 8
+    found: Measured = {"images": size}
+
+    def under(backend: Any, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with sdpa_kernel(backend):
+                return work()
+
+        return run
+
+    forward, training = bench.forward(size), bench.training(size)
+    found["default"] = {"forward": seconds(forward, setting.device), "training": seconds(training, setting.device)}
+    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"):
+        backend = getattr(SDPBackend, name)
+        try:
+            found[name.lower()] = {
+                "forward": seconds(under(backend, forward), setting.device),
+                "training": seconds(under(backend, training), setting.device),
+            }
+        except RuntimeError as error:
+            found[name.lower()] = str(error).splitlines()[0]
+    return found
+
+
+def card(*, tiny: bool) -> Measured:
+    """See :func:`dgpo_bench.gpu.card.measure_card`."""
+    from dgpo_plugin.processes import best_device
+
+    return measure_card(best_device(), tiny=tiny)

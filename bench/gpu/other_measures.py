@@ -1,0 +1,171 @@
+"""The measurements that need files, several processes or the embedded world."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.export import apply_adapter, export_adapter
+from dgpo_plugin.models.base import load_model
+from dgpo_plugin.models.memory import shard
+
+from .card import peak_memory, seconds, wait_for
+from .measures import Bench, Measured, rates
+from .rows import Row
+from .setting import Setting
+
+
+def adapter(setting: Setting) -> Measured:
+    """A quantized base: its rates, its memory, and an adapter saved from it and applied, unmerged, to another."""
+    sized = Row(**{**vars(setting.row), "options": {"sizes": [8]}})
+    found = rates(Setting(sized, setting.model, setting.config, setting.device, setting.tiny))
+    bench = Bench(setting)
+    torch.manual_seed(1)
+    for parameter in bench.policy.parameters:
+        parameter.data.add_(torch.randn_like(parameter) * 0.01)
+    latents, asked = bench.inputs(2)
+    with torch.no_grad():
+        trained = bench.policy.velocity(latents, 0.5, asked)
+        with bench.policy.as_reference():
+            base = bench.policy.velocity(latents, 0.5, asked)
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "adapter.safetensors"
+        export_adapter(
+            bench.policy, bench.policy.copy_weights(), file, setting.config, steps=0, reward_before=None, reward_after=None
+        )
+        del bench.policy
+        other = setting.random_model(encoders=False)
+        other.place()
+        apply_adapter(other, file)
+    with torch.no_grad():
+        applied = other.velocity(latents, 0.5, asked)
+    change = (trained - base).norm()
+    found["applied_difference"] = float((applied - trained).norm() / change)
+    found["change"] = float(change / base.norm())
+    return found
+
+
+def split(setting: Setting) -> Measured:
+    """FSDP2 over one process: the same numbers, and what it costs."""
+    bench, size = Bench(setting), 2 if setting.tiny else 8
+    forward, training = bench.forward(size), bench.training(size)
+    before = forward()
+    found: Measured = {"images": size}
+    found["whole"] = {"forward": seconds(forward, setting.device), "training": seconds(training, setting.device)}
+    shard(bench.model.denoiser, bench.policy.parameters, setting.device)
+    after = forward()
+    found["split"] = {"forward": seconds(forward, setting.device), "training": seconds(training, setting.device)}
+    found["relative_difference"] = float((after - before).norm() / before.norm())
+    found["backend"] = str(torch.distributed.get_backend())
+    return found
+
+
+def load(setting: Setting) -> Measured:
+    """A pipeline of full size from a folder, as users load theirs."""
+    model: Any = setting.random_model()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "pipeline"
+        started = time.perf_counter()
+        model.pipeline.save_pretrained(folder)
+        found: Measured = {"write_seconds": time.perf_counter() - started}
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        del model
+        if setting.device.type == "cuda":
+            torch.cuda.empty_cache()
+        with peak_memory(setting.device) as peaks:
+            started = time.perf_counter()
+            loaded = load_model(setting.config.model.model_copy(update={"path": str(folder)}), setting.device)
+            wait_for(setting.device)
+            found["load_seconds"] = time.perf_counter() - started
+        loaded.encode(["a cat"])
+    return found | {"bytes": size, "peak_bytes": peaks.allocated, "gbs": size / found["load_seconds"] / 1e9}
+
+
+def _rank(number: int, store: str, backend: str, answers: Any) -> None:
+    """One of two processes that sum a number."""
+    from datetime import timedelta
+
+    try:
+        rendezvous = torch.distributed.FileStore(store, 2)
+        torch.distributed.init_process_group(
+            backend, store=rendezvous, rank=number, world_size=2, timeout=timedelta(seconds=20)
+        )
+        device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
+        one = torch.ones(1, device=device)
+        torch.distributed.all_reduce(one)
+        answers.put((number, float(one), ""))
+    except Exception as error:  # whatever NCCL says is the finding
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        answers.put((number, 0.0, lines[-1] if lines else type(error).__name__))
+    os._exit(0)
+
+
+def ranks(*, tiny: bool) -> Measured:
+    """Whether two processes on one card can sum a number."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    on_card = torch.cuda.is_available() and not tiny
+    backend = "nccl" if on_card else "gloo"
+    found: Measured = {"backend": backend}
+    if on_card:
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    with tempfile.TemporaryDirectory() as name:
+        answers = context.SimpleQueue()
+        pair = [context.Process(target=_rank, args=(n, f"{name}/store", backend, answers)) for n in range(2)]
+        for process in pair:
+            process.start()
+        for process in pair:
+            process.join(45)
+        told = []
+        while not answers.empty():
+            told.append(answers.get())
+        for process in pair:
+            process.kill()
+    found["works"] = len(told) == 2 and all(value == 2 for _, value, _ in told)
+    found["said"] = sorted({message for _, _, message in told if message})
+    return found
+
+
+def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:
+    """The embedded comparison, with as many seeds as the row says; one that was cut off goes on."""
+    from ..compare import compare
+    from ..plan import Plan
+    from ..preset import load_preset
+    from ..results import read_results
+    from ..statistics import verdict
+
+    preset = load_preset("shapes")
+    size = preset.sizes["quick" if tiny else "default"]
+    seeds = 1 if tiny else row.options["seeds"]
+    changes = {"seeds": seeds, **({"evaluations": 1000} if tiny else {})}
+    plan = Plan(
+        preset_name="shapes",
+        preset=preset,
+        size_name="quick" if tiny else "default",
+        size=size.model_copy(update=changes),
+        algorithms=list(preset.algorithms),
+        seeds=list(range(seeds)),
+        jobs=1,
+        threads=max(1, (os.cpu_count() or 2) // 2),
+    )
+    started = time.perf_counter()
+    compare(plan, folder, _Quiet())
+    results = read_results(folder / "results.json")
+    if not results.runs:
+        raise UserError(f"{folder}: no run was finished")
+    return {"seconds": time.perf_counter() - started, "runs": len(results.runs), "verdict": verdict(results)}
+
+
+class _Quiet:
+    def expect(self, forecast: object) -> None:
+        """Nobody is shown it."""
+
+    def listen(self, event: object) -> None:
+        """Likewise."""

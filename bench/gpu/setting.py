@@ -1,0 +1,115 @@
+"""What a row measures with: the run's configuration, the model's shapes, its plan, the device."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgpo_plugin.config import RunConfig
+from dgpo_plugin.config_files import parse_config
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.models.base import Model
+from dgpo_plugin.plan import RESERVE, Plan, make_plan
+from dgpo_plugin.processes import best_device, device_memory
+from dgpo_plugin.trainer import settle_precision
+from dgpo_plugin.processes import Processes
+
+from .flops import Flops, count_flops
+from .published import Published, published
+from .random_model import random_conditioning, random_model
+from .rows import Row
+
+RESOLUTION = {"sdxl": 1024}
+"""Pixels a side; 512 for others."""
+PROMPTS = [f"a photo of {number} {thing}" for number in ("two", "three", "four") for thing in ("apples", "dogs")]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row's.
+
+    Attributes:
+        config: of the run; its model's path holds the configurations alone.
+        tiny: whether this is a rehearsal.
+    """
+
+    row: Row
+    model: Published
+    config: RunConfig
+    device: torch.device
+    tiny: bool
+
+    def random_model(self, *, encoders: bool = True) -> Model:
+        """Full size, random weights; see :func:`dgpo_bench.gpu.random_model.random_model`."""
+        return random_model(self.model, self.config.model, self.device, encoders=encoders)
+
+    def policy(self, model: Model) -> Policy:
+        """An adapter on it, on the device."""
+        return Policy(model, self.config.lora, seed=0, unconditional=random_conditioning(model, 1))
+
+    def plan(self) -> Plan:
+        """What `dgpo plan` says of it."""
+        return make_plan(self.config)
+
+    def flops(self) -> Flops:
+        """Of an image."""
+        return count_flops(self.model, self.config.model, self.config.lora)
+
+
+@contextmanager
+def setting(row: Row, *, tiny: bool) -> Iterator[Setting]:
+    """The row's, for the block."""
+    shapes = published(row.model)
+    if tiny:
+        shapes = shapes.tiny()
+    device = best_device()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model").mkdir()
+        shapes.write_configurations(folder / "model")
+        prompts = folder / "prompts.txt"
+        prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
+        config = parse_config(_values(row, shapes, folder, tiny=tiny, device=device), row.name)
+        config = settle_precision(config, device, Processes())
+        yield Setting(row, shapes, config, device, tiny)
+
+
+def fits(plan: Plan) -> bool:
+    """Whether `dgpo plan` would say so here."""
+    return plan.peak <= device_memory()[1] * (1 - RESERVE)
+
+
+def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool, device: torch.device) -> dict[str, Any]:
+    """DGPO's published settings with a group of 24, and what the row changes of them."""
+    values: dict[str, Any] = {
+        "model": {
+            "path": str(folder / "model"),
+            "precision": "bf16",
+            "resolution": RESOLUTION.get(row.model, 512),
+            "max_sequence_length": 128,
+        },
+        "lora": {"rank": 64, "alpha": 128, "init": "gaussian"},
+        "prompts": {"train": str(folder / "prompts.txt")},
+        "reward": {"name": "jpeg-size"},
+        "rollout": {"steps": 10},
+        "algorithm": {} if "algorithm.name" in row.settings else {"name": "dgpo"},
+        "training": {"prompts_per_iteration": 1, "group_size": 24, "micro_batch_size": 8, "iterations": 1000},
+    }
+    for name, value in row.settings.items():
+        section, field = name.split(".")
+        values[section][field] = value
+    if tiny:
+        assert shapes.rehearsal is None or shapes.rehearsal.resolution
+        smaller = {"resolution": 32, "max_sequence_length": 16}
+        values["model"] |= {**smaller, "precision": os.environ.get("REHEARSE", "fp32")} if device.type == "cpu" else smaller
+        values["lora"]["rank"] = 4
+        values["training"] |= {"group_size": 4, "micro_batch_size": 2}
+        values["rollout"]["steps"] = 6
+    return values
