@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -176,14 +177,17 @@ def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None
     from .gpu.rows import ROWS, chosen
     from .gpu.session import measure
     from .gpu.table import markdown
+    from .workers import sigterm_as_exit
 
     if runs_on_cpu() and not rehearsal:
         raise UserError("no GPU here; --rehearsal runs every row on the processor with tiny models")
     rows = chosen(only)
     read_results(output)  # refused now rather than after the first row
     missing = [row.name for row in rows]
+    say = functools.partial(click.echo, err=True)
     try:
-        missing = measure(rows, output, minutes, lambda line: click.echo(line, err=True), tiny=rehearsal, again=only is not None)
+        with sigterm_as_exit():
+            missing = measure(rows, output, minutes, say, tiny=rehearsal, again=only is not None)
     finally:
         results = read_results(output)
         text = markdown(results, [row.name for row in ROWS], [name for name in missing if name not in results])

@@ -74,7 +74,7 @@ def started(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]]:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(plan.threads)
     workers: list[Worker] = []
-    with _sigterm_as_exit():
+    with sigterm_as_exit():
         try:
             for number in range(count):
                 workers.append(_start(plan, folder, number))
@@ -156,7 +156,7 @@ def _died(worker: Worker) -> UserError:
 
 
 @contextlib.contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
+def sigterm_as_exit() -> Iterator[None]:
     """Let SIGTERM end the block in order, so that no worker outlives it."""
     if threading.current_thread() is not threading.main_thread():
         yield

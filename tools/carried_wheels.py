@@ -8,7 +8,6 @@ below a limit, so what is large and optional (bitsandbytes) is left to the machi
 
 from __future__ import annotations
 
-
 import subprocess
 import sys
 from importlib.metadata import distribution
@@ -82,7 +81,9 @@ def main(present: Path, folder: Path, python: str, limit: float) -> None:
         click.echo(name)
     click.echo(f"{len(names)} wheels, {wheels / 2**20:.1f} MiB; with the tree {total:.1f} MiB")
     if total > limit:
-        raise click.ClickException(f"more than {limit:g} MiB: install the largest on that machine, and list it in {present}")
+        raise click.ClickException(
+            f"more than {limit:g} MiB: install the largest on that machine, and list it in {present}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The card: what it is called, how fast its maker says it is and how fast it is, its memory, its state while it works."""
+"""The card: its name, how fast its maker says it is and how fast it is, its memory, its state while it works."""
 
 from __future__ import annotations
 

@@ -76,7 +76,9 @@ def _measured(task: Task, *, tiny: bool) -> Answer:
     if row.kind in alone:
         return Answer("measured", alone[row.kind](tiny=tiny), "", describe(), state())
     if row.kind == "comparison":
-        return Answer("measured", other_measures.comparison(row, task.folder / "comparison", tiny=tiny), "", describe(), state())
+        return Answer(
+            "measured", other_measures.comparison(row, task.folder / "comparison", tiny=tiny), "", describe(), state()
+        )
     kinds = {
         "iteration": measures.iteration,
         "rates": measures.rates,

@@ -1,4 +1,4 @@
-"""How many floating-point operations a denoiser's pass has: counted once, on the meta device, with attention written out.
+"""How many floating-point operations a denoiser's pass has: counted once, on the meta device, attention written out.
 
 torch's counter knows no fused attention of some kinds and would leave it out. What is computed a second time
 (gradient checkpointing, flash attention's backward) is work of the implementation's, and is not counted.
@@ -58,7 +58,9 @@ def _written_out_attention() -> Iterator[None]:
     functional, name = torch.nn.functional, "scaled_dot_product_attention"
     original = getattr(functional, name)
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, *rest: Any, enable_gqa: bool = False, **options: Any
+    ) -> Tensor:
         if enable_gqa:
             repeats = query.shape[-3] // key.shape[-3]
             key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)

@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models import pipeline
@@ -34,7 +35,10 @@ MOST_SECONDS = 10.0
 def iteration(setting: Setting) -> Measured:
     """Whole iterations of a trainer, by part, and the most memory that they take, against the plan."""
     plan, flops, device = setting.plan(), setting.flops(), setting.device
-    found: Measured = {"planned_bytes": plan.peak, "planned": {**plan.weights, **plan.phases, "encoding": plan.encoding}}
+    found: Measured = {
+        "planned_bytes": plan.peak,
+        "planned": {**plan.weights, **plan.phases, "encoding": plan.encoding},
+    }
     with peak_memory(device) as loading:
         started = time.perf_counter()
         model = setting.random_model()
@@ -89,7 +93,7 @@ class Bench:
     def __init__(self, setting: Setting) -> None:
         self.setting, self.device = setting, setting.device
         plain = setting.row.options.get("plain_norms", False)
-        with mock.patch.object(pipeline, "fuse_norms", lambda denoiser: None) if plain else contextlib.nullcontext():
+        with mock.patch.object(pipeline, "fuse_norms") if plain else contextlib.nullcontext():
             self.model: Model = setting.random_model(encoders=False)
         self.policy: Policy = setting.policy(self.model)
         self.model.place()
@@ -182,7 +186,7 @@ def profile(setting: Setting) -> Measured:
             wait_for(setting.device)
         kernels: dict[str, list[float]] = {}
         for event in run.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
+            if event.device_type == DeviceType.CUDA:
                 one = kernels.setdefault(event.name, [0.0, 0])
                 one[0] += event.time_range.elapsed_us() / 1e6
                 one[1] += 1
@@ -209,12 +213,14 @@ def numerics(setting: Setting) -> Measured:
     torch.manual_seed(1)
     for parameter in bench.policy.parameters:  # an adapter that does something
         parameter.data.add_(torch.randn_like(parameter) * 0.01)
+    latents, drawn = bench.inputs(size)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for parameter in bench.model.denoiser.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
-        latents, asked = bench.inputs(size)
-        asked = Conditioning({key: value.to(dtype) if value.is_floating_point() else value for key, value in asked.tensors.items()})
+        asked = Conditioning(
+            {key: value.to(dtype) if value.is_floating_point() else value for key, value in drawn.tensors.items()}
+        )
         noise = latents.clone()
         with torch.no_grad():
             sigmas = [1 - n / steps for n in range(steps + 1)]
@@ -222,7 +228,12 @@ def numerics(setting: Setting) -> Measured:
             for now, after in itertools.pairwise(sigmas):
                 x = x + (after - now) * bench.policy.velocity(x, max(now, 1e-3), asked)
         target = noise - latents.flip(0)
-        loss = (target - bench.policy.velocity(0.5 * noise + 0.5 * latents.flip(0), 0.5, asked)).square().flatten(1).mean(1)
+        loss = (
+            (target - bench.policy.velocity(0.5 * noise + 0.5 * latents.flip(0), 0.5, asked))
+            .square()
+            .flatten(1)
+            .mean(1)
+        )
         loss.mean().backward()
         grads = torch.cat([p.grad.flatten() for p in bench.policy.parameters if p.grad is not None])
         for parameter in bench.policy.parameters:

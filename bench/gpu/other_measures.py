@@ -37,7 +37,13 @@ def adapter(setting: Setting) -> Measured:
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "adapter.safetensors"
         export_adapter(
-            bench.policy, bench.policy.copy_weights(), file, setting.config, steps=0, reward_before=None, reward_after=None
+            bench.policy,
+            bench.policy.copy_weights(),
+            file,
+            setting.config,
+            steps=0,
+            reward_before=None,
+            reward_after=None,
         )
         del bench.policy
         other = setting.random_model(encoders=False)
@@ -92,7 +98,7 @@ def _rank(number: int, store: str, backend: str, answers: Any) -> None:
     from datetime import timedelta
 
     try:
-        rendezvous = torch.distributed.FileStore(store, 2)
+        rendezvous = torch.distributed.FileStore(store, 2)  # type: ignore[attr-defined]
         torch.distributed.init_process_group(
             backend, store=rendezvous, rank=number, world_size=2, timeout=timedelta(seconds=20)
         )

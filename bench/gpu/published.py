@@ -1,8 +1,8 @@
 """The shapes of published models' parts, so that they can be planned and measured without their (often gated) files.
 
 A file of ``models/`` has a model's hub id, its pipeline class, its scheduler and the configuration of every part with
-weights; and, under ``rehearsal``, what makes them tiny. A denoiser without numbers has diffusers' own defaults, which are that
-model's. Sizes of language models are those of their published configurations.
+weights; and, under ``rehearsal``, what makes them tiny. A denoiser without numbers has diffusers' own defaults, which
+are that model's. Sizes of language models are those of their published configurations.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ class Published(BaseModel):
     scheduler: dict[str, Any]
     parts: dict[str, dict[str, Any]]
     rehearsal: Rehearsal | None = None
+
+    @property
+    def rehearsed_resolution(self) -> int:
+        """Pixels a side of a rehearsal's pictures."""
+        assert self.rehearsal is not None
+        return self.rehearsal.resolution
 
     def tiny(self) -> Published:
         """The same classes with little in them."""

@@ -1,4 +1,4 @@
-"""A published model of full size with random weights, drawn on the device: no download, and the speed and memory of it."""
+"""A published model of full size with random weights, drawn on the device: its speed and memory without a download."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def random_model(
                 modules[part] = None
                 continue
             needed = encoders or part == family.prefix
-            # A VAE's and encoders' configurations are asked even where their weights are not.
+            # The VAE's and the encoders' configurations are asked even where their weights are not.
             home = device if needed else torch.device("meta")
             with home, _default_dtype(dtypes[part]):
                 # Tables that its code builds in main memory follow.
@@ -63,7 +63,9 @@ def random_model(
     pipeline = assembled.pipeline
     slots = [slot for slot in TOKENIZERS if slot in pipeline._get_signature_keys(type(pipeline))[0]]
     for slot in slots:
-        is_clip = getattr(pipeline, slot.replace("tokenizer", "text_encoder"), None).__class__.__name__.startswith("CLIP")
+        is_clip = getattr(pipeline, slot.replace("tokenizer", "text_encoder"), None).__class__.__name__.startswith(
+            "CLIP"
+        )
         pipeline.register_modules(**{slot: byte_tokenizer(77 if is_clip else 4096)})
     if not any(p.ndim > 4 for p in assembled.vae.parameters()):
         assembled.vae.to(memory_format=torch.channels_last)
@@ -77,7 +79,7 @@ def family_of(model: Published) -> Any:
     return getattr(importlib.import_module(f"dgpo_plugin.models.{module}"), kind)
 
 
-def random_conditioning(model: Model, texts: int, tokens: int | None = None) -> Conditioning:
+def random_conditioning(model: Model, texts: int) -> Conditioning:
     """As the text encoders' output for so many texts of as many tokens as fit, of normal noise."""
     blank = model.blank_conditioning(texts)
 

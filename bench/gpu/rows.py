@@ -34,6 +34,12 @@ class Row:
 
 
 SAVING = {"model.offload": True, "training.gradient_checkpointing": True, "training.micro_batch_size": 4}
+LARGE = {
+    "training.gradient_checkpointing": True,
+    "training.micro_batch_size": 4,
+    "training.group_size": 8,
+    "algorithm.rollout_guidance": 1,
+}
 GRPO = {
     "algorithm.name": "flow-grpo",
     "algorithm.noise_level": 0.7,
@@ -54,12 +60,14 @@ ROWS = (
     Row("sd35/12-gib", "iteration", "DGPO, offload, checkpointing, micro-batch 4", "sd35", SAVING, {"aim": 12}),
     Row("sd35/profile-compile", "profile", "kernels with model.compile", "sd35", {"model.compile": True}, minutes=3),
     Row("sd35/dgpo-compile", "iteration", "DGPO with model.compile", "sd35", {"model.compile": True}, minutes=3),
-    Row("sdxl/dgpo", "iteration", "DGPO, 1024 pixels", "sdxl", {"training.micro_batch_size": 4}),
-    Row("flux1/dgpo", "iteration", "DGPO, 512 pixels", "flux1", {"training.gradient_checkpointing": True}),
     Row("sd35/numerics", "numerics", "bf16 against fp32", "sd35"),
     Row("sd35/attention", "attention", "attention back ends", "sd35"),
     Row("sd35/int8", "adapter", "torchao-int8, an adapter on it", "sd35", {"model.quantization": "torchao-int8"}),
     Row("sd35/nf4", "adapter", "nf4, an adapter on it", "sd35", {"model.quantization": "bitsandbytes-nf4"}),
+    Row("sd35/shard", "shard", "FSDP2, a mesh of one process", "sd35"),
+    Row("ranks", "ranks", "two NCCL processes on one card", minutes=1),
+    Row("flux1/dgpo", "iteration", "DGPO without guidance, a group of 8, 512 pixels", "flux1", LARGE),
+    Row("sdxl/dgpo", "iteration", "DGPO, 1024 pixels", "sdxl", {"training.micro_batch_size": 4}),
     Row("sd35/fp16", "iteration", "fp16 and its scaler", "sd35", {"model.precision": "fp16"}),
     Row(
         "sd35/checkpointing",
@@ -69,12 +77,17 @@ ROWS = (
         {"training.gradient_checkpointing": True},
         {"sizes": [8, 24]},
     ),
-    Row("sd35/shard", "shard", "FSDP2, a mesh of one process", "sd35"),
-    Row("z-image/dgpo", "iteration", "DGPO, 512 pixels", "z-image", {"training.gradient_checkpointing": True}),
+    Row("z-image/dgpo", "iteration", "DGPO without guidance, a group of 8, 512 pixels", "z-image", LARGE),
     Row("sd15/dgpo", "iteration", "DGPO, 512 pixels", "sd15"),
-    Row("qwen-image/dgpo", "iteration", "DGPO, 512 pixels", "qwen-image", {**SAVING, "model.offload": False}, minutes=3),
+    Row(
+        "qwen-image/dgpo",
+        "iteration",
+        "DGPO without guidance, a group of 8, 512 pixels",
+        "qwen-image",
+        LARGE,
+        minutes=3,
+    ),
     Row("sd35/load", "load", "from a folder on disk", "sd35", minutes=3),
-    Row("ranks", "ranks", "two NCCL processes on one card", minutes=1),
     Row("comparison", "comparison", "the embedded comparison", options={"seeds": 8}, minutes=10),
 )
 

@@ -73,7 +73,7 @@ def _one(child: _Child, task: Task, seconds: float, *, tiny: bool) -> Result:
     return Result(
         row=task.row.name,
         about=task.row.about,
-        status=answer.status,  # type: ignore[arg-type]
+        status=answer.status,
         rehearsal=tiny,
         anyway=task.anyway,
         reason=answer.reason,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +16,8 @@ from dgpo_plugin.config_files import parse_config
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.plan import RESERVE, Plan, make_plan
-from dgpo_plugin.processes import best_device, device_memory
+from dgpo_plugin.processes import Processes, best_device, device_memory
 from dgpo_plugin.trainer import settle_precision
-from dgpo_plugin.processes import Processes
 
 from .flops import Flops, count_flops
 from .published import Published, published
@@ -76,7 +74,7 @@ def setting(row: Row, *, tiny: bool) -> Iterator[Setting]:
         shapes.write_configurations(folder / "model")
         prompts = folder / "prompts.txt"
         prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
-        config = parse_config(_values(row, shapes, folder, tiny=tiny, device=device), row.name)
+        config = parse_config(_values(row, shapes, folder, tiny=tiny), row.name)
         config = settle_precision(config, device, Processes())
         yield Setting(row, shapes, config, device, tiny)
 
@@ -86,7 +84,7 @@ def fits(plan: Plan) -> bool:
     return plan.peak <= device_memory()[1] * (1 - RESERVE)
 
 
-def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool, device: torch.device) -> dict[str, Any]:
+def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool) -> dict[str, Any]:
     """DGPO's published settings with a group of 24, and what the row changes of them."""
     values: dict[str, Any] = {
         "model": {
@@ -106,9 +104,7 @@ def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool, device: to
         section, field = name.split(".")
         values[section][field] = value
     if tiny:
-        assert shapes.rehearsal is None or shapes.rehearsal.resolution
-        smaller = {"resolution": 32, "max_sequence_length": 16}
-        values["model"] |= {**smaller, "precision": os.environ.get("REHEARSE", "fp32")} if device.type == "cpu" else smaller
+        values["model"] |= {"resolution": shapes.rehearsed_resolution, "max_sequence_length": 16, "precision": "fp32"}
         values["lora"]["rank"] = 4
         values["training"] |= {"group_size": 4, "micro_batch_size": 2}
         values["rollout"]["steps"] = 6

@@ -22,7 +22,9 @@ def markdown(results: Mapping[str, Result], names: Iterable[str], missing: Itera
     lines = _header(shown)
     lines += ["| row | found | memory, GiB: most / planned | verdict |", "|---|---|---|---|"]
     for result in shown:
-        lines.append(f"| {result.row}: {result.about} | {_found(result, gemm)} | {_memory(result)} | {verdict(result)} |")
+        lines.append(
+            f"| {result.row}: {result.about} | {_found(result, gemm)} | {_memory(result)} | {verdict(result)} |"
+        )
     if rest := list(missing):
         lines += ["", f"Not measured, for want of time: {', '.join(rest)}. The same command goes on with them."]
     return "\n".join(lines) + "\n"
@@ -52,7 +54,9 @@ def _of_memory(measured: Mapping[str, Any]) -> list[str]:
             found.append(f"memory {abs(off):.0%} {'more' if off > 0 else 'less'} than planned")
         if "aim_bytes" in measured:
             aim = measured["aim_bytes"] / GIB
-            found.append(f"{'within' if measured['peak_bytes'] <= measured['aim_bytes'] else 'not within'} {aim:.0f} GiB")
+            found.append(
+                f"{'within' if measured['peak_bytes'] <= measured['aim_bytes'] else 'not within'} {aim:.0f} GiB"
+            )
     return found
 
 
@@ -62,7 +66,9 @@ def _of_speed(result: Result) -> list[str]:
         return []
     shares = {part: result.measured[f"{part}_tflops"] / nominal for part in ("rollout", "training")}
     slow = [f"{part} {share:.0%}" for part, share in shares.items() if share < UTILIZATION]
-    return [f"below the aim of {UTILIZATION:.0%}: {', '.join(slow)}"] if slow else [f"utilization above {UTILIZATION:.0%}"]
+    return (
+        [f"below the aim of {UTILIZATION:.0%}: {', '.join(slow)}"] if slow else [f"utilization above {UTILIZATION:.0%}"]
+    )
 
 
 def _of_numbers(measured: Mapping[str, Any]) -> list[str]:
@@ -120,16 +126,19 @@ def _found(result: Result, gemm: float | None) -> str:
         return f"{tflops:.0f} TFLOP/s" + (f" ({', '.join(of)})" if of else "")
 
     if "copy_gbs" in measured:
-        rates = [f"{kind} {measured[f'{kind}_tflops']:.0f}" for kind in ("bf16", "fp16", "fp32") if f"{kind}_tflops" in measured]
+        rates = [
+            f"{kind} {measured[f'{kind}_tflops']:.0f}"
+            for kind in ("bf16", "fp16", "fp32")
+            if f"{kind}_tflops" in measured
+        ]
         return f"products: {', '.join(rates)} TFLOP/s; copy {measured['copy_gbs']:.0f} GB/s"
     if "rollout_tflops" in measured:
         parts = ", ".join(
-            f"{part.replace('_', ' ')} {measured[f'{part}_seconds']:.2f}" for part in ("rollout", "decode", "reward_wait", "training")
+            f"{part.replace('_', ' ')} {measured[f'{part}_seconds']:.2f}"
+            for part in ("rollout", "decode", "reward_wait", "training")
         )
-        return (
-            f"{measured['seconds']:.2f} s for {measured['images']} images ({parts}); rollout {rate(measured['rollout_tflops'])}, "
-            f"training {rate(measured['training_tflops'])}"
-        )
+        rates = [f"{part} {rate(measured[f'{part}_tflops'])}" for part in ("rollout", "training")]
+        return f"{measured['seconds']:.2f} s for {measured['images']} images ({parts}); {', '.join(rates)}"
     if "sizes" in measured:
         rows = [_size(row) for row in measured["sizes"]]
         return "; ".join(rows)
@@ -142,7 +151,8 @@ def _size(row: Mapping[str, Any]) -> str:
     def part(name: str) -> str:
         if name in row:
             return str(row[name])
-        return f"{row[f'{name}_seconds'] * 1000:.0f} ms, {row[f'{name}_tflops']:.0f} TFLOP/s, {row[f'{name}_bytes'] / GIB:.1f} GiB"
+        milliseconds, gib = row[f"{name}_seconds"] * 1000, row[f"{name}_bytes"] / GIB
+        return f"{milliseconds:.0f} ms, {row[f'{name}_tflops']:.0f} TFLOP/s, {gib:.1f} GiB"
 
     return f"{row['images']}: {part('forward')} / {part('training')}"
 
@@ -152,9 +162,8 @@ def _kinds(profile: Mapping[str, Any]) -> str:
     if not busy:
         return f"{profile['seconds'] * 1000:.0f} ms"
     shares = sorted(profile["by_kind"].items(), key=lambda item: -item[1])
-    return (
-        f"{profile['seconds'] * 1000:.0f} ms, busy {busy * 1000:.0f}, {profile['launches']} kernels, "
-        + ", ".join(f"{kind} {spent / busy:.0%}" for kind, spent in shares)
+    return f"{profile['seconds'] * 1000:.0f} ms, busy {busy * 1000:.0f}, {profile['launches']} kernels, " + ", ".join(
+        f"{kind} {spent / busy:.0%}" for kind, spent in shares
     )
 
 

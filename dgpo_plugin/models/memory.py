@@ -57,7 +57,8 @@ def shard(denoiser: nn.Module, kept_whole: Sequence[nn.Parameter], device: torch
     if not torch.distributed.is_initialized():
         # Of one process nobody has made a group: accelerate does it for several.
         backend = torch.distributed.get_default_backend_for_device(device)
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        alone = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=alone, rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     ignored = set(kept_whole)
     for block in blocks(denoiser, "_no_split_modules"):

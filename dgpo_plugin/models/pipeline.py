@@ -81,7 +81,7 @@ class PipelineModel:
         self.identity = identity
         self.device = device
         self.denoiser = getattr(pipeline, self.prefix).requires_grad_(False).eval()
-        if device.type == "cuda":
+        if device.type != "cpu":  # a plan, on the meta device, is a GPU's
             fuse_norms(self.denoiser)
         self.vae = pipeline.vae
         named = [getattr(pipeline, name) for name in self.parts if name.startswith("text_encoder")]

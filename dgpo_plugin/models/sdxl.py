@@ -45,7 +45,7 @@ class SDXLModel(NoisePredictingModel):
         # Original size, crop's corner, target size: a picture of this size, not cropped. Written on the device: sent
         # there, they would be waited for in every pass.
         sizes = torch.full((len(noisy), 6), side, device=noisy.device, dtype=noisy.dtype)
-        sizes[:, 2:4] = 0
+        sizes[:, 2:4].zero_()
         predicted: Tensor = self.denoiser(
             noisy,
             filled(timestep, noisy),

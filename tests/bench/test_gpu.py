@@ -243,7 +243,10 @@ def test_utilization_is_of_the_nominal_rate() -> None:
 
 @pytest.mark.fast
 def test_a_failed_row_says_why_in_the_table() -> None:
-    kept = {"a": result("a", "failed", reason="RuntimeError: no kernel"), "b": result("b", "timed out", reason="after 60 s")}
+    kept = {
+        "a": result("a", "failed", reason="RuntimeError: no kernel"),
+        "b": result("b", "timed out", reason="after 60 s"),
+    }
     text = markdown(kept, ["a", "b", "c"], ["c"])
     assert "failed: RuntimeError: no kernel" in text
     assert "timed out: after 60 s" in text

@@ -141,11 +141,19 @@ def test_a_base_split_over_two_processes_trains_the_same_adapter(algorithm: str,
     assert [r[:2] for r in rewards(split)] == [pytest.approx(r[:2], abs=1e-6) for r in rewards(whole)]
 
 
+@pytest.mark.slow
+def test_a_base_split_over_one_process_trains_the_same_adapter(tmp_path: Path) -> None:
+    """A mesh of one: what a single card can try of FSDP2."""
+    whole, alone = tmp_path / "whole" / "run", tmp_path / "alone" / "run"
+    finish(launch(1, *arguments(whole)))
+    finish(launch(1, *arguments(alone, "model.shard=true")))
+    assert distance(whole, alone) <= CLOSE
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["model.shard=true"], "one process has nobody to share with"),
         (["model.shard=true", "training.group_size=5"], "group_size 5 must be a multiple of the 2 processes"),
         (["model.shard=true", "model.quantization=torchao-int8"], "cannot split a quantized base"),
         (["training.group_size=2", "training.prompts_per_iteration=1"], "4 processes for 1 x 2 images an iteration"),
@@ -153,7 +161,7 @@ def test_a_base_split_over_two_processes_trains_the_same_adapter(algorithm: str,
 )
 def test_layouts_that_cannot_hold_are_errors(changes: list[str], message: str) -> None:
     config = load_config("shapes", [*SMALL, *changes])
-    processes = {"one": 1, "4 p": 4}.get(message[:3], 2)
+    processes = {"4 p": 4}.get(message[:3], 2)
     with pytest.raises(UserError, match=message):
         _check_layout(config, processes)
 

@@ -11,7 +11,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dgpo_bench.gpu.published import published
+from dgpo_bench.gpu.random_model import random_conditioning, random_model
 from dgpo_plugin.algorithms import Draw, make_algorithm
+from dgpo_plugin.config import ModelConfig
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.processes import Processes
 from dgpo_plugin.trainer import Trainer
@@ -145,3 +148,21 @@ def test_an_optimizer_steps_waits_do_not_grow_with_the_adapter(monkeypatch: pyte
         counts[len(trainer.policy.parameters)] = syncs.count
     assert len(counts) == 2
     assert set(counts.values()) == {2}, counts  # is there a gradient, and how long is it
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    # One question for how long the texts are, of the two whose denoisers take texts in their own length.
+    [("sd35", 0), ("flux1", 0), ("sdxl", 0), ("sd15", 0), ("z-image", 1), ("qwen-image", 1)],
+)
+def test_no_familys_pass_waits_for_each_image(name: str, most: int) -> None:
+    config = ModelConfig(path="", precision="fp32", resolution=32, max_sequence_length=16)
+    model = random_model(published(name).tiny(), config, torch.device("cpu"), encoders=False)
+    waits = []
+    for size in (2, 4):
+        latents, asked = torch.randn(size, *model.latent_shape), random_conditioning(model, size)
+        model.velocity(latents, 0.5, asked)  # fills diffusers' tables
+        with Syncs() as syncs:
+            model.velocity(latents, 0.5, asked)
+        waits.append(syncs.count)
+    assert waits == [most, most]
