@@ -150,12 +150,11 @@ def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:
     preset = load_preset("shapes")
     size = preset.sizes["quick" if tiny else "default"]
     seeds = 1 if tiny else row.options["seeds"]
-    changes = {"seeds": seeds, **({"evaluations": 1000} if tiny else {})}
     plan = Plan(
         preset_name="shapes",
         preset=preset,
         size_name="quick" if tiny else "default",
-        size=size.model_copy(update=changes),
+        size=size.model_copy(update={"seeds": seeds}),
         algorithms=list(preset.algorithms),
         seeds=list(range(seeds)),
         jobs=1,

@@ -61,11 +61,11 @@ class Published(BaseModel):
         others = {"scheduler": ("scheduler_config.json", self.scheduler)}
         if "num_hidden_layers" in self.parts["text_encoder"] and "projection_dim" in self.parts["text_encoder"]:
             others["tokenizer"] = ("tokenizer_config.json", CLIP_TOKENIZER)
-        (folder / "model_index.json").write_text(json.dumps(index))
+        (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
         configurations = {part: ("config.json", values) for part, values in self.parts.items()}
         for name, (file, values) in {**others, **configurations}.items():
             (folder / name).mkdir()
-            (folder / name / file).write_text(json.dumps(values))
+            (folder / name / file).write_text(json.dumps(values), encoding="utf-8")
 
 
 def published(name: str) -> Published:
