@@ -147,16 +147,21 @@ def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:
     from ..results import read_results
     from ..statistics import verdict
 
-    preset = load_preset("shapes")
-    size = preset.sizes["quick" if tiny else "default"]
-    seeds = 1 if tiny else row.options["seeds"]
+    preset, name = load_preset("shapes"), "quick" if tiny else "default"
+    size = preset.sizes[name].model_copy(update={"seeds": row.options["seeds"]})  # type: ignore[index]
+    if tiny:
+        few = {**preset.shared["training"], "prompts_per_iteration": 2, "group_size": 4}
+        evaluation = preset.evaluation.model_copy(update={"images_per_prompt": 1})
+        preset = preset.model_copy(update={"shared": {**preset.shared, "training": few}, "evaluation": evaluation})
+        cheap = {"seeds": 1, "evaluations": 6000, "prompts_per_task": 2, "out_of_domain_prompts": 2, "schedule": ()}
+        size = size.model_copy(update=cheap)
     plan = Plan(
         preset_name="shapes",
         preset=preset,
-        size_name="quick" if tiny else "default",
-        size=size.model_copy(update={"seeds": seeds}),
+        size_name=name,
+        size=size,
         algorithms=list(preset.algorithms),
-        seeds=list(range(seeds)),
+        seeds=list(range(size.seeds)),
         jobs=1,
         threads=max(1, (os.cpu_count() or 2) // 2),
     )

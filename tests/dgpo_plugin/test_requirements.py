@@ -16,7 +16,7 @@ pytestmark = pytest.mark.fast
 LINTERS = {"mypy", "pre-commit", "ruff", "types-pyyaml"}
 NEEDS_A_GPU = {"bitsandbytes"}
 NO_LOWEST_BUILD = {"torch"}
-"""The index has its oldest version for GPUs alone: gigabytes. It was run by hand, and on a GPU (docs/performance.md)."""
+"""The index has its oldest version for GPUs alone: gigabytes. It was run by hand, and on a GPU."""
 MODULES = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
 """Distributions that are called other than what is imported of them."""
 
