@@ -151,7 +151,7 @@ def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:
     size = preset.sizes[name].model_copy(update={"seeds": row.options["seeds"]})  # type: ignore[index]
     if tiny:
         few = {**preset.shared["training"], "prompts_per_iteration": 2, "group_size": 4}
-        evaluation = preset.evaluation.model_copy(update={"images_per_prompt": 1})
+        evaluation = preset.evaluation.model_copy(update={"images_per_prompt": 2})
         preset = preset.model_copy(update={"shared": {**preset.shared, "training": few}, "evaluation": evaluation})
         cheap = {"seeds": 1, "evaluations": 6000, "prompts_per_task": 2, "out_of_domain_prompts": 2, "schedule": ()}
         size = size.model_copy(update=cheap)
