@@ -49,12 +49,17 @@ def serve(pipe: Any, *, tiny: bool) -> None:
     from dgpo_plugin.cli import is_out_of_memory, quieten
 
     quieten()
+    import torch
+
     from . import measures  # noqa: F401  (the seconds that it takes go by while another row is measured)
 
     try:
         task: Task = pipe.recv()
     except EOFError:  # nothing is left to do
         return
+    if tiny and task.row.kind != "rates":
+        # Kernels for a processor take a minute to make; one row rehearses that.
+        torch.compiler.set_stance("force_eager")
     try:
         answer = _measured(task, tiny=tiny)
     except Exception as error:
