@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dgpo_plugin.errors import UserError
+
 from .rows import Row
 
 
@@ -62,6 +64,8 @@ def serve(pipe: Any, *, tiny: bool) -> None:
         torch.compiler.set_stance("force_eager")
     try:
         answer = _measured(task, tiny=tiny)
+    except UserError as error:
+        answer = Answer("failed", reason=str(error))
     except Exception as error:
         if is_out_of_memory(error):
             answer = Answer("out of memory", reason=str(error).splitlines()[0])

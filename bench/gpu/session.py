@@ -48,6 +48,7 @@ def measure(
             left = end - time.monotonic()
             if left < LEAST_SECONDS:
                 return [later.name for later in waiting[number:]]
+            say(f"{row.name}: {row.about}, row {number + 1} of {len(waiting)}, {left / 60:.1f} min left")
             result = _one(next_child(), Task(row, folder), min(60 * row.minutes, left), tiny=tiny)
             if result.status == "does not fit" and not tried_too_large and end - time.monotonic() > LEAST_SECONDS:
                 # One of them all the same: it tests the plan.
@@ -55,7 +56,8 @@ def measure(
                 seconds = min(60 * row.minutes, end - time.monotonic())
                 result = _one(next_child(), Task(row, folder, anyway=True), seconds, tiny=tiny)
             append_result(folder, result)
-            say(f"{row.name}: {result.status}{', ' + result.reason if result.reason else ''} ({result.seconds:.0f} s)")
+            reason = f", {result.reason}" if result.reason else ""
+            say(f"{row.name}: {result.status}{reason}, after {result.seconds:.0f} s")
     return []
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -123,6 +127,25 @@ def test_the_same_command_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypat
     session.measure(rows("b"), tmp_path, 10, lambda line: None, tiny=False, again=True)
     assert [name for name, _ in children.asked][-1] == "b"
     assert session.measure(rows("d"), tmp_path, 0.1, lambda line: None, tiny=False, again=False) == ["d"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught there")
+def test_a_session_that_is_ended_keeps_what_it_measured_and_leaves_no_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dgpo_bench.cli", "gpu", "--rehearsal", "--output", str(tmp_path)]
+    running = subprocess.Popen([*command, "--only", "card,sd35/dgpo,sdxl"], stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if line.startswith("sd35/dgpo"):
+            break
+    children = psutil.Process(running.pid).children(recursive=True)
+    running.terminate()
+    running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert children
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert "card" in read_results(tmp_path)
+    assert "want of time" in (tmp_path / "gpu.md").read_text()
 
 
 @pytest.mark.slow
