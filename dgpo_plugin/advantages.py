@@ -14,7 +14,7 @@ EPSILON = 1e-4
 
 
 def normalise(rewards: Tensor, std: AdvantageStd, limit: float = LIMIT) -> Tensor:
-    """A = clip((r - mean of the group) / (std + EPSILON), +-limit), DESIGN section 4.
+    """A = clip((r - mean of the group) / (std + EPSILON), +-limit); docs/architecture.md, section 4.
 
     Args:
         rewards: (P, G), finite.

@@ -1,7 +1,7 @@
 """Random draws that depend on what they are for, never on who draws them.
 
 Every draw is seeded by (seed, purpose, iteration, prompt, image, ...), so that the number of
-processes, the micro-batch size and a restart cannot change it (DESIGN section 5.1).
+processes, the micro-batch size and a restart cannot change it (docs/architecture.md, section 5).
 """
 
 from __future__ import annotations

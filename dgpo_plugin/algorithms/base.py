@@ -25,7 +25,7 @@ Backward = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class Draw:
-    """Where the randomness of one iteration comes from (DESIGN section 5.1)."""
+    """Where the randomness of one iteration comes from (docs/architecture.md, section 5)."""
 
     seed: int
     iteration: int

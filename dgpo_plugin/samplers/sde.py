@@ -1,4 +1,4 @@
-"""Stochastic samplers with log-probabilities, for policy gradients: Flow-SDE and CPS (DESIGN section 4).
+"""Stochastic samplers with log-probabilities, for policy gradients: Flow-SDE and CPS (docs/architecture.md, section 4).
 
 Both keep the flow's marginals while adding noise at every step, so that a step is a Gaussian whose log-probability
 can be differentiated through its mean. Log-probabilities are means over all but the batch axis.

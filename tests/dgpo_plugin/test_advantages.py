@@ -33,7 +33,7 @@ def advantages_of(rewards: Array, mode: AdvantageStd, limit: float = 5.0) -> Arr
 
 
 def oracle(rewards: Array, mode: AdvantageStd, limit: float = 5.0) -> Array:
-    """DESIGN section 4, group by group; numpy's std is the population's."""
+    """docs/architecture.md, section 4, group by group; numpy's std is the population's."""
     rows = []
     for group in rewards:
         spread = np.std(group) if mode == "group" else np.std(rewards)

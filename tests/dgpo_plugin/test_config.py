@@ -51,7 +51,7 @@ def test_there_is_a_preset() -> None:
 
 
 def test_defaults_are_the_published_settings() -> None:
-    """DESIGN section 4: SD3.5-M, GenEval."""
+    """docs/architecture.md, section 4: SD3.5-M, GenEval."""
     config = RunConfig()
     dgpo = config.algorithm
     assert isinstance(dgpo, DGPOConfig)
