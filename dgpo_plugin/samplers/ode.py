@@ -1,7 +1,7 @@
 """Deterministic samplers for flow matching: Euler and DPM-Solver++ (2M).
 
-Flow convention (docs/architecture.md, section 3): x_sigma = (1 - sigma) x0 + sigma noise, velocity = noise - x0. A schedule is
-a falling sequence of sigmas that starts at most at 1 and ends at 0.
+Flow convention (docs/architecture.md, section 3): x_sigma = (1 - sigma) x0 + sigma noise, velocity = noise - x0. A
+schedule is a falling sequence of sigmas that starts at most at 1 and ends at 0.
 """
 
 from __future__ import annotations
