@@ -8,8 +8,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import as_table, describe_adapter, read_adapter
-from dgpo_plugin.strength import folded
+from dgpo_plugin.export import as_table, describe_adapter, usable_adapter
 
 from .matching import apply_strictly, base_note
 from .types import CATEGORY
@@ -61,8 +60,7 @@ class LoadAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, model: object, adapter: str, strength: float) -> io.NodeOutput:
         path = adapter_path(adapter)
-        tensors, header = read_adapter(path)
-        scaled, scale = folded(tensors, header, f"adapter {adapter}")
+        scaled, header, scale = usable_adapter(path, f"adapter {adapter}")
         matched = apply_strictly(model, scaled, strength, header, f"adapter {adapter}")
         rows = [
             ("keys", f"{matched.matched} of {matched.total} matched"),

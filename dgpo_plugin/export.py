@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -25,8 +26,11 @@ from dgpo_plugin.errors import UserError
 from dgpo_plugin.files import atomic_path
 from dgpo_plugin.lora import Policy, attach
 from dgpo_plugin.models.base import Model
-from dgpo_plugin.strength import HALVES, folded
+from dgpo_plugin.strength import DIFFUSERS_HEADER, HALVES, OWN_ALPHA, folded
 
+STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PEFT_TENSORS, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+"""The two files of an adapter that peft saves: alpha is in the second alone, which most loaders do not read."""
 DOWN = tuple(first for first, _ in HALVES)
 STEPS = ("dgpo.optimizer_steps", "dgpo.replanned")
 PACKAGES = ("dgpo-plugin", "torch", "diffusers", "peft", "transformers", "safetensors")
@@ -153,12 +157,13 @@ def _tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].numpy().tobytes())
+        # As bytes, because numpy has no bfloat16 and no eight-bit floats.
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of an adapter file.
+    """Tensors and header of an adapter file; of peft's, which has none, what the file beside it says of alpha.
 
     Raises:
         UserError: missing, not safetensors, or not a LoRA.
@@ -173,7 +178,51 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"adapter {path}: not a whole safetensors file ({error}); fetch or export it again") from error
     if not any(name.endswith(DOWN) for name in tensors):
         raise UserError(f"adapter {path}: holds no LoRA tensors; name an adapter made by `dgpo train`")
+    beside = path.with_name(PEFT_SETTINGS)
+    if path.name == PEFT_TENSORS and DIFFUSERS_HEADER not in header and beside.is_file():
+        try:
+            header[DIFFUSERS_HEADER] = beside.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{beside}: cannot be read; the adapter's alpha is in it, so fetch both again") from error
     return tensors, header
+
+
+def usable_adapter(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    """An adapter file's tensors with their scale in them, its header, and a line on the scale.
+
+    Args:
+        where: opens the message of an error, as ``adapter PATH``.
+
+    Raises:
+        UserError: as :func:`read_adapter`, or numbers that no picture can be made with.
+    """
+    tensors, header = read_adapter(path)
+    for name, tensor in tensors.items():
+        _refuse_unusable(name, tensor, where)
+    written = header.get("modelspec.hash_sha256")
+    # Others' hashes are made of other bytes.
+    if OWN_ALPHA in header and written is not None and written != _tensors_hash(tensors):
+        raise UserError(f"{where}: its tensors are not those that its header's hash is of; fetch or export it again")
+    scaled, scale = folded(tensors, header, where)
+    for name, tensor in scaled.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{where}: {name} times its scale is not finite (alpha?); export it again")
+    return scaled, header, scale
+
+
+def _refuse_unusable(name: str, tensor: Tensor, where: str) -> None:
+    if tensor.dtype not in STORED:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{where}: {name} holds {kind}; convert the file to float32, float16 or bfloat16")
+    if not tensor.isfinite().all():
+        raise UserError(
+            f"{where}: {name} holds NaN or infinite numbers; export it again, or from an earlier checkpoint"
+        )
+    if name.endswith(".alpha"):
+        if tensor.numel() != 1:
+            raise UserError(f"{where}: {name} must be one number, and is {tuple(tensor.shape)}")
+    elif name.endswith(tuple(end for pair in HALVES for end in pair)) and (tensor.ndim < 2 or not tensor.numel()):
+        raise UserError(f"{where}: {name} is {tuple(tensor.shape)}, and a LoRA's halves have a rank of at least 1")
 
 
 def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: bool = False) -> dict[str, str]:
@@ -186,10 +235,9 @@ def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: 
         The header.
 
     Raises:
-        UserError: another base, or any tensor that matches no weight.
+        UserError: as :func:`usable_adapter`; another base, or any tensor that matches no weight.
     """
-    tensors, header = read_adapter(path)
-    tensors, _ = folded(tensors, header, f"adapter {path}")
+    tensors, header, _ = usable_adapter(path, f"adapter {path}")
     expected = header.get("dgpo.base_weights_hash")
     if expected != model.identity["weights_hash"] and not any_base:
         trained_on = header.get("dgpo.base_model", "an unnamed model")

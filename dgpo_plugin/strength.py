@@ -1,7 +1,8 @@
 """At which scale a LoRA file means to be applied, told from its tensors and its header.
 
 Our own files need none of this: their scale is in the weights. Older files of peft and diffusers keep alpha in the
-header alone, which diffusers reads and ComfyUI does not: with alpha = 2 rank they run there at half strength.
+header alone, or in a file beside them, which diffusers reads and ComfyUI does not: with alpha = 2 rank they run there
+at half strength.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def folded(tensors: Mapping[str, Tensor], header: Mapping[str, str], where: str)
         scales.add(round(scale, 4))
     return (
         out,
-        f"{_span(scales)}, alpha / rank from the header, multiplied in here (loaders that read no header miss it)",
+        f"{_span(scales)}, alpha / rank from the header, or from peft's adapter_config.json beside the file, "
+        f"multiplied in here (loaders that read neither miss it)",
     )
 
 

@@ -50,7 +50,7 @@ def import_own(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(f"{where}: {type(error).__name__} while loading it: {error}") from error
     if not hasattr(module, attribute):
         raise UserError(f"{where}: {path} defines no {attribute!r}")

@@ -72,7 +72,7 @@ class Scorer:
                 raise
             except UserError as error:
                 raise UserError(f"{error}{self._save(images, prompts)}") from error
-            except (Exception, SystemExit) as error:  # whatever a user's reward raises
+            except BaseException as error:  # whatever a user's reward raises; Ctrl-C reaches the main thread alone
                 reason = (str(error).splitlines() or [""])[0]
                 call, problem = None, f"failed {attempt + 1} times, last with {type(error).__name__}: {reason}"
         if call is not None:

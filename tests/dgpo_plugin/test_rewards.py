@@ -174,6 +174,14 @@ def test_an_error_in_a_users_file_is_told(tmp_path: Path) -> None:
         load_reward(RewardConfig(name=f"{tmp_path / 'broken.py'}:x"))
 
 
+def test_a_file_that_ends_the_program_is_an_error_and_no_success(tmp_path: Path) -> None:
+    """`sys.exit(0)` at its top once ended `dgpo train` with exit code 0, nothing trained."""
+    file = tmp_path / "leaves.py"
+    file.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UserError, match="SystemExit while loading it"):
+        load_reward(RewardConfig(name=f"{file}:reward"))
+
+
 def test_a_reward_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REWARDS, "dear", RewardInfo("none:None", "nothing", needs=("not_installed_here",)))
     with pytest.raises(UserError, match=r"reward dear: needs not_installed_here; pip install 'dgpo-plugin\[rewards\]'"):

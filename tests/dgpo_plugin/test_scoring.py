@@ -124,11 +124,12 @@ def test_a_reward_that_never_answers_is_given_up(hanging: Slow, retries: int, ti
     assert (hanging.calls, hanging.most) == (1, 1)
 
 
-def test_a_reward_that_calls_exit_is_one_that_failed() -> None:
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_reward_that_calls_exit_is_one_that_failed(kind: type[BaseException]) -> None:
     def leaves(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        raise SystemExit("bye\nbye")
+        raise kind("bye\nbye")
 
-    with pytest.raises(UserError, match=r"failed 2 times, last with SystemExit: bye$"):
+    with pytest.raises(UserError, match=rf"failed 2 times, last with {kind.__name__}: bye$"):
         Scorer(leaves, RewardConfig(retries=1, timeout=60)).submit(PICTURES, PROMPTS).result()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dgpo_plugin.config import ModelConfig
 from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import apply_adapter, describe_adapter, export_adapter, read_adapter
+from dgpo_plugin.export import apply_adapter, describe_adapter, export_adapter, read_adapter, usable_adapter
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models import load_model
 from dgpo_plugin.sampling import fixed_noise
@@ -60,6 +60,38 @@ def test_the_header_is_read_as_peft_reads_it(settings: dict[str, Any], shown: st
     for name, update in updates.items():
         ours = scaled[f"transformer.{name}.lora_B.weight"] @ scaled[f"transformer.{name}.lora_A.weight"]
         torch.testing.assert_close(ours, update)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 4, "lora_alpha": 8},
+        {"r": 4, "lora_alpha": 8, "use_rslora": True},
+        {"r": 4, "alpha_pattern": {"second": 16}},
+    ],
+)
+def test_a_folder_of_pefts_has_its_alpha_beside_it(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Saved by peft itself; its update is what peft computes."""
+    torch.manual_seed(0)
+    model = peft.get_peft_model(Two(), peft.LoraConfig(target_modules=["first", "second"], **settings))
+    updates: dict[str, Tensor] = {}
+    for name in ("first", "second"):
+        layer = model.base_model.model.get_submodule(name)
+        nn.init.normal_(layer.lora_B["default"].weight)
+        updates[name] = layer.get_delta_weight("default").detach()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    scaled, _, note = usable_adapter(file, "adapter x")
+    assert "adapter_config.json" in note
+    for name, update in updates.items():
+        keys = [f"base_model.model.{name}.lora_{half}.weight" for half in "BA"]
+        torch.testing.assert_close(scaled[keys[0]] @ scaled[keys[1]], update)
+    assert dict(describe_adapter(file))["scale"] == note
+    (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"adapter_config.json: cannot be read"):
+        read_adapter(file)
+    (tmp_path / "adapter_config.json").unlink()
+    assert usable_adapter(file, "adapter x")[2] == "1, the file states no alpha"
 
 
 def test_alpha_tensors_are_left_to_the_loader() -> None:

@@ -1,0 +1,125 @@
+"""Strict means strict: an adapter that no picture can be made with is one line, and not a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dgpo_plugin.config_files import load_config
+from dgpo_plugin.errors import UserError
+from dgpo_plugin.export import apply_adapter, describe_adapter, export_adapter, read_adapter
+from dgpo_plugin.lora import Policy
+from dgpo_plugin.models.base import Model, load_model
+
+pytestmark = pytest.mark.fast
+CONFIG = load_config("shapes", ["lora.rank=2", "lora.alpha=4", "model.precision=fp32"])
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model(CONFIG.model)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    policy = Policy(load_model(CONFIG.model), CONFIG.lora, seed=0)
+    path = tmp_path_factory.mktemp("good") / "adapter.safetensors"
+    weights = [torch.randn_like(p) for p in policy.parameters]
+    export_adapter(policy, weights, path, CONFIG, steps=1, reward_before=None, reward_after=None)
+    return path
+
+
+def changed(good: Path, folder: Path, change: Callable[[Tensor], Tensor], *, second: bool = True) -> Path:
+    """A copy with one of its tensors changed, and no hash to find it out by."""
+    tensors, header = read_adapter(good)
+    name = sorted(n for n in tensors if n.endswith(".lora_B.weight" if second else ".lora_A.weight"))[0]
+    tensors[name] = change(tensors[name]).contiguous()
+    path = folder / "changed.safetensors"
+    save_file(tensors, path, {key: value for key, value in header.items() if key != "modelspec.hash_sha256"})
+    return path
+
+
+def test_the_good_one_is_applied(model: Model, good: Path) -> None:
+    assert apply_adapter(load_model(CONFIG.model), good)["dgpo.algorithm"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.index_fill(0, torch.tensor([0]), float("nan")), "holds NaN or infinite numbers"),
+        (lambda t: t.index_fill(0, torch.tensor([0]), float("-inf")), "holds NaN or infinite numbers"),
+        (lambda t: t.to(torch.int8), "holds int8; convert"),
+        (lambda t: t > 0, "holds bool; convert"),
+        (lambda t: t.to(torch.complex64), "holds complex64; convert"),
+        (lambda t: t.to(torch.float8_e4m3fn), "holds float8_e4m3fn; convert"),
+        (lambda t: t[:, :0], "a rank of at least 1"),
+        (lambda t: t[0, 0], "a rank of at least 1"),
+        (lambda t: t[0], "a rank of at least 1"),
+        (lambda t: t[:, :1], "match no weight"),
+    ],
+)
+def test_a_tensor_that_cannot_be_used(
+    model: Model, good: Path, tmp_path: Path, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        apply_adapter(model, changed(good, tmp_path, change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_fine(good: Path, tmp_path: Path, kind: torch.dtype) -> None:
+    apply_adapter(load_model(CONFIG.model), changed(good, tmp_path, lambda t: t.to(kind)))
+
+
+def test_bits_that_are_not_those_of_the_hash(model: Model, good: Path, tmp_path: Path) -> None:
+    blob = bytearray(good.read_bytes())
+    blob[-2] ^= 1  # still a number like any other
+    path = tmp_path / "flipped.safetensors"
+    path.write_bytes(blob)
+    with pytest.raises(UserError, match="not those that its header's hash is of"):
+        apply_adapter(model, path)
+    assert "DOES NOT MATCH" in dict(describe_adapter(path))["content hash"]
+
+
+def test_a_strangers_hash_of_other_bytes_is_no_reason_to_refuse(good: Path, tmp_path: Path) -> None:
+    tensors, header = read_adapter(good)
+    path = tmp_path / "foreign.safetensors"
+    save_file(
+        tensors, path, {"modelspec.hash_sha256": "0" * 64, "dgpo.base_weights_hash": header["dgpo.base_weights_hash"]}
+    )
+    apply_adapter(load_model(CONFIG.model), path)
+
+
+@pytest.mark.parametrize("alpha", ["NaN", "Infinity", "-Infinity"])
+def test_a_headers_alpha_that_is_no_number(model: Model, good: Path, tmp_path: Path, alpha: str) -> None:
+    tensors, header = read_adapter(good)
+    path = tmp_path / "alpha.safetensors"
+    metadata = json.dumps({"r": 2, "lora_alpha": 1}).replace(": 1}", f": {alpha}}}")
+    save_file(
+        tensors, path, {"lora_adapter_metadata": metadata, "dgpo.base_weights_hash": header["dgpo.base_weights_hash"]}
+    )
+    with pytest.raises(UserError, match="not finite"):
+        apply_adapter(model, path)
+
+
+def test_an_alpha_that_is_several_numbers(model: Model, good: Path, tmp_path: Path) -> None:
+    tensors, _ = read_adapter(good)
+    name = next(n for n in tensors if n.endswith(".lora_A.weight")).replace(".lora_A.weight", ".alpha")
+    path = tmp_path / "alphas.safetensors"
+    save_file({**tensors, name: torch.ones(3)}, path)
+    with pytest.raises(UserError, match="must be one number"):
+        apply_adapter(model, path)
+
+
+def test_the_card_of_a_half_precision_file_with_a_hash(good: Path, tmp_path: Path) -> None:
+    """numpy has no bfloat16: the card once died of it."""
+    tensors, header = read_adapter(good)
+    path = tmp_path / "half.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path, header)
+    assert "DOES NOT MATCH" in dict(describe_adapter(path))["content hash"]
