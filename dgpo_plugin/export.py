@@ -268,15 +268,22 @@ def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: 
 
 
 def as_table(rows: Sequence[tuple[str, str]]) -> str:
-    """(label, value) rows as lines of text, the values under each other."""
+    """(label, value) rows as lines of text, the values under each other; a value's control characters are written out.
+
+    What a stranger's header says must neither forge a row nor speak to the terminal.
+    """
     width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+    return "\n".join(f"{label:<{width}}  {_printable(value)}" for label, value in rows)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def describe_adapter(path: Path) -> list[tuple[str, str]]:
     """The card that ``dgpo inspect`` prints: (label, value) rows."""
     tensors, header = read_adapter(path)
-    ranks = sorted({tensor.shape[0] for name, tensor in tensors.items() if name.endswith(DOWN)})
+    ranks = sorted({tensor.shape[0] for name, tensor in tensors.items() if name.endswith(DOWN) and tensor.ndim})
     return [
         ("file", f"{path} ({path.stat().st_size / 1024:.0f} KiB)"),
         ("title", header.get("modelspec.title", "-")),
@@ -289,14 +296,28 @@ def describe_adapter(path: Path) -> list[tuple[str, str]]:
         ("reward after", header.get("dgpo.reward_after", "-")),
         ("optimizer steps", "; ".join(header[key] for key in STEPS if key in header) or "-"),
         ("rank", ", ".join(map(str, ranks))),
-        ("scale", folded(tensors, header, f"adapter {path}")[1]),
+        ("scale", _scale_note(path)),
         ("tensors", f"{len(tensors)}, {sum(t.numel() for t in tensors.values()):,} parameters"),
         ("date", header.get("modelspec.date", "-")),
         ("licence", header.get("modelspec.license", "not stated in the file")),
         ("config hash", header.get("dgpo.config_hash", "-")),
         ("content hash", _hash_note(tensors, header)),
-        ("packages", ", ".join(f"{n} {v}" for n, v in json.loads(header.get("dgpo.packages", "{}")).items()) or "-"),
+        ("packages", _packages_note(header.get("dgpo.packages", "{}"))),
     ]
+
+
+def _scale_note(path: Path) -> str:
+    try:
+        return usable_adapter(path, "")[2]
+    except UserError as error:
+        return f"cannot be applied{error}"
+
+
+def _packages_note(text: str) -> str:
+    try:
+        return ", ".join(f"{name} {number}" for name, number in json.loads(text).items()) or "-"
+    except (ValueError, AttributeError, RecursionError):
+        return "cannot be read"
 
 
 def _hash_note(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

@@ -21,6 +21,8 @@ HALVES = ((".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.
 """How the keys of a LoRA's first and second half end, in diffusers' and in kohya's names."""
 DIFFUSERS_HEADER = "lora_adapter_metadata"
 OWN_ALPHA = "dgpo.original_alpha"
+REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
+"""In a stranger's regular expression: nested repeats can take exponential time, and no layer's name needs them."""
 
 
 def folded(tensors: Mapping[str, Tensor], header: Mapping[str, str], where: str) -> tuple[dict[str, Tensor], str]:
@@ -48,7 +50,7 @@ def folded(tensors: Mapping[str, Tensor], header: Mapping[str, str], where: str)
     for first, second, module in _pairs(tensors):
         try:
             scale = _header_scale(settings, module, tensors[first].shape[0])
-        except (TypeError, ValueError, AttributeError, re.error) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
             raise UserError(f"{where}: {DIFFUSERS_HEADER} in its header has no usable alpha ({error})") from error
         out[second] = tensors[second].float() * scale
         scales.add(round(scale, 4))
@@ -79,7 +81,7 @@ def _tensor_scale(tensors: Mapping[str, Tensor], key: str) -> float:
 def _settings(header: Mapping[str, str], where: str) -> dict[str, Any]:
     try:
         settings = json.loads(header[DIFFUSERS_HEADER])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: {DIFFUSERS_HEADER} in its header is not JSON; export it again") from error
     if not isinstance(settings, dict):
         raise UserError(f"{where}: {DIFFUSERS_HEADER} in its header is no JSON object; export it again")
@@ -95,6 +97,8 @@ def _header_scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
 
     alpha = float(setting("lora_alpha", rank))
     for pattern, value in (setting("alpha_pattern", None) or {}).items():
+        if REPEATED_GROUP.search(pattern):
+            raise ValueError(f"alpha_pattern {pattern[:40]!r} repeats a group, which may take for ever to match")
         if re.match(rf"(.*\.)?({pattern})$", inner):
             alpha = float(value)
             break

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dgpo_plugin.config_files import load_config
 from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import apply_adapter, describe_adapter, export_adapter, read_adapter
+from dgpo_plugin.export import apply_adapter, as_table, describe_adapter, export_adapter, read_adapter
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models.base import Model, load_model
 
@@ -123,3 +123,46 @@ def test_the_card_of_a_half_precision_file_with_a_hash(good: Path, tmp_path: Pat
     path = tmp_path / "half.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path, header)
     assert "DOES NOT MATCH" in dict(describe_adapter(path))["content hash"]
+
+
+def headed(good: Path, folder: Path, **header: str) -> Path:
+    """A copy of the tensors under another header."""
+    tensors, own = read_adapter(good)
+    path = folder / "headed.safetensors"
+    save_file(tensors, path, {"dgpo.base_weights_hash": own["dgpo.base_weights_hash"], **header})
+    return path
+
+
+def test_a_header_cannot_forge_a_row_or_speak_to_the_terminal(good: Path, tmp_path: Path) -> None:
+    forged = "nice\nreward after   9.9\x1b[2J\u202e"
+    path = headed(good, tmp_path, **{"modelspec.title": forged, "dgpo.reward": "\r\x07"})
+    card = as_table(describe_adapter(path))
+    assert card.count("reward after") == 2  # its own row, and the words inside the title's
+    assert not any(line.startswith("reward after   9.9") for line in card.splitlines())
+    assert all(character.isprintable() or character == "\n" for character in card)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "told"),
+    [
+        ({"lora_adapter_metadata": "[" * 100_000}, "scale", "not JSON"),
+        ({"lora_adapter_metadata": json.dumps({"alpha_pattern": {"(a+)+$": 1}})}, "scale", "repeats a group"),
+        ({"lora_adapter_metadata": json.dumps({"lora_alpha": 10**400})}, "scale", "no usable alpha"),
+        ({"dgpo.packages": "[" * 100_000}, "packages", "cannot be read"),
+        ({"dgpo.packages": "[1]"}, "packages", "cannot be read"),
+    ],
+)
+def test_a_strange_header_is_a_row_of_the_card_and_no_traceback(
+    good: Path, tmp_path: Path, header: dict[str, str], row: str, told: str
+) -> None:
+    assert told in dict(describe_adapter(headed(good, tmp_path, **header)))[row]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t[0, 0], lambda t: t.to(torch.float8_e4m3fn), lambda t: t.to(torch.complex64)]
+)
+def test_the_card_of_what_cannot_be_applied_says_so(
+    good: Path, tmp_path: Path, change: Callable[[Tensor], Tensor]
+) -> None:
+    path = changed(good, tmp_path, change, second=False)
+    assert dict(describe_adapter(path))["scale"].startswith("cannot be applied: ")
