@@ -179,7 +179,7 @@ def test_every_shipped_size_is_larger_than_the_one_before() -> None:
         assert quick.evaluations < default.evaluations < full.evaluations
         assert quick.prompts_per_task < default.prompts_per_task <= full.prompts_per_task
         assert "prove" in quick.caution
-        assert not default.caution
+        assert not full.caution
         assert preset.evaluation.guidance in preset.evaluation.guidances
 
 
