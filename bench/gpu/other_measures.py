@@ -93,10 +93,15 @@ def load(setting: Setting) -> Measured:
     return found | {"bytes": size, "peak_bytes": peaks.allocated, "gbs": size / found["load_seconds"] / 1e9}
 
 
+ALLOWS_SEVERAL = (2, 30, 0)
+"""The first NCCL that lets processes share a card (experimental), where NCCL_MULTI_RANK_GPU_ENABLE is 1."""
+
+
 def _rank(number: int, store: str, backend: str, answers: Any) -> None:
     """One of two processes that sum a number."""
     from datetime import timedelta
 
+    os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] = "1"
     try:
         rendezvous = torch.distributed.FileStore(store, 2)  # type: ignore[attr-defined]
         torch.distributed.init_process_group(
@@ -121,7 +126,10 @@ def ranks(*, tiny: bool) -> Measured:
     backend = "nccl" if on_card else "gloo"
     found: Measured = {"backend": backend}
     if on_card:
-        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        version = torch.cuda.nccl.version()
+        found["nccl"] = ".".join(map(str, version))
+        if version < ALLOWS_SEVERAL:
+            found["note"] = f"NCCL {found['nccl']} allows one process a card; 2.30 allows several"
     with tempfile.TemporaryDirectory() as name:
         answers = context.SimpleQueue()
         pair = [context.Process(target=_rank, args=(n, f"{name}/store", backend, answers)) for n in range(2)]

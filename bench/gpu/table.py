@@ -78,7 +78,8 @@ def _of_numbers(measured: Mapping[str, Any]) -> list[str]:
     if "finite" in measured:
         return ["finite" if measured["finite"] else "not finite"]
     if "works" in measured:
-        return ["works" if measured["works"] else "refused: " + "; ".join(measured["said"])]
+        said = [*([measured["note"]] if "note" in measured else []), *measured["said"]]
+        return ["works" if measured["works"] else "refused: " + "; ".join(said)]
     return []
 
 

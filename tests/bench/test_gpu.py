@@ -249,6 +249,7 @@ def test_a_random_model_has_the_published_parts_and_encodes_texts() -> None:
             "memory as planned; not within 12 GiB",
         ),
         ({"works": False, "said": ["Duplicate GPU detected"]}, "refused: Duplicate GPU detected"),
+        ({"works": False, "note": "NCCL 2.28.9 allows one", "said": ["no"]}, "refused: NCCL 2.28.9 allows one; no"),
     ],
 )
 def test_verdicts(measured: dict[str, Any], expected: str) -> None:
