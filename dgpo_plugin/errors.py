@@ -22,6 +22,15 @@ class StopNow(Exception):
     """Raised inside an iteration, by whoever watches a run, to end it there; what was done before it is saved."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """An error of other people's code: its class and the first line of what it says, cut to a line's length."""
+    try:
+        said = str(error)
+    except Exception:  # their __str__ may fail too
+        said = "its message cannot be read"
+    return f"{type(error).__name__}: {(said.splitlines() or [''])[0][:300]}"
+
+
 def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """``; did you mean 'x'?`` for a near name, else ``; known: a, b``."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

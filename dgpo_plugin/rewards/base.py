@@ -62,7 +62,8 @@ def checked_rewards(reward: Reward, images: Tensor, prompts: Sequence[Prompt], n
     Raises:
         UserError: not one number a picture, or any that is not finite.
     """
-    values = torch.as_tensor(reward(images, prompts)).detach().to("cpu", torch.float32)
+    # A copy: what one reward writes into its pictures is not what the next one judges.
+    values = torch.as_tensor(reward(images.clone(), prompts)).detach().to("cpu", torch.float32)
     if values.shape != (len(images),):
         raise UserError(
             f"reward {name}: returned shape {tuple(values.shape)} for {len(images)} images; "

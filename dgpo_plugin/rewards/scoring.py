@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dgpo_plugin.config import RewardConfig
 from dgpo_plugin.devices import make_current
-from dgpo_plugin.errors import StopNow, UserError
+from dgpo_plugin.errors import StopNow, UserError, in_one_line
 from dgpo_plugin.files import atomic_path, write_text_atomically
 from dgpo_plugin.processes import best_device
 from dgpo_plugin.prompts import Prompt
@@ -73,8 +73,7 @@ class Scorer:
             except UserError as error:
                 raise UserError(f"{error}{self._save(images, prompts)}") from error
             except BaseException as error:  # whatever a user's reward raises; Ctrl-C reaches the main thread alone
-                reason = (str(error).splitlines() or [""])[0]
-                call, problem = None, f"failed {attempt + 1} times, last with {type(error).__name__}: {reason}"
+                call, problem = None, f"failed {attempt + 1} times, last with {in_one_line(error)}"
         if call is not None:
             self._given_up = True
             problem = (
