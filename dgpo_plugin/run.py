@@ -42,6 +42,8 @@ from dgpo_plugin.trainer import Trainer
 ADAPTER_FILE = "adapter.safetensors"
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+"""Signals that end a run after the iteration under way."""
 Watch = Callable[[Trainer, dict[str, float] | None], None]
 """Called once the model is loaded, with None, and after every iteration with its record."""
 
@@ -258,7 +260,8 @@ def _iterate(
 def _stop_asked(console: Console) -> Iterator[list[int]]:
     """Signals that came in the block, only noted; but a second Ctrl-C acts.
 
-    SIGTERM never does: launchers send it after Ctrl-C, and clusters before they take a machine back.
+    SIGTERM never does: launchers send it after Ctrl-C, and clusters before they take a machine back. Nor do SIGUSR1,
+    which Slurm sends for that, and SIGHUP, a closed terminal's, unless nohup has it ignored.
     """
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -272,7 +275,11 @@ def _stop_asked(console: Console) -> Iterator[list[int]]:
         if len(asked) == 1:
             console.print("stopping after this iteration; Ctrl-C again stops at once")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Not every system has them all.
+    known = {name: getattr(signal, name) for name in STOPPING if hasattr(signal, name)}
+    if signal.getsignal(known.get("SIGHUP", signal.SIGINT)) is signal.SIG_IGN:
+        known.pop("SIGHUP", None)
+    before = {number: signal.signal(number, note) for number in known.values()}
     try:
         yield asked
     finally:
@@ -289,10 +296,13 @@ def _prepare_folder(output: Path, config: dict[str, Any], iteration: int) -> Non
 
 
 def trim_metrics(path: Path, iteration: int) -> None:
-    """Leave out of metrics.jsonl what comes after an iteration and is about to be done again."""
+    """Leave out of metrics.jsonl what comes after an iteration and is about to be done again.
+
+    And what is no record: a line cut by a kill, or damaged. It is a log, and no reason not to go on.
+    """
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):  # the last line, cut by a kill
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             if json.loads(line)["iteration"] <= iteration:
                 kept.append(line + "\n")
     write_text_atomically(path, "".join(kept))

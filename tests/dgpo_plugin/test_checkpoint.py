@@ -451,6 +451,52 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, monkey
     assert run.resume(folder, Console(quiet=True)).read_bytes() == whole.read_bytes()
 
 
+def signalled(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every run get a signal at the start of its second iteration."""
+    original = Trainer._iterate
+
+    def interrupted(trainer: Trainer, iteration: int) -> dict[str, float]:
+        if iteration == 1:
+            os.kill(os.getpid(), number)
+        return original(trainer, iteration)
+
+    monkeypatch.setattr(Trainer, "_iterate", interrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_what_clusters_and_closed_terminals_send_is_heeded_too(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    signalled(number, monkeypatch)
+    with pytest.raises(Stopped, match=r"stopped after iteration 2 of 6, all of it saved"):
+        train(tmp_path)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.slow
+def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signalled(signal.SIGHUP, monkeypatch)
+        assert train(tmp_path).exists()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.fast
+def test_a_damaged_log_is_no_reason_not_to_go_on(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    good = json.dumps({"iteration": 1, "reward": 0.5})
+    late = json.dumps({"iteration": 9})
+    damaged = [b"\xff\xfe\x00", b"[1]", b"3", b'{"other": 1}', b'{"iteration": "x"}', b"[" * 100_000, b'{"iter']
+    log.write_bytes(b"\n".join([good.encode(), *damaged, late.encode()]))
+    run.trim_metrics(log, 5)
+    assert log.read_text() == good + "\n"
+
+
 @pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(trainer: Trainer, iteration: int) -> dict[str, float]:
