@@ -7,6 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
+from dgpo_plugin.config import RunConfig
 from dgpo_plugin.lora import Policy
 from dgpo_plugin.models import pipeline
 from dgpo_plugin.models.base import Model
@@ -203,53 +205,48 @@ def profile(setting: Setting) -> Measured:
 
 
 def numerics(setting: Setting) -> Measured:
-    """bf16 against float32 on the same weights: a rollout's latents, its matching errors, the loss's gradient."""
+    """bf16 against float32 on the same weights: a rollout's latents, its matching errors, the loss's gradient.
+
+    A rehearsal has float32 against float64: not every processor survives a product in bf16.
+    """
     size, steps = (2, 2) if setting.tiny else (4, 10)
-    results: dict[str, Measured] = {}
-    bench = Bench(_in_precision(setting, "fp32"))
+    bench = Bench(replace(setting, config=_in_float32(setting.config)))
     torch.manual_seed(1)
     for parameter in bench.policy.parameters:  # an adapter that does something
         parameter.data.add_(torch.randn_like(parameter) * 0.01)
     latents, drawn = bench.inputs(size)
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        for parameter in bench.model.denoiser.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
-        asked = Conditioning(
-            {key: value.to(dtype) if value.is_floating_point() else value for key, value in drawn.tensors.items()}
-        )
-        noise = latents.clone()
-        with torch.no_grad():
-            sigmas = [1 - n / steps for n in range(steps + 1)]
-            x = latents
-            for now, after in itertools.pairwise(sigmas):
-                x = x + (after - now) * bench.policy.velocity(x, max(now, 1e-3), asked)
-        target = noise - latents.flip(0)
-        loss = (
-            (target - bench.policy.velocity(0.5 * noise + 0.5 * latents.flip(0), 0.5, asked))
-            .square()
-            .flatten(1)
-            .mean(1)
-        )
-        loss.mean().backward()
-        grads = torch.cat([p.grad.flatten() for p in bench.policy.parameters if p.grad is not None])
-        for parameter in bench.policy.parameters:
-            parameter.grad = None
-        results[name] = {"latents": x.double(), "error": loss.detach().double(), "gradient": grads.double()}
-    exact, rounded = results["fp32"], results["bf16"]
+    types = (torch.float64, torch.float32) if setting.tiny else (torch.float32, torch.bfloat16)
+    exact, rounded = (_passes(bench, latents, drawn, steps, dtype) for dtype in types)
     found = {f"{key}_relative_difference": _relative(rounded[key], exact[key]) for key in exact}
     return found | {"finite": all(bool(value.isfinite().all()) for value in rounded.values()), "steps": steps}
+
+
+def _passes(bench: Bench, latents: Tensor, drawn: Conditioning, steps: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What is compared, in float64, with the frozen weights in a type; from the larger type to the smaller."""
+    for parameter in bench.model.denoiser.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    asked = Conditioning({k: t.to(dtype) if t.is_floating_point() else t for k, t in drawn.tensors.items()})
+    x, sigmas = latents, [1 - n / steps for n in range(steps + 1)]
+    with torch.no_grad():
+        for now, after in itertools.pairwise(sigmas):
+            x = x + (after - now) * bench.policy.velocity(x, max(now, 1e-3), asked)
+    clean = latents.flip(0)
+    predicted = bench.policy.velocity(0.5 * latents + 0.5 * clean, 0.5, asked)
+    error = (latents - clean - predicted).square().flatten(1).mean(1)
+    error.mean().backward()
+    gradient = torch.cat([p.grad.flatten() for p in bench.policy.parameters if p.grad is not None])
+    for parameter in bench.policy.parameters:
+        parameter.grad = None
+    return {"latents": x.double(), "error": error.detach().double(), "gradient": gradient.double()}
 
 
 def _relative(ours: Tensor, reference: Tensor) -> float:
     return float((ours - reference).norm() / reference.norm())
 
 
-def _in_precision(setting: Setting, precision: str) -> Setting:
-    from dataclasses import replace
-
-    model = setting.config.model.model_copy(update={"precision": precision})
-    return replace(setting, config=setting.config.model_copy(update={"model": model}))
+def _in_float32(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"precision": "fp32"})})
 
 
 def attention(setting: Setting) -> Measured:
