@@ -197,6 +197,11 @@ def usable_adapter(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str,
         UserError: as :func:`read_adapter`, or numbers that no picture can be made with.
     """
     tensors, header = read_adapter(path)
+    scaled, scale = _usable(tensors, header, where)
+    return scaled, header, scale
+
+
+def _usable(tensors: Mapping[str, Tensor], header: Mapping[str, str], where: str) -> tuple[dict[str, Tensor], str]:
     for name, tensor in tensors.items():
         _refuse_unusable(name, tensor, where)
     written = header.get("modelspec.hash_sha256")
@@ -207,7 +212,7 @@ def usable_adapter(path: Path, where: str) -> tuple[dict[str, Tensor], dict[str,
     for name, tensor in scaled.items():
         if not tensor.isfinite().all():
             raise UserError(f"{where}: {name} times its scale is not finite (alpha?); export it again")
-    return scaled, header, scale
+    return scaled, scale
 
 
 def _refuse_unusable(name: str, tensor: Tensor, where: str) -> None:
@@ -296,7 +301,7 @@ def describe_adapter(path: Path) -> list[tuple[str, str]]:
         ("reward after", header.get("dgpo.reward_after", "-")),
         ("optimizer steps", "; ".join(header[key] for key in STEPS if key in header) or "-"),
         ("rank", ", ".join(map(str, ranks))),
-        ("scale", _scale_note(path)),
+        ("scale", _scale_note(tensors, header)),
         ("tensors", f"{len(tensors)}, {sum(t.numel() for t in tensors.values()):,} parameters"),
         ("date", header.get("modelspec.date", "-")),
         ("licence", header.get("modelspec.license", "not stated in the file")),
@@ -306,9 +311,9 @@ def describe_adapter(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _scale_note(path: Path) -> str:
+def _scale_note(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     try:
-        return usable_adapter(path, "")[2]
+        return _usable(tensors, header, "")[1]
     except UserError as error:
         return f"cannot be applied{error}"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.errors import UserError, in_one_line
 
 from .rows import Row
 
@@ -71,7 +71,7 @@ def serve(pipe: Any, *, tiny: bool) -> None:
             answer = Answer("out of memory", reason=str(error).splitlines()[0])
         else:
             traceback.print_exc()
-            answer = Answer("failed", reason=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            answer = Answer("failed", reason=in_one_line(error))
     pipe.send(answer)
 
 

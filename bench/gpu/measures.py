@@ -133,8 +133,12 @@ class Bench:
 
 def rates(setting: Setting) -> Measured:
     """Seconds and memory of a forward, and of a forward and backward, by the images in it."""
-    bench, flops = Bench(setting), setting.flops()
-    base = _allocated(setting.device)
+    return rates_of(Bench(setting), setting)
+
+
+def rates_of(bench: Bench, setting: Setting) -> Measured:
+    """The same of a bench that is there already."""
+    flops, base = setting.flops(), _allocated(setting.device)
     rows = []
     for size in setting.row.options["sizes"][: 1 if setting.tiny else None]:
         row: Measured = {"images": size}

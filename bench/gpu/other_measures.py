@@ -16,16 +16,15 @@ from dgpo_plugin.models.base import load_model
 from dgpo_plugin.models.memory import shard
 
 from .card import peak_memory, seconds, wait_for
-from .measures import Bench, Measured, rates
+from .measures import Bench, Measured, rates_of
 from .rows import Row
 from .setting import Setting
 
 
 def adapter(setting: Setting) -> Measured:
     """A quantized base: its rates, its memory, and an adapter saved from it and applied, unmerged, to another."""
-    sized = Row(**{**vars(setting.row), "options": {"sizes": [8]}})
-    found = rates(Setting(sized, setting.model, setting.config, setting.device, setting.tiny))
     bench = Bench(setting)
+    found = rates_of(bench, setting)
     torch.manual_seed(1)
     for parameter in bench.policy.parameters:
         parameter.data.add_(torch.randn_like(parameter) * 0.01)

@@ -39,10 +39,11 @@ def measure(
     Returns:
         The rows that there was no time for.
     """
-    done = {} if again else read_results(folder)
+    before = read_results(folder)
+    done = {} if again else before
     waiting = [row for row in rows if row.name not in done or done[row.name].rehearsal != tiny]
     end = time.monotonic() + 60 * minutes
-    tried_too_large = any(result.anyway for result in read_results(folder).values())
+    tried_too_large = any(result.anyway for result in before.values())
     with _ahead(tiny=tiny) as next_child:
         for number, row in enumerate(waiting):
             left = end - time.monotonic()
