@@ -8,7 +8,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class Peaks:
 
 
 @contextlib.contextmanager
-def peak_memory(device: torch.device) -> Any:
+def peak_memory(device: torch.device) -> Iterator[Peaks]:
     """A :class:`Peaks` that is filled when the block is over."""
     peaks = Peaks()
     if device.type == "cuda":

@@ -24,12 +24,12 @@ from dgpo_plugin.models.speed import compile_blocks
 from dgpo_plugin.plan import GIB
 from dgpo_plugin.trainer import Trainer
 
+from ..throughput import PARTS
 from .card import measure_card, peak_memory, seconds, wait_for
 from .random_model import random_conditioning
 from .setting import PROMPTS, Setting
 
 Measured = dict[str, Any]
-PARTS = ("rollout", "decode", "reward_wait", "training")
 MOST_SECONDS = 10.0
 """Of timed iterations, after which no further one is begun."""
 
@@ -90,7 +90,7 @@ class Bench:
     """A policy without encoders, and random inputs for it."""
 
     def __init__(self, setting: Setting) -> None:
-        self.setting, self.device = setting, setting.device
+        self.device = setting.device
         plain = setting.row.options.get("plain_norms", False)
         with mock.patch.object(pipeline, "fuse_norms") if plain else contextlib.nullcontext():
             self.model: Model = setting.random_model(encoders=False)
@@ -101,9 +101,9 @@ class Bench:
         if setting.config.model.compile:
             compile_blocks(self.model.denoiser)
 
-    def inputs(self, size: int, seed: int = 0) -> tuple[Tensor, Conditioning]:
-        """Latents and conditioning of so many images, the same for the same seed."""
-        torch.manual_seed(seed)
+    def inputs(self, size: int) -> tuple[Tensor, Conditioning]:
+        """Latents and conditioning of so many images, the same each time."""
+        torch.manual_seed(0)
         latents = torch.randn(size, *self.model.latent_shape, device=self.device)
         return latents, random_conditioning(self.model, 1)[[0] * size]
 

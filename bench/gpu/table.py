@@ -7,6 +7,7 @@ from typing import Any
 
 from dgpo_plugin.plan import GIB
 
+from ..throughput import PARTS
 from .results import Result
 
 WITHIN = 0.10
@@ -134,10 +135,7 @@ def _found(result: Result, gemm: float | None) -> str:
         ]
         return f"products: {', '.join(rates)} TFLOP/s; copy {measured['copy_gbs']:.0f} GB/s"
     if "rollout_tflops" in measured:
-        parts = ", ".join(
-            f"{part.replace('_', ' ')} {measured[f'{part}_seconds']:.2f}"
-            for part in ("rollout", "decode", "reward_wait", "training")
-        )
+        parts = ", ".join(f"{part.replace('_', ' ')} {measured[f'{part}_seconds']:.2f}" for part in PARTS)
         rates = [f"{part} {rate(measured[f'{part}_tflops'])}" for part in ("rollout", "training")]
         return f"{measured['seconds']:.2f} s for {measured['images']} images ({parts}); {', '.join(rates)}"
     if "sizes" in measured:
