@@ -140,15 +140,19 @@ class Evaluator:
         }
 
     def measure_guided(
-        self, policy: Policy, weights: Sequence[Tensor], known: Mapping[str, float] | None = None
+        self,
+        policy: Policy,
+        weights: Sequence[Tensor],
+        guidances: Iterable[float],
+        known: Mapping[str, float] | None = None,
     ) -> list[Guided]:
-        """All metrics at every guidance of the plan.
+        """All metrics at each guidance, rising.
 
         Args:
             known: those at the plan's own guidance, if they are at hand.
         """
         measured = []
-        for guidance in sorted({*self.plan.guidances, self.plan.guidance}):
+        for guidance in guidances:
             at_hand = known is not None and guidance == self.plan.guidance
             metrics = dict(known or {}) if at_hand else self.measure(policy, weights, guidance)
             measured.append(Guided(guidance=guidance, metrics=metrics))

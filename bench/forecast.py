@@ -49,7 +49,7 @@ def time_algorithm(plan: Plan, algorithm: str) -> Timing:
         training=min(record["seconds"] / record["denoiser_evaluations"] for record in records),
         sampling=(time.perf_counter() - measured) / sample.evaluations(guidance),
         evaluating=len(plan.size.schedule) * evaluator.evaluations(guidance)
-        + sum(evaluator.evaluations(each) for each in {*plan.preset.evaluation.guidances, guidance}),
+        + sum(evaluator.evaluations(each) for each in plan.adapter_guidances),
     )
 
 

@@ -26,6 +26,18 @@ class Plan(BaseModel):
     threads: int
 
     @property
+    def base_guidances(self) -> list[float]:
+        """What the untrained base is measured at, rising; an evaluation's own guidance is always among them."""
+        return sorted({*self.preset.evaluation.guidances, self.preset.evaluation.guidance})
+
+    @property
+    def adapter_guidances(self) -> list[float]:
+        """What finished adapters are measured at, rising; an evaluation's own guidance is always among them."""
+        if self.size.guidances is None:
+            return self.base_guidances
+        return sorted({*self.size.guidances, self.preset.evaluation.guidance})
+
+    @property
     def runs(self) -> list[tuple[str, int]]:
         """Every (algorithm, seed), in the order they are started in."""
         return [(algorithm, seed) for seed in self.seeds for algorithm in self.algorithms]

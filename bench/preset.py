@@ -25,7 +25,8 @@ class EvaluationPlan(BaseModel):
         images_per_prompt: pictures of each prompt; at least two, for diversity.
         steps: of the sampler, for base and adapters alike.
         guidance: of the curves and of the main tables.
-        guidances: at which the base and every finished adapter are measured besides, since a reader can turn that knob.
+        guidances: at which the base is measured besides, and finished adapters where the size says nothing else, since
+            a reader can turn that knob.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +48,7 @@ class Size(BaseModel):
         prompts_per_task: held-out prompts for each task type, taken in turn from the set.
         out_of_domain_prompts: likewise for each out-of-domain task type.
         schedule: shares of the budget at which to evaluate, rising, besides the start and the end.
+        guidances: at which finished adapters are measured besides the evaluation's own; None for all that the base is.
         caution: what a reader must know of results of this size; empty for nothing.
     """
 
@@ -57,6 +59,7 @@ class Size(BaseModel):
     prompts_per_task: int = Field(10, ge=1)
     out_of_domain_prompts: int = Field(25, ge=1)
     schedule: tuple[float, ...] = (0.2, 0.5)
+    guidances: tuple[Annotated[float, Field(ge=1)], ...] | None = None
     caution: str = ""
 
     @field_validator("schedule")

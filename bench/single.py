@@ -78,7 +78,7 @@ def measure_base(plan: Plan, folder: Path) -> int:
     trainer = Trainer(run_config(plan, plan.algorithms[0], plan.seeds[0]))
     evaluator = evaluator_of(plan, trainer)
     # Of an untrained LoRA the evaluation weights change nothing.
-    guided = evaluator.measure_guided(trainer.policy, trainer.evaluation_weights)
+    guided = evaluator.measure_guided(trainer.policy, trainer.evaluation_weights, plan.base_guidances)
     prompts = _save_gallery(plan, trainer, evaluator, folder / "base.png")
     base = Base(guided=guided, tasks=evaluator.tasks, gallery_prompts=prompts)
     write_text_atomically(base_file(folder), base.model_dump_json(indent=1) + "\n")
@@ -176,7 +176,9 @@ def _finish(
 ) -> None:
     """Measure at every guidance, draw, export, and write ``run.json``, which says that the run is done."""
     out, evaluations = run_folder(folder, algorithm, seed), progress.evaluations
-    guided = evaluator.measure_guided(trainer.policy, trainer.evaluation_weights, evaluations[-1].metrics)
+    guided = evaluator.measure_guided(
+        trainer.policy, trainer.evaluation_weights, plan.adapter_guidances, evaluations[-1].metrics
+    )
     with trainer.policy.with_weights(trainer.evaluation_weights):
         _save_gallery(plan, trainer, evaluator, out / "gallery.png")
     export_adapter(
