@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from dgpo_plugin.cli import reports_user_errors
-from dgpo_plugin.errors import UserError, did_you_mean
+from dgpo_plugin.commands.main import reports_user_errors
+from dgpo_plugin.common.errors import UserError, did_you_mean
 
 from .devices import gpu_count, runs_at_once
 from .display import Display
@@ -94,11 +94,11 @@ def compare(
 @reports_user_errors
 def evaluate(preset: str, adapter: Path | None, size: str, guidance: float | None, output: Path | None) -> None:
     """Score an adapter with a preset's own evaluation, in domain and out of domain."""
-    from dgpo_plugin.export import apply_adapter
-    from dgpo_plugin.files import write_text_atomically
-    from dgpo_plugin.lora import Policy
+    from dgpo_plugin.adapters.load import apply_adapter
+    from dgpo_plugin.common.files import write_text_atomically
+    from dgpo_plugin.distributed.device import best_device
     from dgpo_plugin.models import load_model
-    from dgpo_plugin.processes import best_device
+    from dgpo_plugin.models.policy import Policy
 
     from .evaluate import make_evaluator
     from .preset import load_preset
@@ -130,7 +130,7 @@ def evaluate(preset: str, adapter: Path | None, size: str, guidance: float | Non
 @reports_user_errors
 def throughput(config: str, overrides: tuple[str, ...], iterations: int, output: Path | None) -> None:
     """Time training against the bare denoiser's rate on this machine. CONFIG as for `dgpo train`."""
-    from dgpo_plugin.config_files import load_config
+    from dgpo_plugin.config.load import load_config
 
     from .throughput import measure, write_throughput
 
@@ -169,9 +169,9 @@ def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None
 
     Every row is kept as soon as it is done, in gpu.jsonl; the same command goes on with those that are missing.
     """
-    from dgpo_plugin.errors import UserError
-    from dgpo_plugin.files import write_text_atomically
-    from dgpo_plugin.processes import runs_on_cpu
+    from dgpo_plugin.common.errors import UserError
+    from dgpo_plugin.common.files import write_text_atomically
+    from dgpo_plugin.distributed.device import runs_on_cpu
 
     from .gpu.results import read_results
     from .gpu.rows import ROWS, chosen

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.files import write_text_atomically
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import write_text_atomically
 
 from .devices import gpu_names
 from .plan import Listener, Plan, base_file, run_file
@@ -83,8 +83,9 @@ def _settled(plan: Plan, before: Plan | None) -> Plan:
     if before is not None:
         precision = before.preset.shared.get("model", {}).get("precision", "auto")
     else:
-        from dgpo_plugin.processes import Processes, best_device
-        from dgpo_plugin.trainer import settle_precision
+        from dgpo_plugin.distributed.device import best_device
+        from dgpo_plugin.distributed.processes import Processes
+        from dgpo_plugin.training.trainer import settle_precision
 
         config = plan.preset.run_config(plan.algorithms[0], plan.seeds[0])
         precision = settle_precision(config, best_device(), Processes(), plan.threads).model.precision
@@ -94,7 +95,7 @@ def _settled(plan: Plan, before: Plan | None) -> Plan:
 
 def collect(plan: Plan, folder: Path) -> Path:
     """Gather the finished runs into results.json, curves.csv and report.html."""
-    from dgpo_plugin.export import package_versions
+    from dgpo_plugin.adapters.save import package_versions
 
     from .evaluate import PRIMARY, metric_definitions
     from .single import read_base
@@ -158,7 +159,7 @@ def _git_hash() -> str | None:
 
 
 def _machine(plan: Plan) -> dict[str, str]:
-    from dgpo_plugin.processes import processor_name
+    from dgpo_plugin.distributed.device import processor_name
 
     return {
         "system": f"{platform.system()} {platform.machine()}",

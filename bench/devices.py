@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
 
 
 def gpu_count() -> int:
     """CUDA (or ROCm) devices that this process may use; 0 where runs go to the CPU."""
     import torch
 
-    from dgpo_plugin.processes import runs_on_cpu
+    from dgpo_plugin.distributed.device import runs_on_cpu
 
     return 0 if runs_on_cpu() or not torch.cuda.is_available() else torch.cuda.device_count()
 
 
 def gpu_names() -> list[str]:
     """Their names, one each; none where runs go to the CPU."""
-    from dgpo_plugin.processes import device_names
+    from dgpo_plugin.distributed.device import device_names
 
     return device_names() if gpu_count() else []
 

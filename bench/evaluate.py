@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgpo_plugin.algorithms.dgpo import matching_error
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.seeding import seeded_noise
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.prompt_sets import load_prompts
-from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards.statistics import brightness, colour_entropy, diversity, jpeg_size, sharpness
-from dgpo_plugin.sampling import EncodedTexts, decode_in_batches, fixed_noise, sample_latents
-from dgpo_plugin.seeding import seeded_noise
+from dgpo_plugin.models.generate import decode_in_batches, fixed_noise, sample_latents
+from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.models.text_cache import EncodedTexts
+from dgpo_plugin.prompts.registry import load_prompts
+from dgpo_plugin.rewards.image_statistics import brightness, colour_entropy, diversity, jpeg_size, sharpness
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE
 from dgpo_plugin.worlds.shapes.verify import Verdict, verify
 

@@ -6,7 +6,7 @@ import itertools
 import time
 from dataclasses import dataclass
 
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.training.trainer import Trainer
 
 from .plan import Forecast, Plan
 from .single import evaluator_of, run_config

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dgpo_plugin.config import RunConfig
-from dgpo_plugin.config_files import parse_config, read_yaml
-from dgpo_plugin.errors import UserError, did_you_mean
+from dgpo_plugin.common.errors import UserError, did_you_mean
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.load import parse_config, read_yaml
 
 SizeName = Literal["quick", "default", "full"]
 

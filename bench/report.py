@@ -15,8 +15,8 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.files import write_text_atomically
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import write_text_atomically
 
 from .figures import colours, metric_figure, time_unit, tradeoff_figure
 from .guidance import BASE, base_sentence, best_guidance, difference_to_base, guidances, guided_estimate

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.files import write_text_atomically
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import write_text_atomically
 
 SCHEMA_VERSION = 2
 

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dgpo_plugin.checkpoint import FOLDER, load_checkpoint, save_checkpoint
-from dgpo_plugin.config import RunConfig
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import export_adapter
-from dgpo_plugin.files import atomic_path, write_text_atomically
-from dgpo_plugin.run import ADAPTER_FILE, METRICS_FILE, restore_run, run_state, trim_metrics
-from dgpo_plugin.sampling import decode_in_batches, fixed_noise, image_grid, sample_latents
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import atomic_path, write_text_atomically
+from dgpo_plugin.common.pictures import image_grid
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.models.generate import decode_in_batches, fixed_noise, sample_latents
+from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
+from dgpo_plugin.training.run import ADAPTER_FILE, METRICS_FILE, restore_run, run_state, trim_metrics
+from dgpo_plugin.training.trainer import Trainer
 
 from .evaluate import PRIMARY, Evaluator, gallery_prompts, make_evaluator
 from .plan import Event, Listener, Plan, base_file, run_file, run_folder

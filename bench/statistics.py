@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
 
 from .results import Evaluation, Metric, Results, Run
 

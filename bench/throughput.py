@@ -19,12 +19,12 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from dgpo_plugin.config import DGPOConfig, RunConfig
-from dgpo_plugin.export import package_versions
-from dgpo_plugin.files import write_text_atomically
+from dgpo_plugin.adapters.save import package_versions
+from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.config.fields import DGPOConfig, RunConfig
+from dgpo_plugin.distributed.device import best_device, runs_on_cpu
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.processes import best_device, runs_on_cpu
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.training.trainer import Trainer
 
 PARTS = ("rollout", "decode", "reward_wait", "training")
 Record = dict[str, float]

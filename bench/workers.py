@@ -19,9 +19,9 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Literal
 
-from dgpo_plugin.cli import is_out_of_memory, quieten
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.faults import how_it_ended
+from dgpo_plugin.commands.main import is_out_of_memory, quieten
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.faults import how_it_ended
 
 from .devices import gpu_count, pin
 from .plan import Event, Listener, Plan
@@ -113,7 +113,7 @@ def work_off(
 
 
 def _start(plan: Plan, folder: Path, number: int) -> Worker:
-    from dgpo_plugin.processor import bf16_is_ready
+    from dgpo_plugin.distributed.processor import bf16_is_ready
 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -195,7 +195,7 @@ def _work(pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, gpu: int | N
         pin(gpu)
     import torch
 
-    from dgpo_plugin.processor import trust_bf16
+    from dgpo_plugin.distributed.processor import trust_bf16
 
     if bf16_is_ready:
         trust_bf16()

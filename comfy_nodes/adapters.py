@@ -7,8 +7,10 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import as_table, describe_adapter, usable_adapter
+from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.adapters.load import usable_adapter
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.tables import as_table
 
 from .matching import apply_strictly, base_note
 from .types import CATEGORY

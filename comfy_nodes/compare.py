@@ -13,8 +13,8 @@ from nodes import common_ksampler
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
 
 from .rewards import LoadedReward, score
 from .types import CATEGORY, Prompts, Reward

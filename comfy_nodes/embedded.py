@@ -7,8 +7,6 @@ smaller than any that ComfyUI can recognise, so diffusers and transformers run t
 from __future__ import annotations
 
 import functools
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
@@ -20,9 +18,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from dgpo_plugin.config import ModelConfig
+from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models import load_model
-from dgpo_plugin.models.base import EMBEDDED
+from dgpo_plugin.models.load import world_pipeline
 
 from .types import CATEGORY
 
@@ -90,7 +88,7 @@ class LoadShapes(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        file = Path(str(resources.files("dgpo_plugin"))) / EMBEDDED["shapes"] / TRANSFORMER
+        file = world_pipeline("shapes") / TRANSFORMER
         return io.NodeOutput(load_transformer(str(file)), ShapesText(), ShapesVAE())
 
 

@@ -19,7 +19,7 @@ import comfy.lora_convert
 import comfy.utils
 from torch import Tensor
 
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompt_sets import DATASET, PROMPT_SETS, load_prompts
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.prompts.registry import DATASET, load_prompts, prompt_set_names
 
 from .types import CATEGORY, Prompts, written_lines
 
@@ -28,7 +28,7 @@ class PromptList(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "source",
-                    options=[OWN, *PROMPT_SETS],
+                    options=[OWN, *prompt_set_names()],
                     default=OWN,
                     tooltip="Your own text, or a shipped set. The reward 'shapes' needs one that starts with shapes/.",
                 ),

@@ -15,12 +15,12 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor, nn
 
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.config_files import reward_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.user_file import files_hash
+from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.load import reward_config
 from dgpo_plugin.rewards import checked_rewards, load_reward, reward_names
-from dgpo_plugin.rewards.own import own_hash
 
 from .types import CATEGORY, Prompts, written_lines
 from .types import Reward as RewardType
@@ -131,12 +131,12 @@ class LoadReward(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, reward: str, function: str, settings: str = "") -> object:
-        return own_hash([full_name(reward, function)]), function, settings
+        return files_hash([full_name(reward, function)]), function, settings
 
     @classmethod
     def execute(cls, reward: str, function: str, settings: str = "") -> io.NodeOutput:
         name = full_name(reward, function)
-        loaded = loaded_reward(name, own_hash([name]), settings)
+        loaded = loaded_reward(name, files_hash([name]), settings)
         info = reward_names().get(reward)
         said = f"{reward}, {function}" if info is None else f"{reward}: {info.measures}\n{'; '.join(info.facts())}"
         return io.NodeOutput(loaded, ui=ui.PreviewText(said))

@@ -24,15 +24,18 @@ from rich.console import Console
 from server import PromptServer
 from torch import Tensor
 
-from dgpo_plugin.checkpoint import MAY_CHANGE
-from dgpo_plugin.config import RunConfig
-from dgpo_plugin.config_files import load_config, preset_names
-from dgpo_plugin.errors import StopNow, Stopped, UserError
-from dgpo_plugin.export import as_table, describe_adapter, read_adapter
-from dgpo_plugin.files import write_text_atomically
-from dgpo_plugin.prompts import Prompt, prompts_hash, read_prompts
-from dgpo_plugin.run import CONFIG_FILE, METRICS_FILE, resume, train
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.adapters.load import read_adapter
+from dgpo_plugin.common.errors import StopNow, Stopped, UserError
+from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.tables import as_table
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.load import load_config, preset_names
+from dgpo_plugin.prompts.files import prompts_hash, read_prompts
+from dgpo_plugin.training.checkpoint import MAY_CHANGE
+from dgpo_plugin.training.run import CONFIG_FILE, METRICS_FILE, resume, train
+from dgpo_plugin.training.trainer import Trainer
 
 from .rewards import LoadedReward
 from .types import CATEGORY, Prompts, Reward, written_lines

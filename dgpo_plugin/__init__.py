@@ -11,15 +11,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "RunConfig": "dgpo_plugin.config",
-    "load_config": "dgpo_plugin.config_files",
-    "Prompt": "dgpo_plugin.prompts",
-    "read_prompts": "dgpo_plugin.prompts",
-    "Trainer": "dgpo_plugin.trainer",
-    "apply_adapter": "dgpo_plugin.export",
-    "read_adapter": "dgpo_plugin.export",
+    "RunConfig": "dgpo_plugin.config.fields",
+    "load_config": "dgpo_plugin.config.load",
+    "Prompt": "dgpo_plugin.common.prompt",
+    "read_prompts": "dgpo_plugin.prompts.files",
+    "Trainer": "dgpo_plugin.training.trainer",
+    "apply_adapter": "dgpo_plugin.adapters.load",
+    "read_adapter": "dgpo_plugin.adapters.load",
     "load_model": "dgpo_plugin.models",
-    "UserError": "dgpo_plugin.errors",
+    "UserError": "dgpo_plugin.common.errors",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

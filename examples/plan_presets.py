@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_bench.gpu.published import published_models
-from dgpo_plugin.cli import quieten
-from dgpo_plugin.config_files import load_config, preset_names
-from dgpo_plugin.files import write_text_atomically
-from dgpo_plugin.models.base import EMBEDDED
-from dgpo_plugin.plan import GIB, Plan, make_plan
+from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.names import WORLDS
+from dgpo_plugin.config.load import load_config, preset_names
+from dgpo_plugin.training.plan import GIB, Plan, make_plan
 
 TARGET = Path(__file__).parents[1] / "dgpo_plugin" / "presets" / "memory.json"
 
@@ -26,7 +26,7 @@ def plan_preset(name: str) -> Plan:
     """A shipped preset's plan."""
     config = load_config(name)
     path = config.model.path
-    if path in EMBEDDED:
+    if path in WORLDS:
         return make_plan(config)
     with tempfile.TemporaryDirectory() as folder:
         published_models()[path].write_configurations(Path(folder))
@@ -36,7 +36,7 @@ def plan_preset(name: str) -> Plan:
 def row(name: str) -> dict[str, Any]:
     """What is kept of it."""
     path, plan = load_config(name).model.path, plan_preset(name)
-    family = "StableDiffusion3Pipeline" if path in EMBEDDED else published_models()[path].pipeline
+    family = "StableDiffusion3Pipeline" if path in WORLDS else published_models()[path].pipeline
     return {"family": family, "model": path, "parameters": plan.parameters, "gib": round(plan.peak / GIB, 2)}
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_bench.gpu.published import published
-from dgpo_plugin.cli import quieten
-from dgpo_plugin.config import RunConfig
-from dgpo_plugin.config_files import parse_config
-from dgpo_plugin.plan import GIB, RESERVE, make_plan
+from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.load import parse_config
+from dgpo_plugin.training.plan import GIB, RESERVE, make_plan
 
 SIZES = (1, 2, 4, 8, 12, 24)
 SAVINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [

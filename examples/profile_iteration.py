@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from dgpo_bench.preset import load_preset
-from dgpo_plugin.cli import quieten
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.training.trainer import Trainer
 
 spent: dict[str, float] = {}
 

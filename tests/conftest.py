@@ -11,13 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from dgpo_plugin.cli import quieten
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.distributed.processor import settled
 from dgpo_plugin.models import load_model
-from dgpo_plugin.processor import settled
+from dgpo_plugin.models.policy import Policy
 
 quieten()
 torch.set_num_threads(1)

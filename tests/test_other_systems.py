@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgpo_plugin import comfy
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.commands import comfy_install as comfy
+from dgpo_plugin.common.errors import UserError
 from tests.bench.test_compare import small_preset
 from tests.conftest import SMALL
 
@@ -83,7 +83,7 @@ os.symlink = refuse
 psutil.Process.memory_info = lambda self: type("Info", (), {"peak_wset": 2**30})
 
 from dgpo_bench.cli import main as bench
-from dgpo_plugin.cli import main as dgpo
+from dgpo_plugin.commands.main import main as dgpo
 
 for command in COMMANDS:
     program, *arguments = command
@@ -163,14 +163,14 @@ def test_a_torch_without_its_distributed_part_does() -> None:
 import importlib, pkgutil, sys
 import accelerate, diffusers, peft, torch, transformers
 sys.modules["torch.distributed.fsdp"] = sys.modules["torch.distributed.device_mesh"] = None
-import dgpo_plugin.trainer, dgpo_plugin.run, dgpo_plugin.models.sd3
+import dgpo_plugin.training.trainer, dgpo_plugin.training.run, dgpo_plugin.models.families.sd3
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.fast
 def test_the_memory_of_this_computer_is_known() -> None:
-    from dgpo_plugin.processes import device_memory
+    from dgpo_plugin.distributed.device import device_memory
 
     name, size = device_memory()
     assert size > 2**28

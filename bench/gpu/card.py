@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dgpo_plugin.processes import best_device, device_memory
+from dgpo_plugin.distributed.device import best_device, device_memory
 
 NOMINAL_BF16 = {
     "H200": 989.5,

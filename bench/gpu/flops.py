@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgpo_plugin.config import LoraConfig, ModelConfig
-from dgpo_plugin.lora import Policy
-from dgpo_plugin.models.base import model_skeleton
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig
+from dgpo_plugin.models.load import model_skeleton
+from dgpo_plugin.models.policy import Policy
 
 from .published import Published
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
-from dgpo_plugin.config import RunConfig
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.models import pipeline
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.speed import compile_blocks
-from dgpo_plugin.plan import GIB
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.training.plan import GIB
+from dgpo_plugin.training.trainer import Trainer
 
 from ..throughput import PARTS
 from .card import measure_card, peak_memory, seconds, wait_for
@@ -283,6 +283,6 @@ def attention(setting: Setting) -> Measured:
 
 def card(*, tiny: bool) -> Measured:
     """See :func:`dgpo_bench.gpu.card.measure_card`."""
-    from dgpo_plugin.processes import best_device
+    from dgpo_plugin.distributed.device import best_device
 
     return measure_card(best_device(), tiny=tiny)

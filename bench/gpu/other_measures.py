@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import apply_adapter, export_adapter
-from dgpo_plugin.models.base import load_model
+from dgpo_plugin.adapters.load import apply_adapter
+from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.models.load import load_model
 from dgpo_plugin.models.memory import shard
 
 from .card import peak_memory, seconds, wait_for

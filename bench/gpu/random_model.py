@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
-from dgpo_plugin.config import ModelConfig
-from dgpo_plugin.models.base import FAMILIES, Model
+from dgpo_plugin.common.names import FAMILIES
+from dgpo_plugin.config.fields import ModelConfig
+from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.memory import empty_module, load_quantized
 from dgpo_plugin.models.pipeline import COUNTS
@@ -29,7 +29,7 @@ CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
 def random_model(
     model: Published, config: ModelConfig, device: torch.device, *, encoders: bool = True, seed: int = 0
 ) -> Model:
-    """As :func:`dgpo_plugin.models.base.load_model` would make it of the real weights.
+    """As :func:`dgpo_plugin.models.load.load_model` would make it of the real weights.
 
     Part after part is drawn on the device, and leaves it if it is to be offloaded. A denoiser that is to be quantized
     is written to disk first and loaded from there, as any other is.
@@ -75,8 +75,7 @@ def random_model(
 
 def family_of(model: Published) -> Any:
     """The class that runs pipelines of its class."""
-    module, kind = FAMILIES[model.pipeline].split(".")
-    return getattr(importlib.import_module(f"dgpo_plugin.models.{module}"), kind)
+    return FAMILIES.load(model.pipeline)
 
 
 def random_conditioning(model: Model, texts: int) -> Conditioning:

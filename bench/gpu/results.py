@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
 
 FILE = "gpu.jsonl"
 Status = Literal["measured", "does not fit", "out of memory", "failed", "timed out"]

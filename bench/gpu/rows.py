@@ -112,7 +112,7 @@ def chosen(only: str | None) -> list[Row]:
     Raises:
         UserError: there is none.
     """
-    from dgpo_plugin.errors import UserError, did_you_mean
+    from dgpo_plugin.common.errors import UserError, did_you_mean
 
     if only is None:
         return list(ROWS)

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from dgpo_plugin.config import RunConfig
-from dgpo_plugin.config_files import parse_config
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.load import parse_config
+from dgpo_plugin.distributed.device import best_device, device_memory
+from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.base import Model
-from dgpo_plugin.plan import RESERVE, Plan, make_plan
-from dgpo_plugin.processes import Processes, best_device, device_memory
-from dgpo_plugin.trainer import settle_precision
+from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.training.plan import RESERVE, Plan, make_plan
+from dgpo_plugin.training.trainer import settle_precision
 
 from .flops import Flops, count_flops
 from .published import Published, published

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dgpo_plugin.plan import GIB
+from dgpo_plugin.training.plan import GIB
 
 from ..throughput import PARTS
 from .results import Result

@@ -9,14 +9,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dgpo_plugin.advantages import AdvantageStd
-from dgpo_plugin.config import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RolloutConfig, RunConfig
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.algorithms.rollout import Rollout
+from dgpo_plugin.common.seeding import derive_seed, seeded_noise
+from dgpo_plugin.config.fields import (
+    AdvantageStd,
+    DGPOConfig,
+    FlowGRPOConfig,
+    FlowGRPOFastConfig,
+    RolloutConfig,
+    RunConfig,
+    Schedule,
+)
+from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.processes import Processes
-from dgpo_plugin.rollout import Rollout
-from dgpo_plugin.samplers.ode import Schedule
-from dgpo_plugin.seeding import derive_seed, seeded_noise
+from dgpo_plugin.models.policy import Policy
 
 Metrics = dict[str, float]
 Backward = Callable[[Tensor], None]

@@ -22,15 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgpo_plugin.advantages import AdvantageStd
 from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average, begin, totals
-from dgpo_plugin.config import DGPOConfig, RolloutConfig
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.lora import Policy, move_towards
+from dgpo_plugin.algorithms.rollout import Rollout, micro_batches
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import AdvantageStd, DGPOConfig, RolloutConfig, Schedule
+from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.processes import Processes
-from dgpo_plugin.rollout import Rollout, micro_batches
-from dgpo_plugin.samplers.ode import Schedule, sample_ode
+from dgpo_plugin.models.policy import Policy, move_towards
+from dgpo_plugin.samplers.ode import sample_ode
 
 
 def matching_error(predicted: Tensor, target: Tensor) -> Tensor:

@@ -17,21 +17,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dgpo_plugin.advantages import AdvantageStd
 from dgpo_plugin.algorithms.base import Backward, Draw, Metrics, average, begin, totals
-from dgpo_plugin.config import FlowGRPOConfig, FlowGRPOFastConfig, RolloutConfig
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.algorithms.rollout import Rollout, Trajectory, micro_batches
+from dgpo_plugin.config.fields import AdvantageStd, FlowGRPOConfig, FlowGRPOFastConfig, RolloutConfig, Schedule
+from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.processes import Processes
-from dgpo_plugin.rollout import Rollout, Trajectory, micro_batches
-from dgpo_plugin.samplers.ode import Schedule, euler_step
-from dgpo_plugin.samplers.sde import (
-    SdeStep,
-    cps_log_probability,
-    cps_step,
-    flow_sde_log_probability,
-    flow_sde_step,
-)
+from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.samplers.ode import euler_step
+from dgpo_plugin.samplers.sde import SdeStep, cps_log_probability, cps_step, flow_sde_log_probability, flow_sde_step
 
 
 def policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dgpo_plugin.config import ModelConfig
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models.speed import blocks
 
 

@@ -16,14 +16,14 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from dgpo_plugin.config import ModelConfig
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import ModelConfig, Schedule
 from dgpo_plugin.models.base import DTYPES, dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.in_turn import in_turn
 from dgpo_plugin.models.memory import at_work, can_leave, empty_module, load_quantized
 from dgpo_plugin.models.speed import fuse_norms
-from dgpo_plugin.samplers.ode import Schedule, dpm_flow_sigmas
+from dgpo_plugin.samplers.ode import dpm_flow_sigmas
 
 ATTENTION = (
     "attn.to_q",

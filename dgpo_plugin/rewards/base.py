@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
 
 
 class Reward(Protocol):

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
 
 LEAST_SIDE = 128
 """Pixels; smaller pictures are enlarged to it, as small words are not found otherwise."""

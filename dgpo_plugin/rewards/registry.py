@@ -10,10 +10,10 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any
 
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.errors import UserError, did_you_mean
+from dgpo_plugin.common.errors import UserError, did_you_mean
+from dgpo_plugin.common.user_file import import_from_file, is_from_file
+from dgpo_plugin.config.fields import RewardConfig
 from dgpo_plugin.rewards.base import Reward, WeightedSum
-from dgpo_plugin.rewards.own import import_own, is_own
 
 GROUP = "dgpo_plugin.rewards"
 """Entry points of other packages: a name, and a function of (images, prompts) or a class whose instances are."""
@@ -24,7 +24,7 @@ class RewardInfo:
     """A reward that is not loaded yet.
 
     Attributes:
-        made_by: ``module:class`` under ``dgpo_plugin.rewards``, or an entry point.
+        made_by: ``module:class``, or an entry point.
         measures, range, weights, licence: for people; the licence is the weights', and whose word it is: the page that
             they are fetched from, the repository's, or "not verified", where neither was seen.
         parameters: of its networks.
@@ -62,7 +62,7 @@ class RewardInfo:
         if isinstance(self.made_by, EntryPoint):
             return self.made_by.load()
         module, kind = self.made_by.split(":")
-        return getattr(importlib.import_module(f"dgpo_plugin.rewards.{module}"), kind)
+        return getattr(importlib.import_module(module), kind)
 
 
 CLIP_L, CLIP_H, MASK2FORMER_S = 427_616_513, 986_109_441, 68_741_083
@@ -70,17 +70,18 @@ CLIP_L, CLIP_H, MASK2FORMER_S = 427_616_513, 986_109_441, 68_741_083
 CLIP_LICENCE = "CLIP: MIT, not verified"
 REWARDS: dict[str, RewardInfo] = {
     "shapes": RewardInfo(
-        "shapes:ShapesReward", "the embedded world: half for the share of what was asked, half for all of it"
+        "dgpo_plugin.worlds.shapes.reward:ShapesReward",
+        "the embedded world: half for the share of what was asked, half for all of it",
     ),
     "ocr": RewardInfo(
-        "ocr:OcrReward",
+        "dgpo_plugin.rewards.ocr:OcrReward",
         "the words in double quotes (or metadata text) as read back",
         weights="PP-OCRv6, in the package rapidocr",
         licence="Apache-2.0, its README's",
         needs=("rapidocr", "onnxruntime"),
     ),
     "hpsv2": RewardInfo(
-        "hpsv2:HPSv2Reward",
+        "dgpo_plugin.rewards.networks.hpsv2:HPSv2Reward",
         "people's preference, HPS v2.0; compare within a prompt",
         range="a cosine, typically 0.2 to 0.35",
         weights="xswu/HPSv2",
@@ -90,7 +91,7 @@ REWARDS: dict[str, RewardInfo] = {
         fixed={"version": "v2.0"},
     ),
     "hpsv2.1": RewardInfo(
-        "hpsv2:HPSv2Reward",
+        "dgpo_plugin.rewards.networks.hpsv2:HPSv2Reward",
         "people's preference, HPS v2.1; compare within a prompt",
         range="a cosine, typically 0.2 to 0.35",
         weights="xswu/HPSv2",
@@ -100,7 +101,7 @@ REWARDS: dict[str, RewardInfo] = {
         fixed={"version": "v2.1"},
     ),
     "imagereward": RewardInfo(
-        "imagereward:ImageReward",
+        "dgpo_plugin.rewards.networks.imagereward:ImageReward",
         "people's preference, ImageReward",
         range="roughly normal: mean 0, deviation 1",
         weights="THUDM/ImageReward",
@@ -108,7 +109,7 @@ REWARDS: dict[str, RewardInfo] = {
         parameters=446_206_689,
     ),
     "geneval": RewardInfo(
-        "geneval:GenEvalReward",
+        "dgpo_plugin.rewards.geneval.reward:GenEvalReward",
         "GenEval's objects, counts, colours and relations, with Flow-GRPO's partial credit",
         range="[-14, 1]",
         weights="facebook/mask2former-swin-small-coco-instance, openai/clip-vit-large-patch14",
@@ -117,7 +118,7 @@ REWARDS: dict[str, RewardInfo] = {
         fixed={"strict": False},
     ),
     "geneval-strict": RewardInfo(
-        "geneval:GenEvalReward",
+        "dgpo_plugin.rewards.geneval.reward:GenEvalReward",
         "GenEval's own verdict: all that was asked for is there, or not",
         range="0 or 1",
         weights="facebook/mask2former-swin-small-coco-instance, openai/clip-vit-large-patch14",
@@ -126,7 +127,7 @@ REWARDS: dict[str, RewardInfo] = {
         fixed={"strict": True},
     ),
     "pickscore": RewardInfo(
-        "clip:PickScore",
+        "dgpo_plugin.rewards.networks.clip:PickScore",
         "which picture people would pick for the text",
         "about 20 to 24 (option divisor: 26 for the scale of training)",
         "yuvalkirstain/PickScore_v1",
@@ -134,7 +135,7 @@ REWARDS: dict[str, RewardInfo] = {
         CLIP_H,
     ),
     "clipscore": RewardInfo(
-        "clip:ClipScore",
+        "dgpo_plugin.rewards.networks.clip:ClipScore",
         "how well the picture fits the text",
         "[-1, 1]",
         "openai/clip-vit-large-patch14",
@@ -142,7 +143,7 @@ REWARDS: dict[str, RewardInfo] = {
         CLIP_L,
     ),
     "aesthetic": RewardInfo(
-        "aesthetic:Aesthetic",
+        "dgpo_plugin.rewards.networks.aesthetic:Aesthetic",
         "looks, whatever is shown (LAION)",
         "about 1 to 10",
         "trl-lib/ddpo-aesthetic-predictor, openai/clip-vit-large-patch14",
@@ -150,31 +151,42 @@ REWARDS: dict[str, RewardInfo] = {
         CLIP_L,
     ),
     "sharpness": RewardInfo(
-        "statistics:Statistic", "edges; a fall is blur", "at least 0", fixed={"statistic": "sharpness"}
+        "dgpo_plugin.rewards.image_statistics:Statistic",
+        "edges; a fall is blur",
+        "at least 0",
+        fixed={"statistic": "sharpness"},
     ),
     "colour-entropy": RewardInfo(
-        "statistics:Statistic", "richness of colours", "[0, 9] bits", fixed={"statistic": "colour-entropy"}
+        "dgpo_plugin.rewards.image_statistics:Statistic",
+        "richness of colours",
+        "[0, 9] bits",
+        fixed={"statistic": "colour-entropy"},
     ),
-    "brightness": RewardInfo("statistics:Statistic", "mean of all channels", fixed={"statistic": "brightness"}),
+    "brightness": RewardInfo(
+        "dgpo_plugin.rewards.image_statistics:Statistic", "mean of all channels", fixed={"statistic": "brightness"}
+    ),
     "jpeg-size": RewardInfo(
-        "statistics:Statistic", "detail, or noise: size as JPEG", "kilobytes", fixed={"statistic": "jpeg-size"}
+        "dgpo_plugin.rewards.image_statistics:Statistic",
+        "detail, or noise: size as JPEG",
+        "kilobytes",
+        fixed={"statistic": "jpeg-size"},
     ),
     "unifiedreward": RewardInfo(
-        "judge:UnifiedReward",
+        "dgpo_plugin.rewards.served.judge:UnifiedReward",
         "alignment and quality as UnifiedReward judges them, behind an endpoint of yours (option url)",
         range="[1, 5]",
         weights="CodeGoat24/UnifiedReward-7b-v1.5, on the endpoint",
         licence="UnifiedReward-7b's card says MIT; this version's not verified",
     ),
     "judge": RewardInfo(
-        "judge:JudgeReward",
+        "dgpo_plugin.rewards.served.judge:JudgeReward",
         "the number that any vision model answers to a question of yours (options url, model, question)",
         range="[lowest, highest], its options",
         weights="the endpoint's",
         licence="the weights' own",
     ),
     "remote": RewardInfo(
-        "remote:RemoteReward",
+        "dgpo_plugin.rewards.served.client:RemoteReward",
         "what servers of `dgpo serve-reward` give (option urls)",
         range="the served reward's",
         weights="the servers'",
@@ -208,8 +220,8 @@ def load_reward(config: RewardConfig) -> Reward:
 
 def _load(name: str, config: RewardConfig) -> Reward:
     options = config.options.get(name, {})
-    if is_own(name):
-        return _made(name, import_own(name), config, options)
+    if is_from_file(name):
+        return _made(name, import_from_file(name, "reward"), config, options)
     known = reward_names()
     if name not in known:
         raise UserError(f"reward.name: no reward {name!r}{did_you_mean(name, known)}; or name a file.py:function")

@@ -9,16 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor
 
+from dgpo_plugin.config.fields import OdeSampler
+
 Velocity = Callable[[Tensor, float], Tensor]
 """(latents (N, ...), sigma) -> velocity (N, ...)."""
-
-OdeSampler = Literal["euler", "dpm-solver++"]
-Schedule = Literal["dpm", "native"]
-"""Noise levels of DPM-Solver++'s own scheduler, or of the pipeline's."""
 
 
 def dpm_flow_sigmas(steps: int, shift: float) -> list[float]:

@@ -20,7 +20,7 @@ from dgpo_bench.plan import Event, Forecast, Plan, base_file, run_file, run_fold
 from dgpo_bench.preset import bench_preset_names, load_preset
 from dgpo_bench.results import Results, read_results
 from dgpo_bench.single import measure_base, run_one
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, Thing, draw
 
 EVALUATIONS = 1500

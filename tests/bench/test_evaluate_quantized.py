@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from dgpo_bench.cli import main
 from dgpo_bench.preset import load_preset
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
-from dgpo_plugin.export import export_adapter
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
 from dgpo_plugin.models import load_model
+from dgpo_plugin.models.policy import Policy
 from tests.conftest import spread
 
 pytestmark = pytest.mark.fast

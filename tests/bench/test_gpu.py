@@ -26,9 +26,10 @@ from dgpo_bench.gpu.random_model import family_of, random_model
 from dgpo_bench.gpu.results import FILE, Result, append_result, read_results
 from dgpo_bench.gpu.rows import ROWS, Row, chosen
 from dgpo_bench.gpu.table import markdown, verdict
-from dgpo_plugin.config import LoraConfig, ModelConfig
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.models.base import FAMILIES, model_skeleton
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.names import FAMILIES
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig
+from dgpo_plugin.models.load import model_skeleton
 
 GIB = 2**30
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from dgpo_bench.devices import pin, runs_at_once
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
 
 pytestmark = pytest.mark.fast
 

@@ -26,7 +26,7 @@ from dgpo_bench.report import (
     write_report,
 )
 from dgpo_bench.results import Evaluation, Metric, Results, Run, write_results
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
 
 pytestmark = pytest.mark.fast
 

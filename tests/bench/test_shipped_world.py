@@ -7,9 +7,9 @@ import torch
 
 from dgpo_bench.evaluate import make_evaluator
 from dgpo_bench.preset import load_preset
-from dgpo_plugin.config import LoraConfig, ModelConfig
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.models import load_model
+from dgpo_plugin.models.policy import Policy
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from dgpo_bench.statistics import (
     strongest_baseline,
     verdict,
 )
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
 
 pytestmark = pytest.mark.fast
 

@@ -14,8 +14,8 @@ from torch import nn
 from dgpo_bench import throughput
 from dgpo_bench.cli import main
 from dgpo_bench.throughput import Throughput
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL
 
 

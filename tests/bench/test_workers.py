@@ -16,9 +16,9 @@ from dgpo_bench import workers
 from dgpo_bench.plan import Event, Forecast, Plan
 from dgpo_bench.preset import load_preset
 from dgpo_bench.results import read_results
-from dgpo_plugin import processor
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.processor import SWITCH
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.distributed import processor
+from dgpo_plugin.distributed.processor import SWITCH
 from tests.bench.test_compare import small_preset
 from tests.conftest import needs_bf16
 from tests.dgpo_plugin.test_processor import DEAD, FAST, SLOW, TRAPS, Imitate, imitate
@@ -125,7 +125,7 @@ def test_a_worker_that_dies_is_one_line(
 @pytest.mark.parametrize(
     ("happens", "kind", "message"),
     [
-        ("from dgpo_plugin.errors import UserError; raise UserError('too small')", UserError, "^too small$"),
+        ("from dgpo_plugin.common.errors import UserError; raise UserError('too small')", UserError, "^too small$"),
         ("import torch; torch.empty(1 << 60, dtype=torch.uint8)", UserError, "dgpo, seed 0: out of memory; give fewer"),
         ("raise KeyError('a bug')", RuntimeError, r"dgpo, seed 0:\nTraceback(.|\n)*KeyError: 'a bug'"),
     ],
@@ -219,7 +219,7 @@ def test_a_precision_by_name_is_no_decision(imitate: Imitate, tmp_path: Path, mo
 TRAPPING = """
 import sys
 from pathlib import Path
-from dgpo_plugin import processor
+from dgpo_plugin.distributed import processor
 processor.TRIAL, processor.cache_folder = Path(sys.argv[1]), lambda: Path(sys.argv[1]).with_name("kept")
 if __name__ == "__main__":
     from dgpo_bench import cli

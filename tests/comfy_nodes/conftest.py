@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
-from dgpo_plugin.export import export_adapter
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
 from dgpo_plugin.models import load_model
-from dgpo_plugin.models.base import EMBEDDED
+from dgpo_plugin.models.load import world_pipeline
+from dgpo_plugin.models.policy import Policy
 from tests.comfy_nodes import environment
 from tests.comfy_nodes.server import Server
 from tests.conftest import spread
 
-SHAPES = environment.ROOT / "dgpo_plugin" / EMBEDDED["shapes"]
+SHAPES = world_pipeline("shapes")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 LORA = LoraConfig(rank=4, alpha=8)
 _unreachable: list[str] = []

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
-from dgpo_plugin.export import export_adapter
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
 from dgpo_plugin.models import load_model
+from dgpo_plugin.models.policy import Policy
 from tests.comfy_nodes import environment
 from tests.comfy_nodes.server import Server
 from tests.dgpo_plugin.families import FAMILIES

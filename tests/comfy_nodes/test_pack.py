@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dgpo_plugin.comfy import needs
+from dgpo_plugin.commands.comfy_install import needs
 from tests.comfy_nodes import environment
 from tests.comfy_nodes.node_definitions import LOCALE, node_definitions
 from tests.comfy_nodes.server import BadPrompt, Server, node

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dgpo_plugin.rewards.shapes import ShapesReward
+from dgpo_plugin.worlds.shapes.reward import ShapesReward
 from dgpo_plugin.worlds.shapes.scenes import train_prompts
 from tests.comfy_nodes.server import Server, node, until
 

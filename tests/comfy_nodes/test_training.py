@@ -11,9 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.export import read_adapter
-from dgpo_plugin.run import train
+from dgpo_plugin.adapters.load import read_adapter
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.training.run import train
 from tests.comfy_nodes.server import BadPrompt, Server, node, until
 
 pytestmark = pytest.mark.slow

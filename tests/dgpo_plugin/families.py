@@ -14,10 +14,10 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from dgpo_plugin.models.base import EMBEDDED
-from dgpo_plugin.models.flux import pack, unpack
+from dgpo_plugin.models.families.flux import pack, unpack
+from dgpo_plugin.models.load import world_pipeline
 
-SHAPES = Path(__file__).parents[2] / "dgpo_plugin" / EMBEDDED["shapes"]
+SHAPES = world_pipeline("shapes")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from dgpo_plugin.prompt_sets.geneval import OBJECTS
+from dgpo_plugin.prompts.geneval import OBJECTS
 from tests.dgpo_plugin.families import SHAPES
 
 LABELS = {"computer mouse": "mouse", "tv remote": "remote", "computer keyboard": "keyboard", "couch": "sofa"}

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dgpo_plugin.advantages import AdvantageStd, aggregate, normalise
+from dgpo_plugin.algorithms.advantages import aggregate, normalise
+from dgpo_plugin.config.fields import AdvantageStd
 
 pytestmark = pytest.mark.fast
 

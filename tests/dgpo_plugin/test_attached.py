@@ -14,14 +14,15 @@ import yaml
 from click.testing import CliRunner
 from torch import Tensor
 
-from dgpo_plugin import config_files
-from dgpo_plugin.cli import main
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import apply_adapter, export_adapter
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.adapters.load import apply_adapter
+from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.commands.main import main
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config import load as config_files
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
 from dgpo_plugin.models import load_model
-from dgpo_plugin.sampling import fixed_noise
+from dgpo_plugin.models.generate import fixed_noise
+from dgpo_plugin.models.policy import Policy
 from tests.conftest import spread
 from tests.dgpo_plugin.families import FAMILIES
 

@@ -19,16 +19,16 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dgpo_plugin import checkpoint as module
-from dgpo_plugin import run
-from dgpo_plugin import trainer as trainer_module
-from dgpo_plugin.checkpoint import State, checkpoints, load_checkpoint, save_checkpoint
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import Stopped, UserError
-from dgpo_plugin.export import describe_adapter
+from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.common.errors import Stopped, UserError
+from dgpo_plugin.config.load import load_config
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.sd3 import SD3Model
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.models.families.sd3 import SD3Model
+from dgpo_plugin.training import checkpoint as module
+from dgpo_plugin.training import run
+from dgpo_plugin.training import trainer as trainer_module
+from dgpo_plugin.training.checkpoint import State, checkpoints, load_checkpoint, save_checkpoint
+from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL
 from tests.dgpo_plugin.test_trainer import ALGORITHMS, config_for
 
@@ -372,7 +372,7 @@ def test_a_constant_learning_rate_is_made_longer_without_a_trace(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.usefixtures("fixed_date")
 def test_other_prompts_are_refused(tmp_path: Path) -> None:
-    from dgpo_plugin.prompt_sets import load_prompts
+    from dgpo_plugin.prompts.registry import load_prompts
 
     file = tmp_path / "mine.jsonl"
     lines = [json.dumps({"prompt": p.text, **p.metadata}) for p in load_prompts("shapes/train")[:9]]

@@ -15,9 +15,9 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from dgpo_plugin.cli import main
-from dgpo_plugin.config_files import preset_names
-from dgpo_plugin.models.base import FAMILIES
+from dgpo_plugin.commands.main import main
+from dgpo_plugin.common.names import FAMILIES
+from dgpo_plugin.config.load import preset_names
 from tests.conftest import SMALL
 
 SMALL_FLAGS = [flag for override in SMALL for flag in ("--set", override)]
@@ -153,7 +153,7 @@ def test_list_presets_says_what_is_published_and_what_is_not() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_an_adapter(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from dgpo_plugin.cli import main; main()", "train", "shapes"]
+    command = [sys.executable, "-c", "from dgpo_plugin.commands.main import main; main()", "train", "shapes"]
     small = [flag for override in SMALL if "iterations" not in override for flag in ("--set", override)]
     command += ["--output", str(tmp_path / "run"), *small, "--set", "training.iterations=100000"]
     # A shell's background job ignores SIGINT and hands that down; a person's foreground run does not.
@@ -197,7 +197,7 @@ def test_too_little_memory_is_one_line(
     def train(*given: object) -> None:
         list(result) if isinstance(result := allocate(), Iterator) else None
 
-    monkeypatch.setattr("dgpo_plugin.run.train", train)
+    monkeypatch.setattr("dgpo_plugin.training.run.train", train)
     result = CliRunner().invoke(main, ["train", "shapes", "--output", str(tmp_path / "run")])
     assert result.exit_code == 2
     assert "error: out of memory; set a smaller training.micro_batch_size" in result.output
@@ -209,6 +209,6 @@ def test_other_errors_are_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.M
     def train(*given: object) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("dgpo_plugin.run.train", train)
+    monkeypatch.setattr("dgpo_plugin.training.run.train", train)
     result = CliRunner().invoke(main, ["train", "shapes", "--output", str(tmp_path / "run")])
     assert isinstance(result.exception, RuntimeError)

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import RewardConfig
 from dgpo_plugin.rewards import load_reward
-from dgpo_plugin.rewards.aesthetic import Aesthetic
-from dgpo_plugin.rewards.clip import ClipScore, PickScore
-from dgpo_plugin.rewards.neural import NeuralReward
-from dgpo_plugin.rewards.pixels import longest_to, middle_square, resized, shortest_to
+from dgpo_plugin.rewards.networks.aesthetic import Aesthetic
+from dgpo_plugin.rewards.networks.base import NeuralReward
+from dgpo_plugin.rewards.networks.clip import ClipScore, PickScore
+from dgpo_plugin.rewards.networks.pixels import longest_to, middle_square, resized, shortest_to
 from tests.conftest import needs_bf16
 from tests.dgpo_plugin.families import clip_tokenizer
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dgpo_plugin import comfy
-from dgpo_plugin.cli import main
-from dgpo_plugin.comfy import ROOT, needs
+from dgpo_plugin.commands import comfy_install as comfy
+from dgpo_plugin.commands.comfy_install import ROOT, needs
+from dgpo_plugin.commands.main import main
 
 pytestmark = pytest.mark.fast
 

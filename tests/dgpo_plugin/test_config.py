@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dgpo_plugin.config import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RunConfig
-from dgpo_plugin.config_files import load_config, parse_config, preset_names
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RunConfig
+from dgpo_plugin.config.load import load_config, parse_config, preset_names
 
 pytestmark = pytest.mark.fast
 

@@ -11,13 +11,13 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from dgpo_plugin.config import ModelConfig, RunConfig
-from dgpo_plugin.config_files import parse_config
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import ModelConfig, RunConfig
+from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.models import load_model
-from dgpo_plugin.plan import make_plan
-from dgpo_plugin.sampling import fixed_noise
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.models.generate import fixed_noise
+from dgpo_plugin.training.plan import make_plan
+from dgpo_plugin.training.trainer import Trainer
 from tests.dgpo_plugin.families import FAMILIES
 
 pytestmark = pytest.mark.fast

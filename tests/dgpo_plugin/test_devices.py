@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgpo_plugin.config import ModelConfig, RewardConfig
-from dgpo_plugin.devices import numbered
-from dgpo_plugin.models import base
-from dgpo_plugin.models.base import load_model
-from dgpo_plugin.processes import best_device
-from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards.neural import NeuralReward
-from dgpo_plugin.rewards.scoring import Scorer
-from dgpo_plugin.rewards.server import RewardServer
-from dgpo_plugin.rewards.wire import as_png
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import ModelConfig, RewardConfig
+from dgpo_plugin.distributed.device import best_device, numbered
+from dgpo_plugin.models import load as base
+from dgpo_plugin.models.load import load_model
+from dgpo_plugin.rewards.networks.base import NeuralReward
+from dgpo_plugin.rewards.scorer import Scorer
+from dgpo_plugin.rewards.served.server import RewardServer
+from dgpo_plugin.rewards.served.wire import as_png
 
 pytestmark = pytest.mark.fast
 

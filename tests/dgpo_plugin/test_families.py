@@ -11,19 +11,20 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
+from dgpo_plugin.adapters.load import apply_adapter, read_adapter
+from dgpo_plugin.adapters.save import export_adapter
 from dgpo_plugin.algorithms.dgpo import matching_error
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
-from dgpo_plugin.config_files import parse_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import apply_adapter, export_adapter, read_adapter
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.base import guided_velocity
-from dgpo_plugin.models.noise import NoisePredictingModel
-from dgpo_plugin.plan import make_plan
+from dgpo_plugin.models.families.noise_prediction import NoisePredictingModel
+from dgpo_plugin.models.generate import fixed_noise, sample_latents
+from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.samplers.ode import sample_ode
-from dgpo_plugin.sampling import fixed_noise, sample_latents
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.training.plan import make_plan
+from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import spread
 from tests.dgpo_plugin.families import FAMILIES, Family
 

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from dgpo_plugin.faults import how_it_ended, signal_name
+from dgpo_plugin.common.faults import how_it_ended, signal_name
 
 pytestmark = pytest.mark.fast
 
 SETUP = """
 import ctypes, faulthandler, os, resource, signal, sys, threading, time
-from dgpo_plugin.faults import explained
+from dgpo_plugin.common.faults import explained
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 def native(number):
@@ -89,7 +89,7 @@ def test_a_faulthandler_of_the_users_own_is_left_alone() -> None:
 def test_the_commands_explain_it(command: str) -> None:
     script = f"""
 import os, resource, signal
-from dgpo_plugin import cli, run
+from dgpo_plugin.commands import main as cli; from dgpo_plugin.training import run
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 run.train = run.resume = lambda *_, **__: os.kill(os.getpid(), signal.SIGILL)
 cli.main({["train", "shapes", "--output", "out/run"] if command == "train" else ["resume", "out/run"]})

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.files import atomic_path, write_text_atomically
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import atomic_path, write_text_atomically
 
 pytestmark = pytest.mark.fast
 

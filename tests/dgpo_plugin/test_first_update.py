@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dgpo_plugin.algorithms import Draw, make_algorithm
 from dgpo_plugin.algorithms.base import Metrics
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.algorithms.rollout import Rollout, join, micro_batches
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models import load_model
-from dgpo_plugin.processes import Processes
-from dgpo_plugin.rollout import Rollout, join, micro_batches
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import spread
 from tests.dgpo_plugin.test_trainer import config_for
 

@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompt_sets.geneval import COLOURS
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.prompts.geneval import COLOURS
 from dgpo_plugin.rewards import checked_rewards, load_reward
-from dgpo_plugin.rewards.geneval import GenEvalReward
-from dgpo_plugin.rewards.geneval_rules import Detection
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.rewards.geneval.reward import GenEvalReward
+from dgpo_plugin.rewards.geneval.rules import Detection
+from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL, needs_bf16
 from tests.dgpo_plugin.geneval_networks import pictures, tiny_clip, tiny_mask2former
 

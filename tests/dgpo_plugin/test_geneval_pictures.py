@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.prompt_sets.geneval import OBJECTS
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.prompts.geneval import OBJECTS
 from dgpo_plugin.rewards import checked_rewards, load_reward
-from dgpo_plugin.rewards.geneval import GenEvalReward
-from dgpo_plugin.rewards.geneval_rules import Detection
+from dgpo_plugin.rewards.geneval.reward import GenEvalReward
+from dgpo_plugin.rewards.geneval.rules import Detection
 from tests.dgpo_plugin.geneval_networks import tiny_clip, tiny_mask2former
 from tests.packages import files_of_wheel
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompt_sets import load_prompts
-from dgpo_plugin.prompts import Prompt, read_prompts
-from dgpo_plugin.rewards.geneval_rules import TAGS, Detection, kept, partial, read_task, relations, strict
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.prompts.files import read_prompts
+from dgpo_plugin.prompts.registry import load_prompts
+from dgpo_plugin.rewards.geneval.rules import TAGS, Detection, kept, partial, read_task, relations, strict
 
 pytestmark = pytest.mark.fast
 

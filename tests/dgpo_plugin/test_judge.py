@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards import Reward, judge, load_reward
-from dgpo_plugin.rewards.judge import JudgeReward, UnifiedReward
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.rewards import Reward, load_reward
+from dgpo_plugin.rewards.served import judge
+from dgpo_plugin.rewards.served.judge import JudgeReward, UnifiedReward
 
 pytestmark = pytest.mark.fast
 

@@ -12,9 +12,9 @@ import transformers
 from PIL import Image
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompt_sets.geneval import OBJECTS
-from dgpo_plugin.rewards.mask2former import class_names, detect, detector_size, instances, prepared
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.prompts.geneval import OBJECTS
+from dgpo_plugin.rewards.geneval.mask2former import class_names, detect, detector_size, instances, prepared
 from tests.dgpo_plugin.geneval_networks import LABELS, pictures, tiny_mask2former
 
 pytestmark = pytest.mark.fast

@@ -13,15 +13,15 @@ from click.testing import CliRunner
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from dgpo_plugin.cli import main
-from dgpo_plugin.config import ModelConfig, RunConfig
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.commands.main import main
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import ModelConfig, RunConfig
+from dgpo_plugin.config.load import load_config
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.memory import at_work
-from dgpo_plugin.plan import BYTES_A_WEIGHT, MemoryCount, make_plan
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.training.plan import BYTES_A_WEIGHT, MemoryCount, make_plan
+from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL, needs_bf16
 
 
@@ -95,8 +95,8 @@ def test_a_groups_images_share_their_prompts_memory() -> None:
 def test_a_quantized_base_trains_and_its_adapter_is_a_plain_one(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from dgpo_plugin import run
-    from dgpo_plugin.export import read_adapter
+    from dgpo_plugin.adapters.load import read_adapter
+    from dgpo_plugin.training import run
 
     config = load_config("shapes", [*SMALL, "model.precision=bf16", "model.quantization=torchao-int8"])
     trainer = Trainer(config)
@@ -229,10 +229,10 @@ def test_the_plan_is_printed_with_a_verdict() -> None:
 MEASURE = """
 import sys, torch
 torch.set_num_threads(1)
-from dgpo_plugin.cli import quieten
+from dgpo_plugin.commands.main import quieten
 quieten()
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models import load_model
 config = load_config("shapes", ["model.precision=fp32", *sys.argv[2:]])
 policy = Policy(load_model(config.model), config.lora, 0)

@@ -11,16 +11,19 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from scipy import stats
 
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
-from dgpo_plugin.config_files import parse_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import apply_adapter, describe_adapter, export_adapter, folded_tensors, read_adapter
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.adapters.load import apply_adapter, read_adapter
+from dgpo_plugin.adapters.save import export_adapter, folded_tensors
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig, Schedule
+from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.models import load_model
-from dgpo_plugin.models.base import EMBEDDED, _locate, guided_velocity
-from dgpo_plugin.models.sd3 import SD3Model
-from dgpo_plugin.samplers.ode import Schedule, sample_ode
-from dgpo_plugin.sampling import fixed_noise, sample_latents
+from dgpo_plugin.models.base import guided_velocity
+from dgpo_plugin.models.families.sd3 import SD3Model
+from dgpo_plugin.models.generate import fixed_noise, sample_latents
+from dgpo_plugin.models.load import world_pipeline
+from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.samplers.ode import sample_ode
 
 pytestmark = pytest.mark.fast
 PROMPTS = ["a red circle", "two blue squares", "a green triangle left of a yellow circle"]
@@ -28,7 +31,7 @@ PROMPTS = ["a red circle", "two blue squares", "a green triangle left of a yello
 
 def plain_pipeline() -> StableDiffusion3Pipeline:
     """What a user has who knows nothing of us."""
-    pipeline = StableDiffusion3Pipeline.from_pretrained(_locate("shapes"))
+    pipeline = StableDiffusion3Pipeline.from_pretrained(world_pipeline("shapes"))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -45,7 +48,7 @@ def pipeline_latents(pipeline: StableDiffusion3Pipeline, noise: torch.Tensor, gu
 
 
 def test_shipped_pipeline_is_small_float32_and_runs_plainly() -> None:
-    folder = _locate(EMBEDDED and "shapes")
+    folder = world_pipeline("shapes")
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 10 * 2**20
     assert not [file for file in folder.rglob("*") if file.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
     pipeline = plain_pipeline()

@@ -13,7 +13,8 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dgpo_plugin.samplers.ode import OdeSampler, dpm_flow_sigmas, dpm_solver_pp_2m_step, euler_step, sample_ode
+from dgpo_plugin.config.fields import OdeSampler
+from dgpo_plugin.samplers.ode import dpm_flow_sigmas, dpm_solver_pp_2m_step, euler_step, sample_ode
 
 pytestmark = pytest.mark.fast
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from dgpo_plugin.config import ModelConfig
+from dgpo_plugin.common.names import WORLDS
+from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models import load_model, memory
-from dgpo_plugin.models.base import EMBEDDED
 from dgpo_plugin.models.in_turn import in_turn
-from dgpo_plugin.sampling import EncodedTexts
+from dgpo_plugin.models.text_cache import EncodedTexts
 from tests.dgpo_plugin.families import FAMILIES
 
 pytestmark = pytest.mark.fast
@@ -46,7 +46,7 @@ class Bus:
 
 
 def configured(name: str, folder: Path, **options: Any) -> ModelConfig:
-    if name in EMBEDDED:
+    if name in WORLDS:
         return ModelConfig(path=name, max_sequence_length=8, **options)
     if not (folder / "model_index.json").exists():
         torch.manual_seed(0)

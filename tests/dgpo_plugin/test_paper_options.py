@@ -14,13 +14,13 @@ from torch import Tensor
 
 from dgpo_plugin.algorithms import Draw, make_algorithm
 from dgpo_plugin.algorithms.dgpo import DGPO, _Noised
-from dgpo_plugin.config import DGPOConfig, RolloutConfig, RunConfig
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.algorithms.rollout import Rollout
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import DGPOConfig, RolloutConfig, RunConfig
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.processes import Processes
-from dgpo_plugin.rollout import Rollout
+from dgpo_plugin.models.policy import Policy
 from tests.conftest import SMALL
 from tests.dgpo_plugin.test_trainer import config_for, in_float64, rollout_and_advantages
 

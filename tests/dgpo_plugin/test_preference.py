@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import RewardConfig
 from dgpo_plugin.rewards import REWARDS, load_reward
-from dgpo_plugin.rewards.hpsv2 import clean
-from dgpo_plugin.rewards.pixels import eight_bit, longest_to, shortest_to
+from dgpo_plugin.rewards.networks.hpsv2 import clean
+from dgpo_plugin.rewards.networks.pixels import eight_bit, longest_to, shortest_to
 from tests.conftest import needs_bf16
 from tests.parity.checkpoints import (
     BlipSize,

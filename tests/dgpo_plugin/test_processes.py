@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dgpo_plugin import processes
-from dgpo_plugin.checkpoint import checkpoints, load_checkpoint
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.processes import Processes
-from dgpo_plugin.trainer import _check_layout
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.distributed import processes
+from dgpo_plugin.distributed.processes import Processes
+from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
+from dgpo_plugin.training.trainer import _check_layout
 from tests.conftest import SMALL
 
 ODD = (
@@ -190,9 +190,9 @@ def test_a_dead_process_ends_the_others_in_seconds(tmp_path: Path) -> None:
 
 BROKEN = """
 import sys
-from dgpo_plugin.cli import main
-from dgpo_plugin.rewards import shapes
-from dgpo_plugin.processes import join_processes
+from dgpo_plugin.commands.main import main
+from dgpo_plugin.worlds.shapes import reward as shapes
+from dgpo_plugin.distributed.processes import join_processes
 
 class Broken:
     def __call__(self, images, prompts):

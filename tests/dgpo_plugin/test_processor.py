@@ -21,16 +21,17 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
-from dgpo_plugin import processor, run
-from dgpo_plugin.cli import main
-from dgpo_plugin.config import ModelConfig, RewardConfig
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import StopNow, UserError
+from dgpo_plugin.commands.main import main
+from dgpo_plugin.common.errors import StopNow, UserError
+from dgpo_plugin.config.fields import ModelConfig, RewardConfig
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.distributed import processor
+from dgpo_plugin.distributed.processor import COMMON_WORK, MASKED, SWITCH, Trial, bf16_trial, settled
 from dgpo_plugin.models import load_model
-from dgpo_plugin.models.base import denoiser_work
-from dgpo_plugin.processor import COMMON_WORK, MASKED, SWITCH, Trial, bf16_trial, settled
-from dgpo_plugin.rewards.neural import NeuralReward
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.models.load import denoiser_work
+from dgpo_plugin.rewards.networks.base import NeuralReward
+from dgpo_plugin.training import run
+from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL, needs_bf16
 from tests.dgpo_plugin.families import FAMILIES
 
@@ -81,7 +82,7 @@ def imitate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Imitate:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "dgpo_plugin.processor"]
+    return [record.getMessage() for record in caplog.records if record.name == "dgpo_plugin.distributed.processor"]
 
 
 @functools.cache
@@ -207,8 +208,8 @@ MASKING = """
 import logging, os, sys, torch
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 from pathlib import Path
-from dgpo_plugin import processor
-from dgpo_plugin.errors import UserError
+from dgpo_plugin.distributed import processor
+from dgpo_plugin.common.errors import UserError
 processor.TRIAL, processor.cache_folder = Path(sys.argv[1]), lambda: Path(sys.argv[1]).with_name("kept")
 if "computed" in sys.argv:
     torch.nn.functional.conv2d(torch.ones(1, 3, 8, 8), torch.ones(4, 3, 3, 3))
@@ -390,7 +391,7 @@ def test_every_command_refuses_what_would_die(
     (tmp_path / "half.yaml").write_text("model: {path: shapes, precision: bf16}")
     names = {"half": tmp_path / "half.yaml"}
     if command[0] == "sample":
-        monkeypatch.setattr("dgpo_plugin.config_files.preset_names", lambda: names)
+        monkeypatch.setattr("dgpo_plugin.config.load.preset_names", lambda: names)
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     result = CliRunner().invoke(main, [part.format(tmp=tmp_path) for part in command])
     assert result.exit_code == 2, result.output
@@ -505,8 +506,8 @@ def test_all_processes_hear_what_the_first_decided(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text("""
 import os
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.processes import join_processes, leave_processes
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.distributed.processes import join_processes, leave_processes
 processes = join_processes()
 def decide():
     return "bf16" if processes.is_main else "fp32"
@@ -531,7 +532,7 @@ leave_processes()
 @pytest.mark.fast
 def test_an_unsettled_auto_is_planned_as_float32(imitate: Imitate) -> None:
     """The file of planned memory must not hang on the processor that wrote it."""
-    from dgpo_plugin.plan import make_plan
+    from dgpo_plugin.training.plan import make_plan
 
     imitate(FAST)
     auto, full = (make_plan(load_config("shapes", [f"model.precision={name}"])) for name in ("auto", "fp32"))

@@ -12,15 +12,15 @@ from typing import Any
 import datasets
 import pytest
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompt_sets import PROMPT_SETS, load_prompts
-from dgpo_plugin.prompt_sets.geneval import OBJECTS, plural
-from dgpo_plugin.prompts import read_prompts
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.prompts.files import read_prompts
+from dgpo_plugin.prompts.geneval import OBJECTS, plural
+from dgpo_plugin.prompts.registry import load_prompts, prompt_set_names
 
 pytestmark = pytest.mark.fast
 
 
-@pytest.mark.parametrize("name", PROMPT_SETS)
+@pytest.mark.parametrize("name", prompt_set_names())
 def test_every_prompt_set_is_the_same_every_time_and_has_no_empty_text(name: str) -> None:
     prompts = load_prompts(name)
     assert prompts == load_prompts(name)

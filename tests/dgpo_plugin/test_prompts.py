@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt, draw_prompt_groups, read_prompts
-from dgpo_plugin.seeding import derive_seed, seeded_noise
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.seeding import derive_seed, seeded_noise
+from dgpo_plugin.prompts.files import read_prompts
+from dgpo_plugin.prompts.order import draw_prompt_groups
 
 pytestmark = pytest.mark.fast
 

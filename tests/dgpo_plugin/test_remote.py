@@ -32,17 +32,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from dgpo_plugin.cli import main
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.config_files import load_config, reward_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards import RewardInfo, load_reward, server
-from dgpo_plugin.rewards.remote import RemoteReward
-from dgpo_plugin.rewards.server import RewardServer, identity
-from dgpo_plugin.rewards.shapes import ShapesReward
-from dgpo_plugin.rewards.wire import as_png, is_loopback
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.commands.main import main
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.load import load_config, reward_config
+from dgpo_plugin.rewards import RewardInfo, load_reward
+from dgpo_plugin.rewards.served import server
+from dgpo_plugin.rewards.served.client import RemoteReward
+from dgpo_plugin.rewards.served.server import RewardServer, identity
+from dgpo_plugin.rewards.served.wire import as_png, is_loopback
+from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.worlds.shapes.reward import ShapesReward
 from tests.conftest import SMALL
 
 pytestmark = pytest.mark.fast
@@ -691,7 +692,8 @@ def test_serving_ones_own_needs_little() -> None:
         "tokenizers",
         "transformers",
     ]
-    code = f"import sys, dgpo_plugin.cli, dgpo_plugin.rewards.server; print([m for m in {heavy} if m in sys.modules])"
+    imports = "import sys, dgpo_plugin.commands.main, dgpo_plugin.rewards.served.server"
+    code = f"{imports}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -715,8 +717,8 @@ def test_the_example_of_the_documentation(tmp_path: Path) -> None:
     )
     code = (
         "import torch\n"
-        "from dgpo_plugin.config import RewardConfig\n"
-        "from dgpo_plugin.prompts import Prompt\n"
+        "from dgpo_plugin.config.fields import RewardConfig\n"
+        "from dgpo_plugin.common.prompt import Prompt\n"
         "from dgpo_plugin.rewards import checked_rewards, load_reward\n"
         "images = torch.zeros(2, 3, 4, 5)\n"
         "images[1, 0, 2, 1] = 1\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_plugin.comfy import COMFYUIS_OWN, HARNESS_ONLY, ROOT, needs
+from dgpo_plugin.commands.comfy_install import COMFYUIS_OWN, HARNESS_ONLY, ROOT, needs
 
 pytestmark = pytest.mark.fast
 

@@ -19,18 +19,18 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from torch import Tensor
 
-from dgpo_plugin import run
-from dgpo_plugin.checkpoint import checkpoints, load_checkpoint
-from dgpo_plugin.cli import main
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.commands.main import main
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.user_file import files_hash, import_from_file, loaded_hash
+from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.load import load_config
 from dgpo_plugin.rewards import REWARDS, RewardInfo, as_sum, load_reward
+from dgpo_plugin.rewards.image_statistics import STATISTICS, diversity
 from dgpo_plugin.rewards.ocr import OcrReward, asked_text, closeness, edit_distance
-from dgpo_plugin.rewards.own import import_own, loaded_hash, own_hash
-from dgpo_plugin.rewards.statistics import STATISTICS, diversity
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.training import run
+from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
+from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL
 
 pytestmark = pytest.mark.fast
@@ -224,14 +224,14 @@ def test_a_file_with_the_size_and_time_of_the_one_before_is_read_anew(own: Path)
     """Python's cache of translations would take it for that one, and the hash would be of what did not run."""
     name, picture = f"{own}:brightness", torch.ones(1, 3, 4, 4)
     before = own.stat()
-    first = import_own(name)(picture, [])
+    first = import_from_file(name, "reward")(picture, [])
     hashed = loaded_hash([name])
     own.write_text(OWN.replace("images.mean((1, 2, 3))", "images.mean((1,2,3))*2"))
     assert own.stat().st_size == before.st_size
     os.utime(own, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert loaded_hash([name]) == hashed != own_hash([name])
-    assert import_own(name)(picture, []).tolist() == [2.0] != first.tolist()
-    assert loaded_hash([name]) == own_hash([name])
+    assert loaded_hash([name]) == hashed != files_hash([name])
+    assert import_from_file(name, "reward")(picture, []).tolist() == [2.0] != first.tolist()
+    assert loaded_hash([name]) == files_hash([name])
 
 
 @pytest.mark.parametrize("aggregate", ["rewards", "advantages"])

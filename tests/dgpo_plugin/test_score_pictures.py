@@ -16,12 +16,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from dgpo_plugin.cli import main
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.commands.main import main
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import RewardConfig
 from dgpo_plugin.rewards import load_reward
-from dgpo_plugin.score import read_picture, score
+from dgpo_plugin.rewards.picture_files import read_picture, score
 
 pytestmark = pytest.mark.fast
 

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rewards import scoring
-from dgpo_plugin.rewards.scoring import Scorer
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.rewards import scorer as scoring
+from dgpo_plugin.rewards.scorer import Scorer
+from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL
 
 pytestmark = pytest.mark.fast

@@ -10,13 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dgpo_plugin.samplers.sde import (
-    SdeStep,
-    cps_log_probability,
-    cps_step,
-    flow_sde_log_probability,
-    flow_sde_step,
-)
+from dgpo_plugin.samplers.sde import SdeStep, cps_log_probability, cps_step, flow_sde_log_probability, flow_sde_step
 
 pytestmark = pytest.mark.fast
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from dgpo_bench.gpu.published import published
 from dgpo_bench.gpu.random_model import random_conditioning, random_model
-from dgpo_plugin.config import LoraConfig, ModelConfig
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig
+from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.speed import compile_blocks, fuse_norms
 
 CONFIG = ModelConfig(path="", precision="fp32", resolution=32, max_sequence_length=16)

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgpo_plugin.config import ModelConfig
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import apply_adapter, describe_adapter, export_adapter, read_adapter, usable_adapter
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.adapters.load import apply_adapter, read_adapter, usable_adapter
+from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, folded
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models import load_model
-from dgpo_plugin.sampling import fixed_noise
-from dgpo_plugin.strength import DIFFUSERS_HEADER, folded
+from dgpo_plugin.models.generate import fixed_noise
+from dgpo_plugin.models.policy import Policy
 
 pytestmark = pytest.mark.fast
 

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dgpo_bench.gpu.published import published
 from dgpo_bench.gpu.random_model import random_conditioning, random_model
 from dgpo_plugin.algorithms import Draw, make_algorithm
-from dgpo_plugin.config import ModelConfig
-from dgpo_plugin.lora import Policy
-from dgpo_plugin.processes import Processes
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.config.fields import ModelConfig
+from dgpo_plugin.distributed.processes import Processes
+from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.training.trainer import Trainer
 from tests.dgpo_plugin.test_trainer import config_for, rollout_and_advantages
 
 pytestmark = pytest.mark.fast

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_plugin.advantages import normalise
 from dgpo_plugin.algorithms import Draw, make_algorithm
-from dgpo_plugin.config import LoraConfig, ModelConfig, RunConfig
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.lora import Policy
+from dgpo_plugin.algorithms.advantages import normalise
+from dgpo_plugin.algorithms.rollout import Rollout
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models import load_model
-from dgpo_plugin.processes import Processes
-from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.rollout import Rollout
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL, needs_bf16, spread
 
 ALGORITHMS = ["dgpo", "flow-grpo", "flow-grpo-fast"]

@@ -11,11 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dgpo_plugin.config_files import load_config
-from dgpo_plugin.errors import UserError
-from dgpo_plugin.export import apply_adapter, as_table, describe_adapter, export_adapter, read_adapter
-from dgpo_plugin.lora import Policy
-from dgpo_plugin.models.base import Model, load_model
+from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.adapters.load import apply_adapter, read_adapter
+from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.tables import as_table
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.models.base import Model
+from dgpo_plugin.models.load import load_model
+from dgpo_plugin.models.policy import Policy
 
 pytestmark = pytest.mark.fast
 CONFIG = load_config("shapes", ["lora.rank=2", "lora.alpha=4", "model.precision=fp32"])

@@ -10,11 +10,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from dgpo_plugin.config import RunConfig
-from dgpo_plugin.errors import StopNow, Stopped
-from dgpo_plugin.export import read_adapter
-from dgpo_plugin.run import resume, train
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.adapters.load import read_adapter
+from dgpo_plugin.common.errors import StopNow, Stopped
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.training.run import resume, train
+from dgpo_plugin.training.trainer import Trainer
 
 pytestmark = pytest.mark.fast
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dgpo_plugin.algorithms.dgpo import DGPO
-from dgpo_plugin.config import DGPOConfig, RolloutConfig
-from dgpo_plugin.lora import move_towards
-from dgpo_plugin.trainer import Trainer
+from dgpo_plugin.config.fields import DGPOConfig, RolloutConfig
+from dgpo_plugin.models.policy import move_towards
+from dgpo_plugin.training.trainer import Trainer
 from tests.dgpo_plugin.test_trainer import config_for
 
 pytestmark = pytest.mark.fast

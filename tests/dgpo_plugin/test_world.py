@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dgpo_plugin.prompt_sets import load_prompts
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE, SIZE, Thing, draw, layout, render
 from dgpo_plugin.worlds.shapes.scenes import (
     COLOURS,

@@ -21,11 +21,11 @@ import shims  # noqa: F401  (first)
 import torch
 from PIL import Image
 
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import RewardConfig
 from dgpo_plugin.rewards import Reward, load_reward
-from dgpo_plugin.rewards.hpsv2 import FILES
-from dgpo_plugin.score import read_picture
+from dgpo_plugin.rewards.networks.hpsv2 import FILES
+from dgpo_plugin.rewards.picture_files import read_picture
 
 
 def prepare_hpsv2(size: dict[str, int], weights: Path) -> Any:

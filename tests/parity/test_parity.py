@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgpo_plugin.config import RewardConfig
-from dgpo_plugin.prompts import Prompt
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import RewardConfig
 from dgpo_plugin.rewards import load_reward
-from dgpo_plugin.score import read_picture
+from dgpo_plugin.rewards.picture_files import read_picture
 from tests.parity import environment
 from tests.parity.checkpoints import (
     BlipSize,

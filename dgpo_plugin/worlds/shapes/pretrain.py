@@ -19,12 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
@@ -40,9 +35,9 @@ from transformers import (
     T5EncoderModel,
 )
 
-from dgpo_plugin.processor import Work, settled
-from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.seeding import derive_seed
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.seeding import derive_seed
+from dgpo_plugin.distributed.processor import Work, settled
 from dgpo_plugin.worlds.shapes.render import SIZE, render
 from dgpo_plugin.worlds.shapes.scenes import TASKS, all_prompts
 from dgpo_plugin.worlds.shapes.verify import verify

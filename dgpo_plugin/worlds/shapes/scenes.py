@@ -12,8 +12,8 @@ import itertools
 import json
 from typing import Any
 
-from dgpo_plugin.prompts import Prompt
-from dgpo_plugin.split import test_side
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.prompts.split import test_side
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = ("red", "green", "blue", "yellow")

@@ -1,0 +1,1 @@
+"""The adapter file: out, in, at which scale, and its card."""

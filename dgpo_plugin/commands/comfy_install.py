@@ -1,0 +1,153 @@
+"""``dgpo comfy install``: link the node pack into an existing ComfyUI and check that it can load there."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgpo_plugin.common.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository, which is the pack."""
+NAME = "dgpo-plugin"
+TESTED = "0.30.0"
+OLDEST_PYTHON = (3, 10)
+COMFYUIS_OWN: tuple[str, ...] = (
+    *("torch", "transformers", "numpy", "scipy", "pillow", "pyyaml", "pydantic", "safetensors", "psutil"),
+    *("huggingface-hub", "tokenizers"),  # which transformers brings
+)
+"""What comes with ComfyUI: reported when too old, never named in ``requirements.txt``, which has the rest."""
+HARNESS_ONLY = ("jinja2", "markupsafe", "matplotlib")
+"""Dependencies that only ``dgpo-bench`` imports."""
+
+_PROBE = """
+import importlib.metadata, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps({"python": list(sys.version_info[:3]), "found": found}))
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found and done: (label, value) rows, and what still stands in the way."""
+
+    rows: list[tuple[str, str]]
+    problems: list[str]
+
+
+def install(comfyui: Path, python: Path | None = None) -> Report:
+    """Link the repository into ``custom_nodes`` and look at what ComfyUI would load it with.
+
+    Args:
+        comfyui: ComfyUI's folder (the one with ``main.py``).
+        python: its interpreter; None for the one in its virtual environment or beside it, else this one.
+
+    Raises:
+        UserError: no ComfyUI there, one without the V3 node API, or something else under the pack's name.
+    """
+    version = _comfyui_version(comfyui)
+    interpreter = python or _interpreter(comfyui)
+    needed = needs()
+    running, found = _probe(interpreter, list(needed))
+    link = _link(comfyui / "custom_nodes" / NAME)
+    rows = [
+        ("ComfyUI", f"{version} in {comfyui}" + ("" if version == TESTED else f" (tested with {TESTED})")),
+        ("python", f"{'.'.join(map(str, running))}, {interpreter}"),
+        ("pack", link),
+    ]
+    problems = []
+    if running < OLDEST_PYTHON:
+        problems.append(f"python {'.'.join(map(str, running))} is too old, the nodes need 3.10")
+    too_old = [name for name, oldest in needed.items() if name in found and _numbers(found[name]) < oldest]
+    missing = [name for name in needed if name not in found]
+    rows.append(("packages", f"{len(needed) - len(missing) - len(too_old)} of {len(needed)} as needed"))
+    for name in too_old:
+        oldest = ".".join(map(str, needed[name]))
+        whose = ", which is ComfyUI's own: upgrade it there" if name in COMFYUIS_OWN else ""
+        problems.append(f"{name} {found[name]} is older than {oldest}{whose}")
+    if missing:
+        command = f"{interpreter} -m pip install --requirement {ROOT / 'requirements.txt'}"
+        problems.append(f"not installed: {', '.join(missing)}; {command}")
+    return Report(rows, problems)
+
+
+def needs() -> dict[str, tuple[int, ...]]:
+    """The distributions that the nodes import and their oldest versions, from ``pyproject.toml``, where they are kept.
+
+    Read from the text: the pack is always a clone, which may be newer than what was installed of it, and Python 3.10
+    has no parser for the format.
+
+    Raises:
+        UserError: this is no clone.
+    """
+    try:
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{ROOT}: holds no pyproject.toml; clone the repository, it is the pack") from error
+    block = text.partition("\ndependencies = [\n")[2].partition("\n]\n")[0]
+    bounds = dict(re.findall(r'^ *"([a-z0-9-]+)>=([0-9.]+)",$', block, re.MULTILINE))
+    return {name: _numbers(oldest) for name, oldest in bounds.items() if name not in HARNESS_ONLY}
+
+
+def _comfyui_version(folder: Path) -> str:
+    if not (folder / "main.py").is_file() or not (folder / "custom_nodes").is_dir():
+        raise UserError(f"{folder}: no ComfyUI there (no main.py or custom_nodes/); name its folder")
+    if not (folder / "comfy_api" / "latest").is_dir():
+        raise UserError(f"{folder}: this ComfyUI has no V3 node API (comfy_api/latest); update it to {TESTED} or newer")
+    file = folder / "comfyui_version.py"
+    stated = re.search(r'__version__\s*=\s*"([^"]+)"', file.read_text(encoding="utf-8")) if file.is_file() else None
+    return stated.group(1) if stated else "of unknown version"
+
+
+def _interpreter(comfyui: Path) -> Path:
+    """ComfyUI's own python where its usual installations keep it."""
+    places = [
+        folder / inner
+        for folder in (comfyui / ".venv", comfyui / "venv")
+        for inner in ("bin/python", "Scripts/python.exe")
+    ]
+    places.append(comfyui.parent / "python_embeded" / "python.exe")
+    return next((place for place in places if place.is_file()), Path(sys.executable))
+
+
+def _probe(python: Path, names: list[str]) -> tuple[tuple[int, ...], dict[str, str]]:
+    try:
+        done = subprocess.run([python, "-c", _PROBE, *names], capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
+        answer = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise UserError(f"{python}: does not run as a python ({error}); name ComfyUI's with --python") from error
+    return tuple(answer["python"]), answer["found"]
+
+
+def _link(place: Path) -> str:
+    if not (ROOT / "comfy_nodes").is_dir():
+        raise UserError(f"{ROOT}: holds no comfy_nodes/; clone the repository, the pack is not in the wheel")
+    if place.is_symlink() or place.exists():
+        if place.resolve() == ROOT:
+            return f"{place}, there already"
+        raise UserError(f"{place}: is something else already; remove or rename it first")
+    try:
+        if sys.platform == "win32":  # where a symbolic link takes rights that most people lack
+            import _winapi
+
+            _winapi.CreateJunction(str(ROOT), str(place))
+        else:
+            place.symlink_to(ROOT, target_is_directory=True)
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{place}: cannot be linked ({reason}); clone the repository there instead") from error
+    return f"{place} -> {ROOT}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(major, minor, ...), at most three, of the release alone."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -1,0 +1,81 @@
+"""Everything that is chosen by a name, but for rewards (:mod:`dgpo_plugin.rewards.registry`): one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dgpo_plugin.common.registry import Entry, Registry
+
+ALGORITHMS = Registry(
+    "algorithm",
+    {
+        "dgpo": Entry("dgpo_plugin.algorithms.dgpo:DGPO", "preferences of prompt groups, deterministic rollouts"),
+        "flow-grpo": Entry("dgpo_plugin.algorithms.flow_grpo:FlowGRPO", "policy gradients through stochastic steps"),
+        "flow-grpo-fast": Entry(
+            "dgpo_plugin.algorithms.flow_grpo:FlowGRPOFast", "the same through a window of a few steps"
+        ),
+    },
+    Entry,
+    hint="name your own, file.py:Algorithm",
+)
+"""Each target is a class, see :class:`dgpo_plugin.algorithms.base.Algorithm`."""
+
+FAMILIES = Registry(
+    "model family",
+    {
+        "StableDiffusion3Pipeline": Entry("dgpo_plugin.models.families.sd3:SD3Model"),
+        "FluxPipeline": Entry("dgpo_plugin.models.families.flux:FluxModel"),
+        "Flux2Pipeline": Entry("dgpo_plugin.models.families.flux2:Flux2DevModel"),
+        "Flux2KleinPipeline": Entry("dgpo_plugin.models.families.flux2:Flux2KleinModel"),
+        "QwenImagePipeline": Entry("dgpo_plugin.models.families.qwen_image:QwenImageModel"),
+        "ZImagePipeline": Entry("dgpo_plugin.models.families.z_image:ZImageModel"),
+        "SanaPipeline": Entry("dgpo_plugin.models.families.sana:SanaModel"),
+        "StableDiffusionXLPipeline": Entry("dgpo_plugin.models.families.sdxl:SDXLModel"),
+        "StableDiffusionPipeline": Entry("dgpo_plugin.models.families.sd15:SD15Model"),
+    },
+    Entry,
+    hint="docs/adding-a-model.md says how to add one",
+)
+"""By diffusers' pipeline class; each target is a subclass of :class:`dgpo_plugin.models.pipeline.PipelineModel`."""
+
+PROMPT_SETS = Registry(
+    "prompt set",
+    {
+        "geneval/train": Entry("dgpo_plugin.prompts.geneval:train_prompts", "GenEval's six tasks, from templates"),
+        "geneval/test": Entry("dgpo_plugin.prompts.geneval:test_prompts", "the same six, other scenes"),
+        "ocr/train": Entry("dgpo_plugin.prompts.ocr:train_prompts", "signs and labels with words to render"),
+        "ocr/test": Entry("dgpo_plugin.prompts.ocr:test_prompts", "likewise, other words"),
+    },
+    Entry,
+    hint="name a .txt or .jsonl file, hf:owner/dataset, or your own file.py:function",
+)
+"""Each target is a function of nothing that returns prompts. A world's sets are ``<world>/<set>``, besides."""
+
+WORLDS = Registry(
+    "world", {"shapes": Entry("dgpo_plugin.worlds.shapes:WORLD", "colored shapes, a verifier, a model of 1.7 M")}, Entry
+)
+"""Each target is a :class:`World`."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A small world that comes whole: its name is a model's path, a reward's name and the first half of prompt sets'.
+
+    What it names is given as ``package.module:Name`` or as it is.
+
+    Attributes:
+        pipeline: folder of a diffusers pipeline, ``package:folder`` or its path.
+        prompt_sets: functions of nothing that return prompts, by the second half of their name.
+        reward: what ``rewards`` may name, or nothing.
+        about_reward: what that measures, in a line.
+        pretrain: ``package.module:function`` of (output folder, seed, iterations or None, compile or not), which makes
+            the pipeline anew; empty where it cannot be.
+    """
+
+    pipeline: str
+    prompt_sets: Mapping[str, str | Callable[[], Any]] = field(default_factory=dict)
+    reward: str | Callable[..., Any] = ""
+    about_reward: str = ""
+    pretrain: str | Callable[..., Any] = ""

@@ -1,0 +1,18 @@
+"""Rows of a label and a value, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def as_table(rows: Sequence[tuple[str, str]]) -> str:
+    """(label, value) rows as lines of text, the values under each other; a value's control characters are written out.
+
+    What a stranger's header says must neither forge a row nor speak to the terminal.
+    """
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {_printable(value)}" for label, value in rows)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,0 +1,1 @@
+"""Which device this process computes on, in which precision, and what processes tell each other."""

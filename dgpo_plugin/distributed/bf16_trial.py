@@ -1,0 +1,111 @@
+"""Run by :mod:`dgpo_plugin.distributed.processor` in a process that may die of it: does bf16 work here, how fast?
+
+Reads ``{"path": sys.path, "threads": n, "work": [[rows, in, out, times], ...]}`` from standard input. Writes two lines
+of JSON: before anything is computed ``{"fp16": whether oneDNN says that it computes in float16, or cannot be asked}``,
+and then ``{"error": relative to float32, "fp32": seconds, "bf16": seconds}``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+MOST_WIDTH, MOST_FLOPS = 8192, 5e8
+"""Of one product: larger ones are cut, which changes nothing in which type is faster."""
+SECONDS = 0.4
+"""That the timing takes, or as long as two rounds do."""
+
+
+def quietly() -> None:
+    """Die without a core file, and without the dialog that Windows would show."""
+    try:
+        import resource
+    except ImportError:
+        import ctypes
+
+        if sys.platform == "win32":
+            ctypes.windll.kernel32.SetErrorMode(0x8003)
+    else:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def network(kind: Any) -> list[Any]:
+    """What a diffusion model is made of, forward and backward, on fixed numbers: outputs and gradients, float32."""
+    import torch
+    from torch.nn import functional
+
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Any:
+        return (torch.randn(*shape, generator=generator) / shape[-1] ** 0.5).to(kind)
+
+    picture = drawn(2, 32, 16, 16).requires_grad_()
+    hidden = functional.conv2d(picture, drawn(64, 32, 3, 3), padding=1)
+    hidden = functional.conv2d(hidden.to(memory_format=torch.channels_last), drawn(64, 64, 3, 3), padding=1)
+    tokens = functional.layer_norm(hidden.flatten(2).transpose(1, 2), (64,))
+    query, key, value = functional.linear(tokens, drawn(192, 64)).view(2, 256, 3, 1, 64).permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(query, key, value).flatten(0, 2)
+    inner = functional.gelu(functional.linear(mixed, drawn(256, 64), drawn(256)))
+    out = torch.addmm(mixed, inner, drawn(256, 64)) + torch.bmm(inner[None], drawn(1, 256, 64))[0]
+    out.float().square().mean().backward()
+    return [out.detach().float(), picture.grad.float()]
+
+
+def disagreement() -> float:
+    """Of bf16 with float32, relative; what rounding alone gives is under a hundredth."""
+    import torch
+
+    pairs = zip(network(torch.bfloat16), network(torch.float32), strict=True)
+    return max(float((half - full).norm() / full.norm()) for half, full in pairs)
+
+
+def timed(work: list[list[int]], threads: int) -> dict[str, float]:
+    """Seconds for all of it: each layer forward, and forward with a backward to its inputs.
+
+    The best of rounds in which the types take turns, so that other work on the machine cannot decide; where one thread
+    computes, its own time is taken instead of the clock's (which is too coarse on Windows).
+    """
+    import time
+
+    import torch
+
+    now = time.thread_time if threads == 1 and sys.platform != "win32" else time.perf_counter
+    layers = []
+    for rows, inputs, outputs, times in work:
+        inputs, outputs = min(inputs, MOST_WIDTH), min(outputs, MOST_WIDTH)
+        rows = max(1, min(rows, int(MOST_FLOPS / (2 * inputs * outputs))))
+        x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+        for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            layers.append((name, times, x.to(kind).requires_grad_(), weight.to(kind), [float("inf")]))
+    started, rounds = now(), 0
+    while rounds < 2 or now() - started < SECONDS:
+        for _, _, x, weight, best in layers:
+            began = now()
+            with torch.no_grad():
+                torch.nn.functional.linear(x, weight)
+            torch.nn.functional.linear(x, weight).sum().backward()
+            if rounds > 0:  # the first makes the kernels
+                best.append(now() - began)
+        rounds += 1
+    seconds = {"fp32": 0.0, "bf16": 0.0}
+    for name, times, _, _, best in layers:
+        seconds[name] += times * min(best)
+    return seconds
+
+
+def main() -> None:
+    """See the top of this file."""
+    request = json.load(sys.stdin)
+    sys.path[:] = request["path"]
+    quietly()
+    import torch
+
+    torch.set_num_threads(request["threads"])
+    answer = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
+    print(json.dumps({"fp16": bool(answer is None or answer())}), flush=True)
+    print(json.dumps({"error": disagreement(), **timed(request["work"], request["threads"])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

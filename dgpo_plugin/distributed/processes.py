@@ -1,0 +1,171 @@
+"""How an iteration's images are split over processes, and what the processes tell each other.
+
+The number of processes never changes the result (docs/architecture.md, section 5). Image n of an iteration belongs to
+process n modulo their number, so that every prompt group is spread over all of them. Whatever depends on a whole group
+(advantages, DGPO's weight) is computed from the whole group everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, reduce
+from torch import Tensor
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.distributed.device import runs_on_cpu
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among ``count``; alone by default, and then nothing is sent anywhere.
+
+    Attributes:
+        lockstep: all must run the denoiser equally often, because each holds a part of it.
+    """
+
+    rank: int = 0
+    count: int = 1
+    lockstep: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, total: int) -> Tensor:
+        """The indices below ``total`` that are this process's, rising."""
+        return torch.arange(self.rank, total, self.count)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.count == 1:
+            return tensor
+        with _others_alive():
+            summed: Tensor = reduce(tensor, reduction="sum")
+        return summed
+
+    def largest(self, number: Tensor) -> Tensor:
+        """The largest of all processes' numbers, each a tensor of no axis."""
+        return self.assemble(number[None], torch.tensor([self.rank]), self.count).max()
+
+    def assemble(self, values: Tensor, places: Tensor, total: int) -> Tensor:
+        """Every process's (n, ...) values at their places in one (total, ...) tensor, the same everywhere, exactly."""
+        whole = values.new_zeros(total, *values.shape[1:])
+        whole[places.to(values.device)] = values
+        return self.sum(whole)
+
+    def fail_together(self, problem: str | None) -> None:
+        """Raise the first process's problem on all of them, so that none waits for one that has left.
+
+        Raises:
+            UserError: ``problem`` is not None on some process.
+        """
+        problems = [problem]
+        if self.count > 1:
+            with _others_alive():
+                problems = gather_object([problem])
+        for rank, message in enumerate(problems):
+            if message is not None:
+                raise UserError(message if self.count == 1 else f"process {rank}: {message}")
+
+    def on_main(self, work: Callable[[], object]) -> None:
+        """Do something on the first process alone; a UserError from it is raised on all."""
+        problem: str | None = None
+        if self.is_main:
+            try:
+                work()
+            except UserError as error:
+                problem = str(error)
+        if self.count > 1:
+            with _others_alive():
+                (problem,) = broadcast_object_list([problem])
+        if problem is not None:
+            raise UserError(problem)
+
+    def decided_by_main(self, work: Callable[[], T]) -> T:
+        """What the first process's ``work`` gives, on all of them; a UserError from it is raised on all."""
+        found: list[Any] = [None]
+
+        def find() -> None:
+            found[0] = work()
+
+        self.on_main(find)
+        if self.count > 1:
+            with _others_alive():
+                found = broadcast_object_list(found)
+        answer: T = found[0]
+        return answer
+
+
+def join_processes() -> Processes:
+    """Meet the other processes of ``accelerate launch`` or ``torchrun``, if there are any; on CPUs through gloo.
+
+    Raises:
+        UserError: the launcher started several, but they did not find each other.
+    """
+    # accelerate looks for the others on CPUs only if it is told to.
+    state = PartialState(cpu=runs_on_cpu())
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != state.num_processes:
+        raise UserError(
+            f"{started} processes were started but {state.num_processes} found each other; "
+            f"check the accelerate configuration"
+        )
+    return Processes(state.process_index, state.num_processes)
+
+
+def leave_processes() -> None:
+    """End this process at once if it is one of several and all its work is done.
+
+    The interpreter's own way out runs against the communication libraries' threads, and now and then one of them
+    aborts a process whose run is complete and saved.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+@contextlib.contextmanager
+def _others_alive() -> Iterator[None]:
+    """The backend's error about a process that is gone, as one line; every other error as it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"another process is gone, see what it said before ({reason}); go on with dgpo resume"
+        ) from error
+
+
+_GLOO_LOST = re.compile(
+    r"closed by peer|reset by peer|timed out waiting|pair closure|socket closed|broken pipe|connection refused|"
+    r"fullmesh failed",
+    re.IGNORECASE,
+)
+"""What gloo says, in a plain RuntimeError, of a peer that no longer answers."""
+
+
+_NCCL_OWN = re.compile(r"cuda (error|failure)|ncclUnhandledCuda|ncclInvalid|out of memory", re.IGNORECASE)
+"""What NCCL says of this process's own failure, in the same class as that of a peer."""
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective's error tells of another process, and not of this one's memory, device or arguments."""
+    backend = torch.distributed
+    text = str(error)
+    if isinstance(error, (backend.DistBackendError, backend.DistNetworkError, backend.DistStoreError)):
+        return _NCCL_OWN.search(text) is None
+    return type(error) is RuntimeError and _GLOO_LOST.search(text) is not None

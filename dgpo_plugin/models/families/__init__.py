@@ -1,0 +1,1 @@
+"""One file a diffusers family; the only place that knows a pipeline class."""

@@ -1,0 +1,75 @@
+"""Sana: linear attention over deeply compressed latents, Gemma's hidden states as conditions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+from torch import Tensor
+from transformers import Gemma2Model
+
+from dgpo_plugin.config.fields import Schedule
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.pipeline import PipelineModel, filled
+
+INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+"""What the pipeline puts before every prompt but the empty one."""
+
+
+class SanaModel(PipelineModel):
+    """See :class:`dgpo_plugin.models.base.Model`."""
+
+    pipeline_class = SanaPipeline
+    parts = {"transformer": SanaTransformer2DModel, "vae": AutoencoderDC, "text_encoder": Gemma2Model}
+    architecture = "sana"
+    lora_targets = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q", "attn2.to_k", "attn2.to_v", "to_out.0")
+
+    def default_resolution(self) -> int:
+        return int(self.denoiser.config.sample_size) * self.pixels_a_latent()
+
+    def latents_a_token(self) -> int:
+        return int(self.denoiser.config.patch_size)
+
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
+        asked = [text for text in texts if text]
+        parts = [(asked, INSTRUCTION)] if asked else []
+        if "" in texts:
+            parts.append(([""], None))
+        place = {text: n for n, text in enumerate([*asked, ""])}
+        encoded = Conditioning.concatenate([self._encode(part, instruction) for part, instruction in parts])
+        return encoded[[place[text] for text in texts]]
+
+    def _encode(self, texts: list[str], instruction: list[str] | None) -> Conditioning:
+        context, mask, _, _ = self.pipeline.encode_prompt(
+            texts,
+            do_classifier_free_guidance=False,
+            device=self.device,
+            max_sequence_length=self.config.max_sequence_length,
+            complex_human_instruction=instruction,
+        )
+        return Conditioning({"context": context, "mask": mask})
+
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        length = self.config.max_sequence_length
+        return {"context": (length, self.denoiser.config.caption_channels), "mask": (length,)}
+
+    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        asked = conditioning.tensors
+        # Whole timesteps, cut off as the pipeline's scheduler does.
+        whole = float(int(round(sigma * 1000, 2))) * self.denoiser.config.timestep_scale
+        predicted: Tensor = self.denoiser(
+            latents.to(self.denoiser.dtype),
+            encoder_hidden_states=asked["context"].to(self.denoiser.dtype),
+            encoder_attention_mask=asked["mask"],
+            timestep=filled(whole, latents),
+            return_dict=False,
+        )[0]
+        return predicted.float()
+
+    def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
+        # The pipeline's own schedule is DPM-Solver++'s.
+        changes = {} if shift is None else {"flow_shift": shift}
+        scheduler = DPMSolverMultistepScheduler.from_config(self.pipeline.scheduler.config, **changes)
+        scheduler.set_timesteps(steps)
+        return [float(sigma) for sigma in scheduler.sigmas[:-1]] + [0.0]

@@ -1,0 +1,56 @@
+"""Stable Diffusion XL: a U-Net that predicts noise (or v), two CLIP encoders, sizes and crop as conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.families.noise_prediction import NoisePredictingModel
+from dgpo_plugin.models.pipeline import filled
+
+
+class SDXLModel(NoisePredictingModel):
+    """See :class:`dgpo_plugin.models.base.Model`."""
+
+    pipeline_class = StableDiffusionXLPipeline
+    parts = {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
+    architecture = "stable-diffusion-xl-v1-base"
+
+    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
+        context, _, pooled, _ = self.pipeline.encode_prompt(
+            list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            # What the pipeline guides away from when no negative prompt is given.
+            asked = torch.tensor([bool(text) for text in texts], device=context.device)
+            context, pooled = context * asked[:, None, None], pooled * asked[:, None]
+        return Conditioning({"context": context, "pooled": pooled})
+
+    def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
+        tokens, width = self.encoders[0].config.max_position_embeddings, self.denoiser.config.cross_attention_dim
+        return {"context": (tokens, width), "pooled": (self.encoders[1].config.projection_dim,)}
+
+    def predict(self, noisy: Tensor, timestep: float, asked: dict[str, Tensor]) -> Tensor:
+        side = float(self.resolution)
+        # Original size, crop's corner, target size: a picture of this size, not cropped. Written on the device: sent
+        # there, they would be waited for in every pass.
+        sizes = torch.full((len(noisy), 6), side, device=noisy.device, dtype=noisy.dtype)
+        sizes[:, 2:4].zero_()
+        predicted: Tensor = self.denoiser(
+            noisy,
+            filled(timestep, noisy),
+            encoder_hidden_states=asked["context"],
+            added_cond_kwargs={"text_embeds": asked["pooled"], "time_ids": sizes},
+            return_dict=False,
+        )[0]
+        return predicted

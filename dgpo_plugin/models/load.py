@@ -1,0 +1,141 @@
+"""The face that every family shows to the rest of the library, and how a path becomes one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.names import FAMILIES, WORLDS
+from dgpo_plugin.common.user_file import is_from_file
+from dgpo_plugin.config.fields import ModelConfig
+from dgpo_plugin.distributed.device import numbered
+from dgpo_plugin.distributed.processor import Work, linear_work, settled
+from dgpo_plugin.models.base import Model
+
+
+def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place: bool = True) -> Model:
+    """Load a base model and pick its family by the pipeline class in ``model_index.json``.
+
+    Args:
+        place: put the denoiser on the device too; a caller that encodes texts first does it afterwards.
+
+    Raises:
+        UserError: nothing there, a pipeline class that no family knows, or a precision that cannot be had.
+    """
+    config = settled_model(config, torch.device(device), images=16)
+    folder = locate(config.path)
+    family = _family(folder, config.path)
+    identity = {"path": config.path, "weights_hash": weights_hash(folder)}
+    model: Model = family.load(folder, config, identity, numbered(torch.device(device)))
+    if place:
+        model.place()
+    return model
+
+
+def model_skeleton(config: ModelConfig) -> Model:
+    """A model with the shapes and no weights, from its configuration files alone; make it under a fake tensor mode.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    folder = locate(config.path, only_configurations=True)
+    skeleton: Model = _family(folder, config.path).skeleton(folder, config)
+    return skeleton
+
+
+def settled_model(config: ModelConfig, device: torch.device, images: int, threads: int | None = None) -> ModelConfig:
+    """With the precision that ``auto`` stands for on a device, and any other found to work there.
+
+    Args:
+        images: through the denoiser at once, which is what ``auto`` is timed on.
+        threads: that will compute; None for this process's.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    work = functools.partial(denoiser_work, config, images) if config.precision == "auto" else None
+    precision = settled("model.precision", config.precision, device, work, threads)
+    settled("model.vae_precision", config.vae_precision, device, threads=threads)
+    return config.model_copy(update={"precision": precision})
+
+
+def denoiser_work(config: ModelConfig, images: int) -> Work:
+    """The denoiser's linear layers as so many images use them, without its weights.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = model_skeleton(config)
+        latents, asked = torch.zeros(images, *model.latent_shape), model.blank_conditioning(images)
+        return linear_work(model.denoiser, lambda: model.velocity(latents, 0.5, asked))
+
+
+def _family(folder: Path, path: str) -> Any:
+    try:
+        return FAMILIES.load(_pipeline_class(folder))
+    except UserError as error:
+        raise UserError(f"model {path}: {error}") from error
+
+
+def world_pipeline(name: str) -> Path:
+    """The folder of a world's pipeline."""
+    package, _, folder = WORLDS.load(name).pipeline.partition(":")
+    return Path(str(resources.files(package))) / folder if folder else Path(package)
+
+
+def locate(path: str, *, only_configurations: bool = False) -> Path:
+    """The folder of a pipeline: a world's, one on the disk, or the hub's, fetched.
+
+    Args:
+        only_configurations: without the weights.
+
+    Raises:
+        UserError: none of them.
+    """
+    if path in WORLDS or is_from_file(path):
+        return world_pipeline(path)
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if path.count("/") != 1 or folder.is_absolute() or path.startswith("."):
+        raise UserError(f"model {path}: no such folder; name {', '.join(WORLDS)}, a diffusers folder or a hub id")
+    try:
+        if only_configurations:
+            return Path(snapshot_download(path, allow_patterns=["*.json"]))
+        return Path(DiffusionPipeline.download(path))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {path}: not a folder, and cannot be fetched from the hub ({reason})") from error
+
+
+def _pipeline_class(folder: Path) -> str:
+    index = folder / "model_index.json"
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+    except OSError as error:
+        raise UserError(f"model {folder}: has no model_index.json; it must be a diffusers pipeline folder") from error
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{index}: not a diffusers model index; fetch the model again") from error
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the denoiser's weight files, so that an adapter can tell its base from another."""
+    files = sorted([*folder.glob("transformer/*.safetensors"), *folder.glob("unet/*.safetensors")])
+    if not files:
+        raise UserError(f"model {folder}: no safetensors weights under transformer/ or unet/")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,150 @@
+"""The policy: a base model with a LoRA adapter, run with it, without it, or with an older copy of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import peft
+import torch
+from torch import Tensor, nn
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.seeding import derive_seed
+from dgpo_plugin.config.fields import LoraConfig
+from dgpo_plugin.models.base import Model, guided_velocity
+from dgpo_plugin.models.conditioning import Conditioning
+
+ADAPTER = "policy"
+
+
+class AdapterLinear(peft.tuners.lora.Linear):  # type: ignore[misc]
+    """peft's LoRA layer with its update done in the base's precision and added as it is multiplied.
+
+    The numbers are those of autocast: float32 weights, rounded to the base's type where they are used. peft's own
+    forward goes through float32 and over the output five times, a quarter of a small model's time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base_layer(x)
+        if self._disable_adapters:
+            return out
+        return _updated(out, x, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight, self.scaling[ADAPTER])
+
+
+def _updated(out: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """out + scale up down x, in the type of x."""
+    inner = nn.functional.linear(x, down.to(x.dtype))
+    return torch.addmm(out.flatten(0, -2), inner.flatten(0, -2), up.to(x.dtype).t(), alpha=scale).view(out.shape)
+
+
+def attach(layer: nn.Linear, down: Tensor, up: Tensor, scale: float) -> None:
+    """Have a linear layer add scale up down x to what it gives, beside its own weights, whatever they are packed in.
+
+    The numbers are those of training. Merged instead, a small update would be lost in half-precision weights, and
+    packed ones cannot take any.
+
+    Args:
+        down, up: (r, inputs) and (outputs, r).
+    """
+    down, up = down.to(layer.weight.device), up.to(layer.weight.device)
+
+    def add(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        x = given[0].to(out.dtype)
+        return _updated(out, x, down.to(x.device), up.to(x.device), scale)
+
+    layer.register_forward_hook(add)
+
+
+class Policy:
+    """A model whose denoiser carries a trainable adapter.
+
+    Args:
+        unconditional: the empty prompt's conditioning, if it is at hand.
+
+    Attributes:
+        model: the base; its own weights stay frozen.
+        unconditional: the empty prompt's conditioning, one row.
+        names: the adapter's parameters, ``<module>.lora_A`` / ``<module>.lora_B``.
+        parameters: in the order of ``names``, float32.
+        denoiser_evaluations: images through the denoiser so far; a forward counts 1, a backward 2.
+        differentiated: how many of those were of passes with a backward.
+    """
+
+    def __init__(self, model: Model, config: LoraConfig, seed: int, unconditional: Conditioning | None = None) -> None:
+        self.model = model
+        self.config = config
+        targets = config.target_modules or model.lora_targets
+        found = [name for name, module in model.denoiser.named_modules() if _ends_with(name, targets, module)]
+        if not found:
+            raise UserError(f"lora.target_modules: no linear layer of the denoiser ends with any of {list(targets)}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "lora"))
+            start = "gaussian" if config.init == "gaussian" else True  # peft's word for its default, Kaiming's
+            lora = peft.LoraConfig(
+                r=config.rank, lora_alpha=config.alpha, target_modules=found, init_lora_weights=start
+            )
+            if all(type(model.denoiser.get_submodule(name)) is nn.Linear for name in found):
+                lora._register_custom_module({nn.Linear: AdapterLinear})
+            peft.inject_adapter_in_model(lora, model.denoiser, adapter_name=ADAPTER)
+        trainable = {name: p for name, p in model.denoiser.named_parameters() if p.requires_grad}
+        for parameter in trainable.values():
+            parameter.data = parameter.data.float()
+        self.names = [name.replace(f".{ADAPTER}.weight", "") for name in trainable]
+        self.parameters: list[nn.Parameter] = list(trainable.values())
+        self._layers = [m for m in model.denoiser.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+        self.unconditional = (unconditional or model.encode([""])).on(model.device)
+        self.denoiser_evaluations = 0
+        self.differentiated = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning, guidance: float = 1.0) -> Tensor:
+        """The (guided) velocity under whichever weights are in place, (N, ...) float32."""
+        passes = len(latents) * (1 if guidance == 1 else 2)
+        if torch.is_grad_enabled():
+            passes *= 3
+            self.differentiated += passes
+        self.denoiser_evaluations += passes
+        return guided_velocity(self.model, latents, sigma, conditioning, self.unconditional, guidance)
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Run as the frozen base, without gradient."""
+        # peft's own switch also flips requires_grad, which a graph that is still to be differentiated must keep.
+        for layer in self._layers:
+            layer._disable_adapters = True
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for layer in self._layers:
+                layer._disable_adapters = False
+
+    @contextlib.contextmanager
+    def with_weights(self, copy: Sequence[Tensor]) -> Iterator[None]:
+        """Run with another copy of the adapter, without gradient."""
+        live = [parameter.data for parameter in self.parameters]
+        for parameter, other in zip(self.parameters, copy, strict=True):
+            parameter.data = other
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for parameter, own in zip(self.parameters, live, strict=True):
+                parameter.data = own
+
+    def copy_weights(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+
+def _ends_with(name: str, targets: Sequence[str], module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+@torch.no_grad()
+def move_towards(copy: list[Tensor], parameters: Sequence[Tensor], decay: float) -> None:
+    """copy <- decay copy + (1 - decay) parameters, in place and in float32: EMA and old policy."""
+    torch._foreach_lerp_(copy, list(parameters), 1 - decay)

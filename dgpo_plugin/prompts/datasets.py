@@ -1,0 +1,53 @@
+"""Prompts from a Hugging Face dataset, where the ``datasets`` package is installed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+
+COLUMNS = ("prompt", "text", "caption", "Prompt")
+"""Where a dataset's texts are looked for if no column is named."""
+
+
+def read_dataset(source: str) -> list[Prompt]:
+    """``owner/name[:split[:column]]``; each text once; the other columns that are JSON types become metadata.
+
+    Raises:
+        UserError: the package or the dataset is not there, or no column holds texts.
+    """
+    name, split, column = (*source.split(":"), "", "")[:3]
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"hf:{source}: needs the datasets package; pip install datasets") from error
+    try:
+        rows = datasets.load_dataset(name, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise UserError(f"hf:{source}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    columns = list(rows.column_names)
+    text = column or next((known for known in COLUMNS if known in columns), "")
+    if text not in columns:
+        raise UserError(f"hf:{source}: has no column of prompts; its columns are {', '.join(columns)}; name one")
+    # Preference data has a row a pair, so a text many times: the first counts.
+    prompts: dict[str, Prompt] = {}
+    for row in rows:
+        if isinstance(row[text], str) and row[text] and row[text] not in prompts:
+            prompts[row[text]] = Prompt(row[text], _metadata(row, text))
+    if not prompts:
+        raise UserError(f"hf:{source}: column {text} holds no text")
+    return list(prompts.values())
+
+
+def _metadata(row: dict[str, Any], text: str) -> dict[str, Any]:
+    kept = {}
+    for key, value in row.items():
+        try:
+            json.dumps(value)
+        except TypeError:  # a picture, a date
+            continue
+        if key != text:
+            kept[key] = value
+    return kept

@@ -1,0 +1,57 @@
+"""Prompts: what the model is asked for, and what a reward needs to know to judge the answer.
+
+A prompt is a text and a JSON-like metadata dictionary. Two file formats are read: ``.txt`` (one
+prompt a line) and ``.jsonl`` (one object a line, ``prompt`` and anything else; everything but the
+text becomes metadata).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Read prompts from a ``.txt`` or ``.jsonl`` file, in the file's order.
+
+    Raises:
+        UserError: the file is missing, holds no prompt, or has a line that cannot be read.
+    """
+    path = Path(path)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UserError(f"prompt file {path}: the name must end in .txt or .jsonl")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"prompt file {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompt file {path}: not UTF-8 text; save it as UTF-8") from error
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise UserError(f"prompt file {path}: holds no prompt; write at least one line")
+    if path.suffix == ".txt":
+        return [Prompt(line) for _, line in numbered]
+    return [_prompt_from_json(line, f"{path}:{number}") for number, line in numbered]
+
+
+def prompts_hash(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of texts, metadata and order."""
+    lines = [json.dumps([prompt.text, dict(prompt.metadata)], sort_keys=True) for prompt in prompts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _prompt_from_json(line: str, where: str) -> Prompt:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: JSON that is nested too deep or holds too long a number") from error
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
+        raise UserError(f'{where}: needs a JSON object with a non-empty text under "prompt"')
+    return Prompt(record.pop("prompt"), record)

@@ -1,0 +1,136 @@
+"""Prompts of GenEval's six task types, with its metadata: tag, include, exclude (arXiv 2310.11513).
+
+The objects are the COCO classes, which its detectors know. Every scene is either a training or a test scene, whatever
+the order of its words: objects, colours, counts and relations that are tested together are never trained together.
+Task types are trained on as often as in the published list, which is 50,000 lines long and drawn by GenEval's own
+script; ours has scenes of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.prompts.split import in_any_order, test_side
+from dgpo_plugin.prompts.words import read_words
+
+OBJECTS = read_words("geneval_objects.txt")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+UNCOLOURED = ("person",)
+RELATIONS = ("left of", "right of", "above", "below")
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+IRREGULAR = {
+    "person": "people",
+    "sheep": "sheep",
+    "skis": "pairs of skis",
+    "scissors": "pairs of scissors",
+    "knife": "knives",
+    "broccoli": "heads of broccoli",
+    "computer mouse": "computer mice",
+}
+PAIRED = ("skis", "scissors")
+TEST_SHARE = 0.1
+TRAIN_SHARES = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
+"""How often each task type is trained on: Flow-GRPO's ratio (arXiv 2505.05470), which DGPO's training list has too.
+
+A single object is no training prompt: the base draws it. In percent: 41, 29, 18, 6, 6, 0.
+"""
+TRAIN_UNIT, TEST_PER_TASK = 500, 60
+
+Scene = dict[str, Any]
+
+
+def train_prompts() -> list[Prompt]:
+    """8,500 prompts in the published ratio; a task with too few scenes for its share (counting) repeats them evenly."""
+    scenes = _scenes()
+    return [
+        prompt
+        for tag, share in TRAIN_SHARES.items()
+        for prompt in itertools.islice(itertools.cycle(_side(scenes[tag], test=False)), share * TRAIN_UNIT)
+    ]
+
+
+def test_prompts() -> list[Prompt]:
+    """Up to 60 of each of the six task types, of scenes that are in no training prompt."""
+    return [prompt for scenes in _scenes().values() for prompt in _side(scenes, test=True)[:TEST_PER_TASK]]
+
+
+def _side(scenes: list[Scene], *, test: bool) -> list[Prompt]:
+    """The prompts of a task type's scenes on one side, shuffled by their words."""
+    held_out = test_side([_key(scene) for scene in scenes], TEST_SHARE)
+    side = [scene for scene in scenes if (_key(scene) in held_out) == test]
+    return [Prompt(caption(scene), scene) for scene in in_any_order(side, caption)]
+
+
+def _scenes() -> dict[str, list[Scene]]:
+    """Every scene of every task type, as GenEval's metadata has it."""
+    pairs = list(itertools.permutations(OBJECTS, 2))
+    coloured = [name for name in OBJECTS if name not in UNCOLOURED]
+    colour_pairs = [
+        (a, b, one, other)
+        for n, (a, b) in enumerate(pair for pair in pairs if not {*pair} & {*UNCOLOURED})
+        for one, other in [_colour_pair(n)]
+    ]
+    return {
+        "single_object": [_scene("single_object", [_thing(name)]) for name in OBJECTS],
+        "two_object": [_scene("two_object", [_thing(a), _thing(b)]) for a, b in pairs],
+        "counting": [
+            {**_scene("counting", [_thing(name, count=n)]), "exclude": [{"class": name, "count": n + 1}]}
+            for name in OBJECTS
+            for n in NUMBERS
+        ],
+        "colors": [_scene("colors", [_thing(name, color=colour)]) for name in coloured for colour in COLOURS],
+        "position": [
+            # "a below b" is about a, which is the second that is looked for.
+            _scene("position", [_thing(b), _thing(a, position=[RELATIONS[n % len(RELATIONS)], 0])])
+            for n, (a, b) in enumerate(pairs)
+        ],
+        "color_attr": [
+            _scene("color_attr", [_thing(a, color=one), _thing(b, color=other)]) for a, b, one, other in colour_pairs
+        ],
+    }
+
+
+def _colour_pair(number: int) -> tuple[str, str]:
+    pairs = list(itertools.permutations(COLOURS, 2))
+    return pairs[(7 * number) % len(pairs)]
+
+
+def _thing(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
+    return {"class": name, "count": count, **more}
+
+
+def _scene(tag: str, include: list[dict[str, Any]]) -> Scene:
+    return {"tag": tag, "include": include}
+
+
+def caption(scene: Scene) -> str:
+    """The words for a scene: "a photo of two benches", "a photo of a dog right of a teddy bear"."""
+    things = scene["include"]
+    if scene["tag"] == "position":
+        looked_for, subject = things
+        return f"a photo of {_words(subject)} {subject['position'][0]} {_words(looked_for)}"
+    return "a photo of " + " and ".join(_words(thing) for thing in things)
+
+
+def _words(thing: dict[str, Any]) -> str:
+    name, count = thing["class"], thing["count"]
+    if count > 1:
+        return f"{NUMBERS[count]} {plural(name)}"
+    described = f"{thing['color']} {name}" if "color" in thing else name
+    if name in PAIRED:
+        described = f"{thing['color']} pair of {name}" if "color" in thing else f"pair of {name}"
+    return f"{'an' if described[0] in 'aeiou' else 'a'} {described}"
+
+
+def plural(name: str) -> str:
+    """Of an object's name."""
+    if name in IRREGULAR:
+        return IRREGULAR[name]
+    return f"{name}es" if name.endswith(("s", "x", "ch", "sh")) else f"{name}s"
+
+
+def _key(scene: Scene) -> str:
+    """What the scene holds, whatever the order."""
+    return "|".join(sorted(f"{thing['class']} {thing['count']} {thing.get('color')}" for thing in scene["include"]))

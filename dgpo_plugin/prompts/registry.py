@@ -1,0 +1,55 @@
+"""Prompts by name: registered sets, worlds' sets, a file, or a Hugging Face dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dgpo_plugin.common.errors import UserError, did_you_mean
+from dgpo_plugin.common.names import PROMPT_SETS, WORLDS
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.registry import imported
+from dgpo_plugin.common.user_file import is_from_file
+from dgpo_plugin.prompts.datasets import read_dataset
+from dgpo_plugin.prompts.files import read_prompts
+
+DATASET = "hf:"
+"""``hf:owner/name``, ``hf:owner/name:split`` or ``hf:owner/name:split:column``."""
+
+
+def load_prompts(source: str) -> list[Prompt]:
+    """A prompt set by name, a ``.txt`` / ``.jsonl`` file, ``hf:`` and a dataset's name, or one's own file.py:function.
+
+    Raises:
+        UserError: none of them, or what cannot be read.
+    """
+    if source.startswith(DATASET):
+        return read_dataset(source.removeprefix(DATASET))
+    if source.endswith((".txt", ".jsonl")):
+        return read_prompts(source)
+    world, _, name = source.rpartition("/")
+    if world in WORLDS or (is_from_file(world) and not is_from_file(name)):
+        return _worlds_prompts(world, name)
+    found: list[Prompt] = _checked(PROMPT_SETS.load(source)(), source)
+    return found
+
+
+def prompt_set_names() -> dict[str, str]:
+    """What each set is, by name: this package's, other packages' and the worlds'."""
+    worlds = {f"{world}/{name}": "" for world in WORLDS for name in WORLDS.load(world).prompt_sets}
+    return {**{name: entry.about for name, entry in PROMPT_SETS.entries().items()}, **worlds}
+
+
+def _worlds_prompts(world: str, name: str) -> list[Prompt]:
+    sets = WORLDS.load(world).prompt_sets
+    if name not in sets:
+        raise UserError(f"world {world}: has no prompts {name!r}{did_you_mean(name, sets)}")
+    made = sets[name] if callable(sets[name]) else imported(sets[name])
+    return _checked(made(), f"{world}/{name}")
+
+
+def _checked(prompts: Any, source: str) -> list[Prompt]:
+    """Refuse what is no list of prompts, which another package's function may give."""
+    found = list(prompts)
+    if not found or not all(isinstance(prompt, Prompt) for prompt in found):
+        raise UserError(f"prompt set {source}: must give prompts (dgpo_plugin.Prompt), at least one")
+    return found

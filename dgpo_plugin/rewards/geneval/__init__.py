@@ -1,0 +1,1 @@
+"""GenEval: detections judged by its rules."""

@@ -1,0 +1,1 @@
+"""The loop, a run on disk, and what it will take."""
