@@ -27,7 +27,7 @@ from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed.processes import Processes, join_processes
 from dgpo_plugin.prompts.files import prompts_hash
-from dgpo_plugin.rewards import Reward
+from dgpo_plugin.rewards import RewardSet
 from dgpo_plugin.training.checkpoint import (
     Checkpoint,
     State,
@@ -66,7 +66,7 @@ def check_folder(output: Path) -> None:
 
 
 def train(
-    config: RunConfig, output: Path, console: Console, *, reward: Reward | None = None, watch: Watch | None = None
+    config: RunConfig, output: Path, console: Console, *, rewards: RewardSet | None = None, watch: Watch | None = None
 ) -> Path:
     """Start a run and write its adapter.
 
@@ -75,7 +75,7 @@ def train(
     where it stands, saved as of the iteration before.
 
     Args:
-        reward: loaded already; None to load the configuration's.
+        rewards: loaded already; None to load the configuration's.
         watch: is shown the run as it goes.
 
     Returns:
@@ -86,7 +86,7 @@ def train(
     """
     processes = join_processes()
     processes.on_main(lambda: check_folder(output))
-    return _run(config, output, console, processes, None, reward, watch)
+    return _run(config, output, console, processes, None, rewards, watch)
 
 
 def resume(
@@ -94,7 +94,7 @@ def resume(
     console: Console,
     *,
     iterations: int | None = None,
-    reward: Reward | None = None,
+    rewards: RewardSet | None = None,
     watch: Watch | None = None,
 ) -> Path:
     """Go on with a run from its last checkpoint (from the beginning if it has none), as if it had never stopped.
@@ -102,7 +102,7 @@ def resume(
     Args:
         iterations: where it is to end now, counted from its beginning; None to leave that as it is. Written into the
             run's configuration (:func:`dgpo_plugin.training.checkpoint.replan`).
-        reward, watch: as for :func:`train`.
+        rewards, watch: as for :func:`train`.
 
     Raises:
         UserError: no run there, settings that were changed since, or a damaged checkpoint.
@@ -115,7 +115,7 @@ def resume(
     checkpoint = load_checkpoint(found[-1]) if found else None
     if iterations is not None:
         config = replan(config, checkpoint, iterations)
-    return _run(config, output, console, join_processes(), checkpoint, reward, watch)
+    return _run(config, output, console, join_processes(), checkpoint, rewards, watch)
 
 
 def _run(
@@ -124,12 +124,12 @@ def _run(
     console: Console,
     processes: Processes,
     checkpoint: Checkpoint | None,
-    reward: Reward | None,
+    rewards: RewardSet | None,
     watch: Watch | None,
 ) -> Path:
     console = console if processes.is_main else Console(quiet=True)
     with console.status("loading the model"):
-        trainer = Trainer(config, reward=reward, failures=output / "failed-reward")
+        trainer = Trainer(config, rewards=rewards, failures=output / "failed-reward")
         config = trainer.config
         fixed = run_state(trainer)
         if checkpoint is not None:
@@ -165,7 +165,7 @@ def _run(
                 trainer.evaluation_weights,
                 adapter,
                 config,
-                reward=trainer.reward_title,
+                reward=trainer.rewards.title,
                 steps=trainer.steps,
                 reward_before=before,
                 reward_after=after,
@@ -196,7 +196,7 @@ def run_state(trainer: Trainer) -> State:
         started=creation_date(),
         config=config.model_dump(mode="json"),
         base_weights_hash=trainer.model.identity["weights_hash"],
-        reward_sha256=trainer.reward_sha256,
+        reward_sha256=trainer.rewards.sha256,
         prompts_sha256=prompts_hash([*trainer.prompts, *trainer.held_out]),
         packages=package_versions(),
         gradient_scaler={} if scaler is None else dict(scaler.state_dict()),
@@ -368,7 +368,7 @@ def _constant_rewards(record: dict[str, float], config: RunConfig) -> list[str]:
     marked = [name[len(key) :] for name, share in record.items() if name.startswith(key) and share == 1]
     groups = config.training.prompts_per_iteration
     return [
-        f"  reward {name or config.reward.label}: the same for all images of each of the {groups} prompt groups, "
+        f"  reward {name or config.reward_label}: the same for all images of each of the {groups} prompt groups, "
         f"so nothing was learned from it"
         for name in [name[1:] for name in marked if name] or marked
     ]

@@ -22,7 +22,6 @@ from dgpo_plugin.algorithms.rollout import join, micro_batches
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.seeding import derive_seed
-from dgpo_plugin.common.user_file import loaded_hash
 from dgpo_plugin.config.fields import RunConfig, TrainingConfig
 from dgpo_plugin.distributed.device import runs_on_cpu
 from dgpo_plugin.distributed.processes import Processes, join_processes
@@ -36,7 +35,7 @@ from dgpo_plugin.models.speed import compile_blocks
 from dgpo_plugin.models.text_cache import EncodedTexts
 from dgpo_plugin.prompts.order import draw_prompt_groups
 from dgpo_plugin.prompts.registry import load_prompts
-from dgpo_plugin.rewards import Reward, as_sum, load_reward
+from dgpo_plugin.rewards import RewardSet, load_rewards
 from dgpo_plugin.rewards.scorer import Scorer
 
 TEXTS_AT_ONCE = 1024
@@ -71,14 +70,14 @@ class Trainer:
         evaluation_weights: the averaged copy of the adapter that is evaluated and exported.
         iteration: iterations done.
         steps: optimizer steps done.
-        reward_sha256: of the files of users' own rewards, as they were loaded; empty if there are none.
+        rewards: what is to be raised.
     """
 
     def __init__(
         self,
         config: RunConfig,
         *,
-        reward: Reward | None = None,
+        rewards: RewardSet | None = None,
         model: Model | None = None,
         failures: Path | None = None,
     ) -> None:
@@ -91,13 +90,8 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision="fp16" if half else "no", cpu=runs_on_cpu())
         self.prompts = load_prompts(config.prompts.train)
         self.held_out = load_prompts(config.prompts.held_out) if config.prompts.held_out else self.prompts
-        reward = reward or load_reward(config.reward)
-        # Of what was loaded, once: the file may change while the run goes on.
-        self.reward_sha256 = loaded_hash([config.reward.name or "", *config.reward.sum])
-        terms = as_sum(reward, config.reward.label)
-        self.reward_title = terms.title
-        self.reward_weights = {name: weight for name, (_, weight) in terms.terms.items()}
-        self.scorer = Scorer(reward, config.reward, failures)
+        self.rewards = load_rewards(config.rewards, config.scoring) if rewards is None else rewards
+        self.scorer = Scorer(self.rewards, failures)
         self.config = config = settle_precision(config, self.accelerator.device, self.processes)
         self.model = model or load_model(config.model, self.accelerator.device, place=False)
         refuse_seams(self.model, config.model)
@@ -159,8 +153,8 @@ class Trainer:
         rollout_evaluations = self.policy.denoiser_evaluations - evaluations_before
         parts = self._gather_rewards(futures, rollout.images, training.images).view(groups, size, -1)
         clock.lap("reward_wait_seconds")
-        weights = parts.new_tensor(list(self.reward_weights.values()))
-        advantages = aggregate(parts, weights, self.algorithm.advantage_std, self.config.reward.aggregate)
+        weights = self.rewards.weights.to(parts.device)
+        advantages = aggregate(parts, weights, self.algorithm.advantage_std, self.config.scoring.aggregate)
         logs: dict[str, list[float]] = {}
         for chosen, part in rollout.split(groups, size, training.updates_per_iteration):
             logged = self.algorithm.accumulate_gradient(
@@ -178,7 +172,7 @@ class Trainer:
         return {
             "iteration": iteration + 1,
             "optimizer_steps": self.steps,
-            **self._reward_record(parts, weights),
+            **self._reward_record(parts),
             **record,
             **{name: round(seconds, 4) for name, seconds in clock.parts.items()},
             "reward_seconds": round(sum(future.result()[1] for future in futures), 4),
@@ -217,11 +211,11 @@ class Trainer:
         self._encoded = EncodedTexts(self.model, [*self._always, *(self.prompts[row].text for row in rows)])
         return True
 
-    def _reward_record(self, parts: Tensor, weights: Tensor) -> dict[str, float]:
+    def _reward_record(self, parts: Tensor) -> dict[str, float]:
         """What to log of an iteration's rewards (P, G, K): their weighted sum, and each of several by itself."""
-        columns = {"": (parts * weights).sum(2)}
-        if len(weights) > 1:
-            columns |= {f"/{name}": part for name, part in zip(self.reward_weights, parts.unbind(2), strict=True)}
+        columns = {"": self.rewards.total(parts)}
+        if len(self.rewards.names) > 1:
+            columns |= {f"/{name}": part for name, part in zip(self.rewards.names, parts.unbind(2), strict=True)}
         record: dict[str, float] = {}
         for name, rewards in columns.items():
             record[f"reward{name}"] = rewards.mean().item()
@@ -232,7 +226,7 @@ class Trainer:
     def _gather_rewards(self, futures: Sequence[Future[tuple[Tensor, float]]], places: Tensor, total: int) -> Tensor:
         """(total, K), every process's at their places; a reward that failed anywhere ends them all."""
         problem: str | None = None
-        values = torch.zeros(len(places), len(self.reward_weights))
+        values = torch.zeros(len(places), len(self.rewards.names))
         try:
             if futures:
                 values = torch.cat([future.result()[0] for future in futures])
@@ -317,7 +311,7 @@ class Trainer:
         asked = [prompts[n] for n in places.tolist()]
         futures = [self.scorer.submit(pictures, asked)] if asked else []
         parts = self._gather_rewards(futures, places, count)
-        return (parts @ parts.new_tensor(list(self.reward_weights.values()))).mean().item()
+        return self.rewards.total(parts).mean().item()
 
     def state(self) -> dict[str, list[Tensor]]:
         """Everything that changes in training, by name, each a tensor a parameter of the adapter."""
