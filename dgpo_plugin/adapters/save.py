@@ -62,7 +62,7 @@ def export_adapter(
     """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in folded_tensors(policy, weights).items()}
     rank = str(policy.config.rank)
-    algorithm, reward = config.algorithm.name, without_folders(reward or config.reward.label)
+    algorithm, reward = config.algorithm.name, without_folders(reward or config.reward_label)
     title = path.parent.name if path.stem == "adapter" else path.stem
     comment = f"{algorithm} on reward {reward}, {steps} optimizer steps"
     dumped = json.dumps(without_folders(config.model_dump(mode="json")))

@@ -6,18 +6,21 @@ One name for one thing (docs/architecture.md). Defaults are the published ones; 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.names import ALGORITHMS
+from dgpo_plugin.config.short_forms import spelled_out, weighted_labels
 
 Schedule = Literal["dpm", "native"]
 """Noise levels of DPM-Solver++'s own scheduler, or of the pipeline's."""
 OdeSampler = Literal["euler", "dpm-solver++"]
 AdvantageStd = Literal["group", "iteration"]
 ADVANTAGE_STD = "whose rewards' standard deviation advantages are divided by: the prompt group's, or the iteration's"
+Precision = Literal["fp32", "bf16", "fp16"]
+RewardDevice = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")]
 
 
 class _Config(BaseModel):
@@ -47,7 +50,7 @@ class ModelConfig(_Config):
         compile: let torch.compile fuse the denoiser's repeated blocks: a minute or more at the start, other rounding.
     """
 
-    path: str = "shapes"
+    path: str
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     vae_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     max_sequence_length: int = Field(256, ge=1, le=512)
@@ -79,44 +82,64 @@ class LoraConfig(_Config):
     license: str = ""
 
 
-class RewardConfig(_Config):
-    """What is to be raised.
+class ScoringConfig(_Config):
+    """How rewards are computed; everything but ``aggregate`` may also stand in a reward of its own."""
 
-    Attributes:
-        name: as in ``dgpo list rewards``, or your own: ``path/to/file.py:function``; null with ``sum``.
-        sum: several rewards by name, each with its weight, instead of ``name``.
-        aggregate: of several, the weighted sum of the ``rewards``, whose scales then matter; or of their
-            ``advantages``, each reward normalised by itself first (GDPO, arXiv 2601.05242).
-        options: a reward's own settings by its name, such as ``{hpsv2.1: {weights: /models/HPS_v2.1_compressed.pt}}``.
-        device: where rewards with weights run; ``auto`` is the GPU if there is one.
-        precision: of their weights.
-        batch_size: pictures through them at once.
-        offload: keep their weights in main memory between two uses.
-        retries: further attempts after an exception; after a time-out the late call is waited for once more.
-        timeout: seconds an attempt may take; null for any.
-    """
+    aggregate: Literal["rewards", "advantages"] = Field(
+        "rewards",
+        description="Of several rewards: the weighted sum of the rewards, whose scales then matter; or of their "
+        "advantages, each reward normalised by itself first (GDPO, arXiv 2601.05242).",
+    )
+    device: RewardDevice = Field(
+        "auto", description="Where rewards with weights run: cpu, cuda:1, ...; auto is the GPU if there is one."
+    )
+    precision: Precision = Field("fp32", description="Of the weights of rewards that are networks.")
+    batch_size: int = Field(16, ge=1, description="Pictures through a reward's network at once.")
+    offload: bool = Field(False, description="Keep rewards' weights in main memory between two uses.")
+    retries: int = Field(
+        2,
+        ge=0,
+        description="Further attempts after an exception; after a time-out the late call is waited for once more.",
+    )
+    timeout: float | None = Field(None, gt=0, description="Seconds an attempt may take; null for any.")
 
-    name: str | None = "shapes"
-    sum: dict[str, float] = {}
-    aggregate: Literal["rewards", "advantages"] = "rewards"
-    options: dict[str, dict[str, Any]] = {}
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    batch_size: int = Field(16, ge=1)
-    offload: bool = False
-    retries: int = Field(2, ge=0)
-    timeout: float | None = Field(None, gt=0)
 
-    @model_validator(mode="after")
-    def _one_of_two(self) -> RewardConfig:
-        if bool(self.sum) == (self.name is not None):
-            raise ValueError("give name, or sum with name: null")
-        return self
+class RewardTerm(_Config):
+    """One reward of a run, under a label of the user's."""
 
-    @property
-    def label(self) -> str:
-        """For people and headers."""
-        return self.name or " + ".join(f"{weight:g} {name}" for name, weight in self.sum.items())
+    reward: str | None = Field(
+        None,
+        description="As in `dgpo list rewards`, or one's own, path/to/file.py:function; null where the label says it.",
+    )
+    weight: float = Field(
+        1.0,
+        description="What its values are multiplied by before they are summed; below 0 for what is to fall, never 0.",
+    )
+    options: dict[str, Any] = Field(
+        {}, description="Its own settings, such as {weights: /models/HPS_v2.1_compressed.pt}."
+    )
+    device: RewardDevice | None = Field(None, description="As scoring.device, for this reward; null for that.")
+    precision: Precision | None = Field(None, description="As scoring.precision, for this reward; null for that.")
+    batch_size: int | None = Field(None, ge=1, description="As scoring.batch_size, for this reward; null for that.")
+    offload: bool | None = Field(None, description="As scoring.offload, for this reward; null for that.")
+    retries: int | None = Field(None, ge=0, description="As scoring.retries, for this reward; null for that.")
+    timeout: float | None = Field(None, gt=0, description="As scoring.timeout, for this reward; null for that.")
+
+    def name(self, label: str) -> str:
+        """The registered name, or the file's, of the reward under a label."""
+        return label if self.reward is None else self.reward
+
+    def scoring(self, shared: ScoringConfig) -> ScoringConfig:
+        """How this reward is computed: as the run's are, but for what it says itself."""
+        own = self.model_dump(exclude={"reward", "weight", "options"}, exclude_none=True)
+        return shared.model_copy(update=own)
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, weight: float) -> float:
+        if weight == 0:
+            raise ValueError("must not be 0; leave the reward out instead")
+        return weight
 
 
 class RolloutConfig(_Config):
@@ -255,17 +278,23 @@ class PromptsConfig(_Config):
         held_out: what ``reward before / after`` is measured on, disjoint from ``train``; null for ``train`` itself.
     """
 
-    train: str = "shapes/train"
+    train: str
     held_out: str | None = None
 
 
 class RunConfig(_Config):
-    """Everything a training run depends on."""
+    """Everything a training run depends on.
 
-    model: ModelConfig = ModelConfig()
+    Attributes:
+        rewards: what is to be raised, by labels of the user's; ``ocr``, ``[ocr, hpsv2.1]`` and ``{ocr: 2}`` are short
+            for ``{ocr: {weight: 1}}`` and so on.
+    """
+
+    model: ModelConfig
     lora: LoraConfig = LoraConfig()
-    prompts: PromptsConfig = PromptsConfig()
-    reward: RewardConfig = RewardConfig()
+    prompts: PromptsConfig
+    rewards: dict[str, RewardTerm]
+    scoring: ScoringConfig = ScoringConfig()
     rollout: RolloutConfig = RolloutConfig()
     algorithm: SerializeAsAny[AlgorithmConfig] = Field({"name": "dgpo"}, validate_default=True)
     training: TrainingConfig = TrainingConfig()
@@ -286,6 +315,23 @@ class RunConfig(_Config):
         except UserError as error:
             raise ValueError(str(error)) from error
         return config.model_validate(value)
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _spell_out(cls, rewards: Any) -> Any:
+        return spelled_out(rewards)
+
+    @field_validator("rewards")
+    @classmethod
+    def _at_least_one(cls, rewards: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
+        if not rewards:
+            raise ValueError("is empty; name at least one of `dgpo list rewards`")
+        return rewards
+
+    @property
+    def reward_label(self) -> str:
+        """The rewards for people and headers, as ``ocr`` or ``1 ocr + 0.5 hps``."""
+        return weighted_labels({label: term.weight for label, term in self.rewards.items()}.items())
 
     @property
     def schedule(self) -> Schedule:

@@ -45,7 +45,8 @@ def build_trainer(
     accelerator = _accelerator(config)
     prompts = load_prompts(config.prompts.train)
     held_out = load_prompts(held_out_file) if held_out_file else prompts
-    rewards = rewards or load_rewards(config.rewards, config.scoring)
+    rewards = load_rewards(config.rewards, config.scoring) if rewards is None else rewards
+    rewards.check([*prompts, *held_out])
     scorer = Scorer(rewards, failures)
     config = settle_precision(config, accelerator.device, processes)
     model = model or load_model(config.model, accelerator.device, place=False)

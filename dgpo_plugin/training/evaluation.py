@@ -58,7 +58,7 @@ class HeldOut:
         own = [prompts[n] for n in positions.tolist()]
         futures = [self.scorer.submit(pictures, own)] if own else []
         scores = gather_scores(self.scorer, futures, positions, len(prompts), self.processes, self.policy.device)
-        return (scores @ self.scorer.rewards.weights.to(scores)).mean().item()
+        return self.scorer.rewards.total(scores).mean().item()
 
     def _sample_share(
         self, weights: Mapping[str, Tensor], prompts: Sequence[Prompt], seed: int

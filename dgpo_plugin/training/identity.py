@@ -20,8 +20,8 @@ MAY_CHANGE = (
     "training.gradient_checkpointing",
     "model.offload",
     "model.shard",
-    "reward.retries",
-    "reward.timeout",
+    "scoring.retries",
+    "scoring.timeout",
 )
 """Settings that a resumed run may have others of: how long, how loud, in how many pieces."""
 

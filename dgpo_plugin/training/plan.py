@@ -189,10 +189,12 @@ def _denoiser_bytes(model: Model, config: RunConfig) -> int:
 
 def _reward_bytes(config: RunConfig) -> int:
     """Of our rewards' networks, which score beside the sampling; what a user's own takes is not known."""
-    if config.reward.device == "cpu":
-        return 0
-    named = [*config.reward.sum, config.reward.name or ""]
-    return sum(REWARDS[n].parameters for n in named if n in REWARDS) * DTYPES[config.reward.precision].itemsize
+    size = 0
+    for label, term in config.rewards.items():
+        scoring = term.scoring(config.scoring)
+        if scoring.device != "cpu":
+            size += REWARDS.get(term.name(label)).parameters * DTYPES[scoring.precision].itemsize
+    return size
 
 
 def _rollout_bytes(config: RunConfig, model: Model, share: int, kept: int) -> int:

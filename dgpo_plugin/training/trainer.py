@@ -25,6 +25,7 @@ from dgpo_plugin.config.fields import RunConfig, TrainingConfig
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.policy import Evaluations, Policy, move_towards
+from dgpo_plugin.rewards import RewardSet
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.evaluation import HeldOut, gather_scores
 from dgpo_plugin.training.prompt_groups import PromptGroups
@@ -132,7 +133,7 @@ class Trainer:
         return {
             "iteration": iteration + 1,
             "optimizer_steps": self.steps,
-            **reward_record(scores, weights, self.scorer.rewards.names),
+            **reward_record(scores, self.scorer.rewards),
             **logged,
             **{name: round(seconds, 4) for name, seconds in clock.parts.items()},
             "reward_seconds": round(sum(future.result()[1] for future in futures), 4),
@@ -267,16 +268,16 @@ class Trainer:
         self.algorithm.resume(steps)
 
 
-def reward_record(scores: Tensor, weights: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+def reward_record(scores: Tensor, rewards: RewardSet) -> dict[str, float]:
     """What to log of an iteration's scores (P, G, K): their weighted sum, and each of several by itself."""
-    columns = {"": (scores * weights).sum(2)}
-    if len(names) > 1:
-        columns |= {f"/{name}": column for name, column in zip(names, scores.unbind(2), strict=True)}
+    columns = {"": rewards.total(scores)}
+    if len(rewards.names) > 1:
+        columns |= {f"/{name}": column for name, column in zip(rewards.names, scores.unbind(2), strict=True)}
     record: dict[str, float] = {}
-    for name, rewards in columns.items():
-        record[f"reward{name}"] = rewards.mean().item()
-        record[f"reward_group_std{name}"] = rewards.std(1, correction=0).mean().item()
-        record[f"constant_groups{name}"] = (rewards == rewards[:, :1]).all(1).float().mean().item()
+    for name, values in columns.items():
+        record[f"reward{name}"] = values.mean().item()
+        record[f"reward_group_std{name}"] = values.std(1, correction=0).mean().item()
+        record[f"constant_groups{name}"] = (values == values[:, :1]).all(1).float().mean().item()
     return record
 
 
