@@ -107,7 +107,7 @@ def run_config(folder: Path, prompts: Path, **model: Any) -> RunConfig:
         {
             "model": config_of("sd15", folder, resolution=64, **model).model_dump(),
             "prompts": {"train": str(prompts)},
-            "reward": {"name": "brightness"},
+            "rewards": "brightness",
             "training": {"prompts_per_iteration": 1, "group_size": 2},
         },
         "test",
