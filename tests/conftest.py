@@ -15,7 +15,7 @@ import torch
 
 from dgpo_plugin.commands.main import quieten
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.config.fields import LoraConfig, ModelConfig, PromptsConfig, RewardTerm, RunConfig, ScoringConfig
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig, ScoringConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed.processor import settled
 from dgpo_plugin.models import load_model
@@ -76,10 +76,13 @@ def bf16() -> None:
     assert tried.returncode == 0, tried.stderr
 
 
+REQUIRED: dict[str, Any] = {"model": {"path": "shapes"}, "prompts": {"train": "shapes/train"}, "rewards": "shapes"}
+"""What a configuration must say, as a file would."""
+
+
 def shapes_run(**sections: Any) -> RunConfig:
     """A run in the shapes world, all of whose other settings are the defaults."""
-    required = {"model": ModelConfig(path="shapes"), "prompts": PromptsConfig(train="shapes/train")}
-    return RunConfig(**{**required, "rewards": {"shapes": RewardTerm()}, **sections})
+    return RunConfig.model_validate({**REQUIRED, **sections})
 
 
 def one_reward(reward: Callable[..., Any], label: str = "mine", **scoring: Any) -> RewardSet:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,12 +11,9 @@ from pydantic import ValidationError
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RunConfig
 from dgpo_plugin.config.load import load_config, parse_config, preset_names
-from tests.conftest import shapes_run
+from tests.conftest import REQUIRED, shapes_run
 
 pytestmark = pytest.mark.fast
-
-
-REQUIRED: dict[str, Any] = {"model": {"path": "shapes"}, "prompts": {"train": "shapes/train"}, "rewards": "shapes"}
 
 
 def whole(text: str | bytes) -> str | bytes:

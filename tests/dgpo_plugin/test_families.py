@@ -185,9 +185,8 @@ def test_the_adapter_is_the_pipelines_too(family: tuple[Family, Path], tmp_path:
 
 
 def test_the_plan_knows_its_parameters(family: tuple[Family, Path]) -> None:
-    config = parse_config(
-        {"model": settings(*family).model_dump(), "training": {"prompts_per_iteration": 1, "group_size": 2}}, "test"
-    )
+    training = {"prompts_per_iteration": 1, "group_size": 2}
+    config = shapes_run(model=settings(*family).model_dump(), training=training)
     plan = make_plan(config)
     denoiser = load_model(settings(*family)).denoiser
     assert plan.parameters == sum(p.numel() for p in denoiser.parameters())
@@ -201,6 +200,7 @@ def test_dgpo_runs(family: tuple[Family, Path], tmp_path: Path) -> None:
             "model": settings(*family).model_dump(),
             "lora": {"rank": 4, "alpha": 8},
             "prompts": {"train": str(tmp_path / "prompts.txt")},
+            "rewards": "brightness",
             "rollout": {"steps": 4},
             "algorithm": {"name": "dgpo", "timesteps": 2, "noisiest_steps": 3, "rollout_guidance": 2},
             "training": {"prompts_per_iteration": 2, "group_size": 4, "iterations": 2, "micro_batch_size": 3},
