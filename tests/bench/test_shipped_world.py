@@ -14,7 +14,7 @@ from dgpo_plugin.models.policy import Policy
 
 @pytest.mark.slow
 def test_base_accuracy_is_between_half_and_seven_tenths() -> None:
-    policy = Policy(load_model(ModelConfig(max_sequence_length=1)), LoraConfig(rank=1), seed=0)
+    policy = Policy(load_model(ModelConfig(path="shapes", max_sequence_length=1)), LoraConfig(rank=1), seed=0)
     preset = load_preset("shapes")
     evaluator = make_evaluator(preset.evaluation, preset.sizes["default"], policy)
     metrics = evaluator.measure(policy, policy.copy_weights(), guidance=1)

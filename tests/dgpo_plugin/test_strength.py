@@ -140,7 +140,7 @@ def test_an_old_file_is_applied_at_its_own_strength(policy: Policy, tmp_path: Pa
         weight_name="old.safetensors",
         transformer_lora_adapter_metadata={"r": 4, "lora_alpha": 8},
     )
-    models = [load_model(ModelConfig(max_sequence_length=1)) for _ in range(2)]
+    models = [load_model(ModelConfig(path="shapes", max_sequence_length=1)) for _ in range(2)]
     noise, asked = fixed_noise(models[0], range(2), 0), models[0].encode(["a red circle"])[[0, 0]]
     before = models[0].velocity(noise, 0.5, asked)
     apply_adapter(models[0], ours)
