@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError, did_you_mean
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.prompts.geneval import COLOURS, OBJECTS, RELATIONS
+from dgpo_plugin.prompts.geneval import COLORS, OBJECTS, RELATIONS
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 THRESHOLD = 0.3
@@ -109,8 +109,8 @@ def _wanted(item: Any, number: int, where: str) -> Wanted:
         raise UserError(f"{where}: class {name!r} is not one of COCO's 80{_near(name, OBJECTS)}")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"{where}: {name} needs a count of at least 1 (given {count!r})")
-    if colour is not None and colour not in COLOURS:
-        raise UserError(f"{where}: no colour {colour!r}{did_you_mean(str(colour), COLOURS)}")
+    if colour is not None and colour not in COLORS:
+        raise UserError(f"{where}: no colour {colour!r}{did_you_mean(str(colour), COLORS)}")
     position = item.get("position")
     if position is None:
         return Wanted(name, count, colour)
