@@ -53,7 +53,7 @@ def model_skeleton(config: ModelConfig) -> Model:
 
 
 def settled_model(config: ModelConfig, device: torch.device, images: int, threads: int | None = None) -> ModelConfig:
-    """A model's configuration with the precision that ``auto`` stands for on a device; any other is seen to work there.
+    """A model's configuration with the precision that ``auto`` stands for on a device; another is seen to work there.
 
     Args:
         images: through the denoiser at once, which is what ``auto`` is timed on.
@@ -148,7 +148,7 @@ def weights_hash(folder: Path) -> str:
 
 @functools.cache
 def _files_sha256(stamped: tuple[tuple[str, int, int], ...]) -> str:
-    """SHA-256 of files one after the other, each as (path, bytes, nanoseconds): those tell whether it has changed."""
+    """SHA-256 of files one after the other, each given as (path, bytes, time of writing in nanoseconds)."""
     digest = hashlib.sha256()
     for path, _, _ in stamped:
         with Path(path).open("rb") as stream:
