@@ -357,7 +357,7 @@ def pretrain(world: str, output: Path, seed: int, iterations: int | None, compil
 
     entry = WORLDS.load(world).pretrain
     if not entry:
-        raise UserError(f"world {world}: brings its pipeline ready-made, and no way to make it again")
+        raise UserError(f"world {world}: its pipeline cannot be made again; it says of no function that does")
     if (output / "model_index.json").exists():
         raise UserError(f"--output {output}: holds a pipeline already; choose another folder")
     make = imported(entry) if isinstance(entry, str) else entry

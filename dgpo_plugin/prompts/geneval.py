@@ -107,20 +107,20 @@ def _scene(tag: str, include: list[dict[str, Any]]) -> Scene:
 
 def caption(scene: Scene) -> str:
     """The words for a scene: "a photo of two benches", "a photo of a dog right of a teddy bear"."""
-    things = scene["include"]
+    items = scene["include"]
     if scene["tag"] == "position":
-        looked_for, subject = things
+        looked_for, subject = items
         return f"a photo of {_words(subject)} {subject['position'][0]} {_words(looked_for)}"
-    return "a photo of " + " and ".join(_words(thing) for thing in things)
+    return "a photo of " + " and ".join(_words(item) for item in items)
 
 
-def _words(thing: dict[str, Any]) -> str:
-    name, count = thing["class"], thing["count"]
+def _words(item: dict[str, Any]) -> str:
+    name, count = item["class"], item["count"]
     if count > 1:
         return f"{NUMBERS[count]} {plural(name)}"
-    described = f"{thing['color']} {name}" if "color" in thing else name
+    described = f"{item['color']} {name}" if "color" in item else name
     if name in PAIRED:
-        described = f"{thing['color']} pair of {name}" if "color" in thing else f"pair of {name}"
+        described = f"{item['color']} pair of {name}" if "color" in item else f"pair of {name}"
     return f"{'an' if described[0] in 'aeiou' else 'a'} {described}"
 
 
@@ -133,4 +133,4 @@ def plural(name: str) -> str:
 
 def _key(scene: Scene) -> str:
     """A scene's key: what it holds, whatever the order."""
-    return "|".join(sorted(f"{thing['class']} {thing['count']} {thing.get('color')}" for thing in scene["include"]))
+    return "|".join(sorted(f"{item['class']} {item['count']} {item.get('color')}" for item in scene["include"]))

@@ -78,7 +78,7 @@ REWARDS: dict[str, RewardInfo] = {
         "the words in double quotes (or metadata text) as read back",
         weights="PP-OCRv6, in the package rapidocr",
         licence="Apache-2.0, its README's",
-        needs=("rapidocr", "onnxruntime"),
+        needs=("rapidocr", "onnxruntime", "rapidfuzz"),
     ),
     "hpsv2": RewardInfo(
         "dgpo_plugin.rewards.networks.hpsv2:HPSv2Reward",

@@ -11,7 +11,9 @@ from click.testing import CliRunner, Result
 from diffusers import StableDiffusion3Pipeline
 
 from dgpo_plugin.commands.main import main
-from dgpo_plugin.worlds.shapes.pretrain import draw_scenes, make_pipeline
+from dgpo_plugin.common.names import WORLDS
+from dgpo_plugin.common.registry import imported
+from dgpo_plugin.worlds.shapes.pretrain import draw_scenes, make_pipeline, pretrain
 from dgpo_plugin.worlds.shapes.pretrain_loops import PaddedAttention
 from dgpo_plugin.worlds.shapes.pretrain_networks import TEXT_TOKENS, PretrainConfig, build_pipeline, build_vae
 
@@ -36,6 +38,11 @@ def test_a_seed_makes_one_pipeline(tmp_path: Path) -> None:
     pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path / "one")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a red circle", num_inference_steps=1).images[0].size == (64, 64)
+
+
+@pytest.mark.fast
+def test_the_shapes_world_names_its_recipe() -> None:
+    assert imported(WORLDS.load("shapes").pretrain) is pretrain
 
 
 @pytest.mark.fast
@@ -89,7 +96,7 @@ def test_a_world_of_ones_own_is_made_by_its_own_function(tmp_path: Path) -> None
     assert (tmp_path / "made" / "made.txt").read_text() == "4 None False"
     refused = run(f"{file}:ready_made", "--output", tmp_path / "other")
     assert refused.exit_code == 2
-    assert "brings its pipeline ready-made" in refused.output
+    assert "its pipeline cannot be made again" in refused.output
 
 
 @pytest.mark.fast

@@ -68,7 +68,7 @@ def _noun_phrase(shape: str, color: str | None, count: int) -> str:
 
 
 def _requirements(task: str) -> list[Requirement]:
-    things: _Kinds = [(shape, color) for shape in SHAPES for color in COLORS]
+    colored_shapes: _Kinds = [(shape, color) for shape in SHAPES for color in COLORS]
     pairs = list(itertools.permutations(SHAPES, 2))
     if task == "single_object":
         return [_requirement(task, [(shape, None)]) for shape in SHAPES]
@@ -78,11 +78,13 @@ def _requirements(task: str) -> list[Requirement]:
         kinds: _Kinds = [(shape, color) for shape in SHAPES for color in (None, *COLORS)]
         return [_requirement(task, [kind], count=count) for kind in kinds for count in NUMBER_WORDS]
     if task == "colours":
-        return [_requirement(task, [thing]) for thing in things]
+        return [_requirement(task, [kind]) for kind in colored_shapes]
     if task == "colour_attribution":
-        return [_requirement(task, [a, b]) for a, b in itertools.permutations(things, 2) if a[1] != b[1]]
+        return [_requirement(task, [a, b]) for a, b in itertools.permutations(colored_shapes, 2) if a[1] != b[1]]
     plain: list[_Kinds] = [[(first, None), (second, None)] for first, second in pairs]
-    colored: list[_Kinds] = [[a, b] for a, b in itertools.permutations(things, 2) if a[0] != b[0] and a[1] != b[1]]
+    colored: list[_Kinds] = [
+        [a, b] for a, b in itertools.permutations(colored_shapes, 2) if a[0] != b[0] and a[1] != b[1]
+    ]
     return [_requirement(task, pair, relation=relation) for pair in plain + colored for relation in RELATIONS]
 
 

@@ -164,13 +164,17 @@ def judge(found: Sequence[Detection], requirement: Requirement) -> Verdict:
     """
     wanted = [item for item in requirement["objects"] for _ in range(item["count"])]
     size = max(len(wanted), len(found))
-    scores = np.array([[_match(thing, item) for thing in found] for item in wanted]).reshape(len(wanted), len(found))
+    scores = np.array([[_match(detection, item) for detection in found] for item in wanted]).reshape(
+        len(wanted), len(found)
+    )
     rows, columns = linear_sum_assignment(scores, maximize=True)
     credit = float(scores[rows, columns].sum())
     if requirement["relation"]:
         size += 1
         # Equally good assignments may differ in the relation: the best counts, whatever the order of ``found``.
-        first, second = ([i for i, thing in enumerate(found) if thing.shape == item["shape"]] for item in wanted)
+        first, second = (
+            [i for i, detection in enumerate(found) if detection.shape == item["shape"]] for item in wanted
+        )
         related = [
             float(scores[0, i] + scores[1, j]) + 1
             for i, j in itertools.product(first, second)
@@ -181,12 +185,12 @@ def judge(found: Sequence[Detection], requirement: Requirement) -> Verdict:
     return Verdict(strict=partial > 1 - 1e-9, partial=partial)
 
 
-def _match(thing: Detection, item: Requirement) -> float:
-    shape = float(thing.shape == item["shape"])
+def _match(detection: Detection, item: Requirement) -> float:
+    shape = float(detection.shape == item["shape"])
     if item["colour"] is None:
         # A thing of no palette colour is not a clean "circle" either.
-        return shape if thing.color != UNKNOWN else 0.5 * shape
-    return 0.5 * shape + 0.5 * float(thing.color == item["colour"])
+        return shape if detection.color != UNKNOWN else 0.5 * shape
+    return 0.5 * shape + 0.5 * float(detection.color == item["colour"])
 
 
 def _holds(relation: str, a: Detection, b: Detection) -> bool:
