@@ -18,7 +18,7 @@ from dgpo_plugin.models.generate import decode_in_batches, fixed_noise, sample_l
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.text_cache import EncodedTexts
 from dgpo_plugin.prompts.registry import load_prompts
-from dgpo_plugin.rewards.image_statistics import brightness, colour_entropy, diversity, jpeg_size, sharpness
+from dgpo_plugin.rewards.image_statistics import brightness, color_entropy, diversity, jpeg_size, sharpness
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE
 from dgpo_plugin.worlds.shapes.verify import Verdict, verify
 
@@ -134,7 +134,7 @@ class Evaluator:
             "palette_error": palette_error(images),
             "diversity": diversity(images.reshape(-1, self.plan.images_per_prompt, *images.shape[1:])),
             "sharpness": _mean(sharpness(images)),
-            "colour_entropy": _mean(colour_entropy(images)),
+            "colour_entropy": _mean(color_entropy(images)),
             "brightness": _mean(brightness(images)),
             "jpeg_size": _mean(jpeg_size(images)),
             "drift": drift,

@@ -30,9 +30,11 @@ from dgpo_plugin.common.errors import StopNow, Stopped, UserError
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.tables import as_table
+from dgpo_plugin.common.user_file import loaded_hash
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config, preset_names
 from dgpo_plugin.prompts.files import prompts_hash, read_prompts
+from dgpo_plugin.rewards import RewardSet, WeightedReward, WrappedReward
 from dgpo_plugin.training.checkpoint import MAY_CHANGE
 from dgpo_plugin.training.run import CONFIG_FILE, METRICS_FILE, resume, train
 from dgpo_plugin.training.trainer import Trainer
@@ -153,7 +155,7 @@ class TrainAdapter(io.ComfyNode):
         usual = load_config(preset).lora
         explicit = {
             "model.path": model,
-            "reward.name": reward.name,
+            "rewards": {reward.name: {"weight": 1}},
             "prompts.train": str(output / "prompts.jsonl"),
             "prompts.held_out": None if held_out is None else str(output / "held-out.jsonl"),
             "training.iterations": iterations,
@@ -212,6 +214,8 @@ def run_watched(config: RunConfig, output: Path, reward: LoadedReward, node: str
     """Start the run in a folder or go on with it, with progress, previews and the stop button; the adapter's path."""
     console = Console(stderr=True, force_terminal=False)
     stop = StopButton()
+    watched = WeightedReward(Stoppable(reward, stop), scoring=config.scoring)
+    rewards = RewardSet({reward.name: watched}, loaded_hash([reward.name]))
     bar = comfy.utils.ProgressBar(config.training.iterations, node_id=node)
 
     def watch(trainer: Trainer, record: dict[str, float] | None) -> None:
@@ -234,8 +238,8 @@ def run_watched(config: RunConfig, output: Path, reward: LoadedReward, node: str
         # Nodes run in inference mode, where nothing can be differentiated.
         with torch.inference_mode(False), torch.enable_grad(), _same_device():
             if going_on:
-                return resume(output, console, reward=Stoppable(reward, stop), watch=watch)
-            return train(config, output, console, reward=Stoppable(reward, stop), watch=watch)
+                return resume(output, console, rewards=rewards, watch=watch)
+            return train(config, output, console, rewards=rewards, watch=watch)
     except (Stopped, StopNow) as error:
         saved = publish(output)
         said = str(error).partition("; go on")[0] or "stopped before the first iteration, nothing to save"
@@ -266,11 +270,11 @@ class StopButton:
             raise StopNow
 
 
-class Stoppable:
+class Stoppable(WrappedReward):
     """A reward that can be walked away from: it scores in a thread of its own while the button is watched."""
 
     def __init__(self, reward: LoadedReward, stop: StopButton) -> None:
-        self._reward = reward
+        super().__init__(reward)
         self._stop = stop
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -279,7 +283,7 @@ class Stoppable:
         def work() -> None:
             try:
                 with torch.no_grad():
-                    answer.append(self._reward(images, prompts))
+                    answer.append(self.inner(images, prompts))
             except BaseException as error:
                 answer.append(error)
 

@@ -41,7 +41,7 @@ def main() -> None:
     trainer = Trainer(load_preset("shapes").run_config(algorithm, 0))
     trainer.model.velocity = timed("denoiser forward", trainer.model.velocity)  # type: ignore[method-assign]
     trainer.model.decode = timed("decode", trainer.model.decode)  # type: ignore[method-assign]
-    trainer.scorer.reward = timed("reward", trainer.scorer.reward)
+    trainer.scorer._score = timed("reward", trainer.scorer._score)  # type: ignore[method-assign]
     # The graph below the loss is the denoiser's but for a few vectors.
     trainer.accelerator.backward = timed("denoiser backward", trainer.accelerator.backward)  # type: ignore[method-assign]
     total = 0.0

@@ -96,7 +96,7 @@ def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool) -> dict[st
         },
         "lora": {"rank": 64, "alpha": 128, "init": "gaussian"},
         "prompts": {"train": str(folder / "prompts.txt")},
-        "reward": {"name": "jpeg-size"},
+        "rewards": {"jpeg-size": {"weight": 1}},
         "rollout": {"steps": 10},
         "algorithm": {} if "algorithm.name" in row.settings else {"name": "dgpo"},
         "training": {"prompts_per_iteration": 1, "group_size": 24, "micro_batch_size": 8, "iterations": 1000},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,22 +27,22 @@ from dgpo_plugin.models.policy import Policy
 PACKAGES = ("dgpo-plugin", "torch", "diffusers", "peft", "transformers", "safetensors")
 
 
-def folded_tensors(policy: Policy, weights: Sequence[Tensor]) -> dict[str, Tensor]:
+def folded_tensors(policy: Policy, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The adapter's tensors by file key, float32, scale alpha / rank folded into lora_B.
 
     Args:
-        weights: a copy of the adapter in the order of ``policy.names``.
+        weights: a copy of the adapter by the names of ``policy.parameters``.
     """
     scale = policy.config.alpha / policy.config.rank
     return {
         policy.model.adapter_key(name): weight.float() * (scale if name.endswith("lora_B") else 1.0)
-        for name, weight in zip(policy.names, weights, strict=True)
+        for name, weight in weights.items()
     }
 
 
 def export_adapter(
     policy: Policy,
-    weights: Sequence[Tensor],
+    weights: Mapping[str, Tensor],
     path: Path,
     config: RunConfig,
     *,
@@ -55,14 +55,14 @@ def export_adapter(
     """Write an adapter with its card.
 
     Args:
-        weights: a copy of the adapter in the order of ``policy.names``.
+        weights: a copy of the adapter by the names of ``policy.parameters``.
         reward: what the card calls it; None for the configuration's name.
         reward_before, reward_after: means over the evaluation prompts; None if not measured.
         date: ISO 8601; None for now.
     """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in folded_tensors(policy, weights).items()}
     rank = str(policy.config.rank)
-    algorithm, reward = config.algorithm.name, without_folders(reward or config.reward.label)
+    algorithm, reward = config.algorithm.name, without_folders(reward or config.reward_label)
     title = path.parent.name if path.stem == "adapter" else path.stem
     comment = f"{algorithm} on reward {reward}, {steps} optimizer steps"
     dumped = json.dumps(without_folders(config.model_dump(mode="json")))

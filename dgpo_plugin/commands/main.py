@@ -173,7 +173,7 @@ def sample(
     from dgpo_plugin.adapters.load import apply_adapter
     from dgpo_plugin.common.files import atomic_path
     from dgpo_plugin.common.pictures import image_grid
-    from dgpo_plugin.config.fields import ModelConfig, RunConfig
+    from dgpo_plugin.config.fields import EvaluationConfig, ModelConfig
     from dgpo_plugin.config.load import load_config, preset_names
     from dgpo_plugin.distributed.device import best_device
     from dgpo_plugin.models import load_model
@@ -183,15 +183,17 @@ def sample(
         raise UserError(f"--output {output}: the name must end in .png")
     if any(not prompt.strip() for prompt in prompts):
         raise UserError("--prompt: is empty; say what to draw")
-    config = load_config(model) if model in preset_names() else RunConfig(model=ModelConfig(path=model))
+    base, evaluation = ModelConfig(path=model), EvaluationConfig()
+    if model in preset_names():
+        preset = load_config(model)
+        base, evaluation = preset.model, preset.evaluation
     # Not in half precision unless asked for: the same pictures on every processor.
-    precise = {"precision": "fp32"} if config.model.precision == "auto" else {}
-    loaded = load_model(config.model.model_copy(update=precise), best_device())
+    precise = {"precision": "fp32"} if base.precision == "auto" else {}
+    loaded = load_model(base.model_copy(update=precise), best_device())
     if adapter is not None:
         apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
     texts = [prompt for prompt in prompts for _ in range(count)]
     noise = fixed_noise(loaded, range(count), seed).repeat(len(prompts), 1, 1, 1)
-    evaluation = config.evaluation
     latents = sample_latents(loaded, texts, noise, steps or evaluation.steps, guidance or evaluation.guidance)
     images = decode_in_batches(loaded.decode, latents)
     with atomic_path(output) as temporary:
@@ -216,7 +218,13 @@ def inspect(adapter: Path) -> None:
 @click.option("--prompt", help="What all of them should show.")
 @click.option("--prompts", "prompt_file", help="Prompts in the pictures' order: .txt, .jsonl or a set's name.")
 @click.option("--output", type=click.Path(path_type=Path), help=".csv or .json file; standard output if left out.")
-@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Of a run's reward section, repeatable.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Of a run's section scoring, or rewards.NAME.options.x=1; repeatable.",
+)
 @reports_user_errors
 def score(
     images: tuple[Path, ...],
@@ -231,9 +239,9 @@ def score(
 
     from dgpo_plugin.common.files import write_text_atomically
     from dgpo_plugin.common.prompt import Prompt
-    from dgpo_plugin.config.load import reward_configs
+    from dgpo_plugin.config.load import reward_terms
     from dgpo_plugin.prompts.registry import load_prompts
-    from dgpo_plugin.rewards import load_reward
+    from dgpo_plugin.rewards import load_rewards
     from dgpo_plugin.rewards.picture_files import as_text, find_pictures
     from dgpo_plugin.rewards.picture_files import score as score_pictures
 
@@ -245,14 +253,15 @@ def score(
     prompts = [Prompt(prompt)] * len(pictures) if prompt is not None else load_prompts(prompt_file or "")
     if len(prompts) != len(pictures):
         raise UserError(f"--prompts {prompt_file}: {len(prompts)} prompts for {len(pictures)} pictures; give as many")
-    configs = reward_configs([name.strip() for name in rewards.split(",")], overrides)
+    terms, scoring = reward_terms([name.strip() for name in rewards.split(",")], overrides)
     console = Console(stderr=True)
     with console.status("loading the rewards"):
-        loaded = {name: load_reward(config) for name, config in configs.items()}
+        loaded = load_rewards(terms, scoring)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=len(pictures))
-        size = next(iter(configs.values())).batch_size
-        rows = score_pictures(pictures, prompts, loaded, size, lambda done: bar.update(task, advance=done))
+        rows = score_pictures(
+            pictures, prompts, loaded, scoring.batch_size, lambda done: bar.update(task, advance=done)
+        )
     text = as_text(rows, "csv" if output is None else output.suffix[1:])
     if output is None:
         click.echo(text, nl=False)
@@ -274,12 +283,12 @@ def serve_reward(
     name: str, host: str, port: int, token_variable: str | None, max_megabytes: int, overrides: tuple[str, ...]
 ) -> None:
     """Serve a reward to other processes and machines. NAME as in `dgpo list rewards`, or your own file.py:name."""
-    from dgpo_plugin.config.load import reward_config
+    from dgpo_plugin.config.load import reward_terms
     from dgpo_plugin.rewards.served.server import serve
     from dgpo_plugin.rewards.served.wire import secret
 
     token = secret("--token-variable", token_variable)
-    serve(reward_config(name, overrides), host, port, token, max_megabytes * 2**20, click.echo)
+    serve(*reward_terms([name], overrides), (host, port), token, max_megabytes * 2**20, click.echo)
 
 
 @main.command("list")
@@ -290,14 +299,14 @@ def list_(kind: str | None) -> None:
     from dgpo_plugin.common.names import FAMILIES, WORLDS
     from dgpo_plugin.config.load import preset_names, preset_says
     from dgpo_plugin.prompts.registry import prompt_set_names
-    from dgpo_plugin.rewards import reward_names
+    from dgpo_plugin.rewards import REWARDS
     from dgpo_plugin.training.plan import model_rows
 
     rows: dict[str, tuple[str, Iterable[str]]] = {
         "presets": ("presets", preset_names()),
         "models": ("models", [*WORLDS, *(f"any {name}" for name in FAMILIES)]),
         "prompts": ("prompt sets", prompt_set_names()),
-        "rewards": ("rewards", reward_names()),
+        "rewards": ("rewards", REWARDS),
     }
     if kind == "models":
         click.echo("\n".join(model_rows()))
@@ -307,8 +316,8 @@ def list_(kind: str | None) -> None:
             click.echo("\n    ".join([name, *preset_says(path)]))
         return
     if kind == "rewards":
-        for name, info in reward_names().items():
-            click.echo(f"{name}\n    {info.measures}\n    " + "; ".join(info.facts()))
+        for name, info in REWARDS.entries().items():
+            click.echo(f"{name}\n    {info.about}\n    " + "; ".join(info.facts()))
         return
     for key, (label, names) in rows.items():
         if kind == key:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -35,3 +36,12 @@ def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """How an error about an unknown name ends: ``; did you mean 'x'?`` if one is near, else ``; known: a, b``."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+@contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Put in front of a :class:`UserError` from the block what only its caller knows, as in ``reward ocr``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{prefix}: {error}") from error

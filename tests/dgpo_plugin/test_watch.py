@@ -15,6 +15,7 @@ from dgpo_plugin.common.errors import StopNow, Stopped
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.training.run import resume, train
 from dgpo_plugin.training.trainer import Trainer
+from tests.dgpo_plugin.test_trainer import reward_set
 
 pytestmark = pytest.mark.fast
 
@@ -62,6 +63,6 @@ def test_a_reward_can_end_a_run_too(small_config: RunConfig, tmp_path: Path) -> 
         return images.mean((1, 2, 3))
 
     with pytest.raises(Stopped, match="stopped after iteration 1 of 2"):
-        train(small_config, tmp_path / "run", Console(file=io.StringIO()), reward=reward)
+        train(small_config, tmp_path / "run", Console(file=io.StringIO()), rewards=reward_set(reward))
     assert calls == 3
     assert (tmp_path / "run" / "adapter.safetensors").exists()
