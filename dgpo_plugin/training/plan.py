@@ -25,7 +25,7 @@ from dgpo_plugin.common.names import FAMILIES
 from dgpo_plugin.config.fields import ModelConfig, RunConfig
 from dgpo_plugin.models.base import DTYPES, Model, refuse_seams
 from dgpo_plugin.models.load import model_skeleton
-from dgpo_plugin.models.memory import can_leave
+from dgpo_plugin.models.memory import can_offload_denoiser
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.rewards import REWARDS
 
@@ -174,7 +174,7 @@ def _bytes(module: nn.Module) -> int:
 
 def _encoding(config: ModelConfig, model: Model, weights: dict[str, int]) -> int:
     """Encoders come one by one; in the middle of a run, as for large prompt sets, what stays is there too."""
-    staying = ["adapter and optimizer", "rewards", *([] if can_leave(config) else ["denoiser"])]
+    staying = ["adapter and optimizer", "rewards", *([] if can_offload_denoiser(config) else ["denoiser"])]
     return max(map(_bytes, model.encoders)) + sum(weights.get(name, 0) for name in staying)
 
 

@@ -21,7 +21,7 @@ from dgpo_bench.preset import bench_preset_names, load_preset
 from dgpo_bench.results import Results, read_results
 from dgpo_bench.single import measure_base, run_one
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.worlds.shapes.render import BACKGROUND, Thing, draw
+from dgpo_plugin.worlds.shapes.render import BACKGROUND, SceneObject, draw
 
 EVALUATIONS = 1500
 
@@ -232,13 +232,13 @@ def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
     assert Results.model_fields["schema_version"].default == 2
 
 
-def picture(*things: Thing) -> np.ndarray:
+def picture(*things: SceneObject) -> np.ndarray:
     return draw(list(things))
 
 
 @pytest.mark.fast
 def test_the_palette_error_notices_other_colours() -> None:
-    sharp = picture(Thing("square", "red", 20, 20, 8), Thing("circle", "blue", 44, 44, 8))
+    sharp = picture(SceneObject("square", "red", 20, 20, 8), SceneObject("circle", "blue", 44, 44, 8))
     faded = sharp * 0.6
     assert palette_error(faded[None]) > palette_error(sharp[None]) + 0.05
     blank = np.broadcast_to(BACKGROUND[:, None, None], sharp.shape).astype(np.float32)
