@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -20,6 +21,15 @@ class Stopped(Exception):
 
 class StopNow(Exception):
     """Raised inside an iteration, by whoever watches a run, to end it there; what was done before it is saved."""
+
+
+@contextlib.contextmanager
+def prefixed(where: str) -> Iterator[None]:
+    """Begin each user error from inside with ``where: ``: who raises it knows the fact, who calls knows whose it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def in_one_line(error: BaseException) -> str:

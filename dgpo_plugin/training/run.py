@@ -19,10 +19,11 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dgpo_plugin.adapters.save import creation_date, export_adapter, package_versions
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import StopNow, Stopped, UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import image_grid
+from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed.processes import Processes, join_processes
@@ -160,17 +161,15 @@ def _run(
                 after = trainer.held_out_reward()
 
         def export() -> None:
-            export_adapter(
-                trainer.policy,
-                trainer.evaluation_weights,
-                adapter,
+            facts = TrainingFacts(
                 config,
+                trainer.steps,
                 reward=trainer.reward_title,
-                steps=trainer.steps,
                 reward_before=before,
                 reward_after=after,
                 date=fixed.started,
             )
+            export_adapter(trainer.policy, trainer.evaluation_weights, adapter, facts)
 
         processes.on_main(export)
     finally:

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.adapters.card import AdapterCard
 from dgpo_plugin.adapters.load import apply_adapter, read_adapter
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.tables import as_table
 from dgpo_plugin.config.load import load_config
@@ -35,13 +35,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = Policy(load_model(CONFIG.model), CONFIG.lora, seed=0)
     path = tmp_path_factory.mktemp("good") / "adapter.safetensors"
     weights = [torch.randn_like(p) for p in policy.parameters]
-    export_adapter(policy, weights, path, CONFIG, steps=1, reward_before=None, reward_after=None)
+    export_adapter(policy, weights, path, TrainingFacts(CONFIG, 1))
     return path
 
 
 def changed(good: Path, folder: Path, change: Callable[[Tensor], Tensor], *, second: bool = True) -> Path:
     """A copy with one of its tensors changed, and no hash to find it out by."""
-    tensors, header = read_adapter(good)
+    file = read_adapter(good)
+    tensors, header = dict(file.tensors), file.header
     name = sorted(n for n in tensors if n.endswith(".lora_B.weight" if second else ".lora_A.weight"))[0]
     tensors[name] = change(tensors[name]).contiguous()
     path = folder / "changed.safetensors"
@@ -50,7 +51,7 @@ def changed(good: Path, folder: Path, change: Callable[[Tensor], Tensor], *, sec
 
 
 def test_the_good_one_is_applied(model: Model, good: Path) -> None:
-    assert apply_adapter(load_model(CONFIG.model), good)["dgpo.algorithm"]
+    assert apply_adapter(load_model(CONFIG.model), good).header["dgpo.algorithm"]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,7 @@ def test_a_tensor_that_cannot_be_used(
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
         apply_adapter(model, changed(good, tmp_path, change))
+    assert str(caught.value).startswith(f"adapter {tmp_path / 'changed.safetensors'}: ")
     assert "\n" not in str(caught.value)
 
 
@@ -88,11 +90,12 @@ def test_bits_that_are_not_those_of_the_hash(model: Model, good: Path, tmp_path:
     path.write_bytes(blob)
     with pytest.raises(UserError, match="not those that its header's hash is of"):
         apply_adapter(model, path)
-    assert "DOES NOT MATCH" in dict(describe_adapter(path))["content hash"]
+    assert "DOES NOT MATCH" in AdapterCard.of(read_adapter(path)).content_hash
 
 
 def test_a_strangers_hash_of_other_bytes_is_no_reason_to_refuse(good: Path, tmp_path: Path) -> None:
-    tensors, header = read_adapter(good)
+    file = read_adapter(good)
+    tensors, header = dict(file.tensors), file.header
     path = tmp_path / "foreign.safetensors"
     save_file(
         tensors, path, {"modelspec.hash_sha256": "0" * 64, "dgpo.base_weights_hash": header["dgpo.base_weights_hash"]}
@@ -102,7 +105,8 @@ def test_a_strangers_hash_of_other_bytes_is_no_reason_to_refuse(good: Path, tmp_
 
 @pytest.mark.parametrize("alpha", ["NaN", "Infinity", "-Infinity"])
 def test_a_headers_alpha_that_is_no_number(model: Model, good: Path, tmp_path: Path, alpha: str) -> None:
-    tensors, header = read_adapter(good)
+    file = read_adapter(good)
+    tensors, header = dict(file.tensors), file.header
     path = tmp_path / "alpha.safetensors"
     metadata = json.dumps({"r": 2, "lora_alpha": 1}).replace(": 1}", f": {alpha}}}")
     save_file(
@@ -113,7 +117,7 @@ def test_a_headers_alpha_that_is_no_number(model: Model, good: Path, tmp_path: P
 
 
 def test_an_alpha_that_is_several_numbers(model: Model, good: Path, tmp_path: Path) -> None:
-    tensors, _ = read_adapter(good)
+    tensors = read_adapter(good).tensors
     name = next(n for n in tensors if n.endswith(".lora_A.weight")).replace(".lora_A.weight", ".alpha")
     path = tmp_path / "alphas.safetensors"
     save_file({**tensors, name: torch.ones(3)}, path)
@@ -123,15 +127,17 @@ def test_an_alpha_that_is_several_numbers(model: Model, good: Path, tmp_path: Pa
 
 def test_the_card_of_a_half_precision_file_with_a_hash(good: Path, tmp_path: Path) -> None:
     """numpy has no bfloat16: the card once died of it."""
-    tensors, header = read_adapter(good)
+    file = read_adapter(good)
+    tensors, header = dict(file.tensors), file.header
     path = tmp_path / "half.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path, header)
-    assert "DOES NOT MATCH" in dict(describe_adapter(path))["content hash"]
+    assert "DOES NOT MATCH" in AdapterCard.of(read_adapter(path)).content_hash
 
 
 def headed(good: Path, folder: Path, **header: str) -> Path:
     """A copy of the tensors under another header."""
-    tensors, own = read_adapter(good)
+    file = read_adapter(good)
+    tensors, own = dict(file.tensors), file.header
     path = folder / "headed.safetensors"
     save_file(tensors, path, {"dgpo.base_weights_hash": own["dgpo.base_weights_hash"], **header})
     return path
@@ -140,7 +146,7 @@ def headed(good: Path, folder: Path, **header: str) -> Path:
 def test_a_header_cannot_forge_a_row_or_speak_to_the_terminal(good: Path, tmp_path: Path) -> None:
     forged = "nice\nreward after   9.9\x1b[2J\u202e"
     path = headed(good, tmp_path, **{"modelspec.title": forged, "dgpo.reward": "\r\x07"})
-    card = as_table(describe_adapter(path))
+    card = as_table(AdapterCard.of(read_adapter(path)).rows())
     assert card.count("reward after") == 2  # its own row, and the words inside the title's
     assert not any(line.startswith("reward after   9.9") for line in card.splitlines())
     assert all(character.isprintable() or character == "\n" for character in card)
@@ -159,7 +165,7 @@ def test_a_header_cannot_forge_a_row_or_speak_to_the_terminal(good: Path, tmp_pa
 def test_a_strange_header_is_a_row_of_the_card_and_no_traceback(
     good: Path, tmp_path: Path, header: dict[str, str], row: str, told: str
 ) -> None:
-    assert told in dict(describe_adapter(headed(good, tmp_path, **header)))[row]
+    assert told in dict(AdapterCard.of(read_adapter(headed(good, tmp_path, **header))).rows())[row]
 
 
 @pytest.mark.parametrize(
@@ -169,4 +175,4 @@ def test_the_card_of_what_cannot_be_applied_says_so(
     good: Path, tmp_path: Path, change: Callable[[Tensor], Tensor]
 ) -> None:
     path = changed(good, tmp_path, change, second=False)
-    assert dict(describe_adapter(path))["scale"].startswith("cannot be applied: ")
+    assert AdapterCard.of(read_adapter(path)).scale.startswith("cannot be applied: ")
