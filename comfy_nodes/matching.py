@@ -80,8 +80,9 @@ def base_note(model: Any, header: Mapping[str, str]) -> str:
     """A line on whether a model's weights are those that an adapter was trained on, as far as one can tell."""
     trained_on = header.get("dgpo.base_model", header.get("ss_base_model_version", "a base the file does not name"))
     expected = header.get("dgpo.base_weights_hash")
-    made = getattr(model, "cached_patcher_init", None)
-    file = Path(str(made[1][0])) if made and made[1] and isinstance(made[1][0], str) else None
+    # How to load the model again, where ComfyUI keeps that: (function, arguments), of which a file is the first.
+    loader = getattr(model, "cached_patcher_init", None)
+    file = Path(loader[1][0]) if loader and loader[1] and isinstance(loader[1][0], str) else None
     if expected is None or file is None or not file.is_file():
         return f"trained on {trained_on}; whether these are the same weights cannot be told here"
     if file_hash(file, file.stat().st_mtime_ns) == expected:

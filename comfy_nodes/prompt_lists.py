@@ -38,7 +38,7 @@ def own_prompts(text: str) -> list[Prompt]:
     """
     lines = written_lines(text)
     if not lines:
-        raise UserError("Prompt list: the text is empty; write a prompt a line")
+        raise UserError("Prompt list: the text is empty; write one prompt per line")
     if len(lines) == 1 and (lines[0].endswith((".txt", ".jsonl")) or lines[0].startswith(DATASET)):
         return load_prompts(lines[0])
     return [Prompt(line) for line in lines]
