@@ -50,13 +50,13 @@ def loaded_adapter(model: Any, name: str, strength: float) -> tuple[Any, str]:
     with prefixed(f"adapter {name}"):
         file = read_listed(name)
         patched = apply_strictly(model, file, strength)
-    done = [
+    applied = [
         ("keys", f"{patched.matched} of {patched.total} matched"),
         ("scale", file.usable.note),
         ("strength", f"{strength:g}"),
         ("base", base_note(model, file.header)),
     ]
-    return patched.model, as_table(done + [row for row in card_rows(file, name) if row[0] != "scale"])
+    return patched.model, as_table(applied + [row for row in card_rows(file, name) if row[0] != "scale"])
 
 
 def adapter_text(name: str) -> str:

@@ -130,7 +130,7 @@ def probe(python: Path, distributions: list[str]) -> tuple[tuple[int, ...], dict
         UserError: it does not run.
     """
     try:
-        command = [python, "-c", _PROBE, *distributions]
+        command = [str(python), "-c", _PROBE, *distributions]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
         answer = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
