@@ -95,7 +95,7 @@ def _settled(plan: Plan, before: Plan | None) -> Plan:
 
 def collect(plan: Plan, folder: Path) -> Path:
     """Gather the finished runs into results.json, curves.csv and report.html."""
-    from dgpo_plugin.adapters.save import package_versions
+    from dgpo_plugin.common.provenance import package_versions
 
     from .evaluate import PRIMARY, metric_definitions
     from .single import read_base

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import image_grid
@@ -182,15 +182,13 @@ def _finish(
     )
     with trainer.policy.with_weights(trainer.evaluation_weights):
         _save_gallery(plan, trainer, evaluator, out / "gallery.png")
-    export_adapter(
-        trainer.policy,
-        trainer.evaluation_weights,
-        out / ADAPTER_FILE,
+    facts = TrainingFacts(
         trainer.config,
-        steps=trainer.steps,
+        trainer.steps,
         reward_before=_reward(evaluations[0]),
         reward_after=_reward(evaluations[-1]),
     )
+    export_adapter(trainer.policy, trainer.evaluation_weights, out / ADAPTER_FILE, facts)
     run = Run(
         algorithm=algorithm,
         seed=seed,

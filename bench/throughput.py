@@ -19,8 +19,8 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from dgpo_plugin.adapters.save import package_versions
 from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.provenance import package_versions
 from dgpo_plugin.config.fields import DGPOConfig, RunConfig
 from dgpo_plugin.distributed.device import best_device, runs_on_cpu
 from dgpo_plugin.models.conditioning import Conditioning

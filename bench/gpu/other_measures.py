@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dgpo_plugin.adapters.load import apply_adapter
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.models.load import load_model
 from dgpo_plugin.models.memory import shard
@@ -36,15 +36,7 @@ def adapter(setting: Setting) -> Measured:
             base = bench.policy.velocity(latents, 0.5, asked)
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "adapter.safetensors"
-        export_adapter(
-            bench.policy,
-            bench.policy.copy_weights(),
-            file,
-            setting.config,
-            steps=0,
-            reward_before=None,
-            reward_after=None,
-        )
+        export_adapter(bench.policy, bench.policy.copy_weights(), file, TrainingFacts(setting.config, 0))
         del bench.policy
         other = setting.random_model(encoders=False)
         other.place()

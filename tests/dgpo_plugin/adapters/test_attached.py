@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from dgpo_plugin.adapters.load import apply_adapter
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config import load as config_files
@@ -43,7 +43,7 @@ def model_of(**options: Any) -> Any:
 def trained(path: Path, std: float, **options: Any) -> Policy:
     """A policy and its adapter's file."""
     policy = spread(Policy(model_of(**options), LORA, seed=0), std)
-    export_adapter(policy, policy.copy_weights(), path, shapes_run(), steps=1, reward_before=None, reward_after=None)
+    export_adapter(policy, policy.copy_weights(), path, TrainingFacts(shapes_run(), 1))
     return policy
 
 
