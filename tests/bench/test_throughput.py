@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from dgpo_bench import throughput
-from dgpo_bench.cli import main
+from dgpo_bench.commands import main
 from dgpo_bench.throughput import Throughput
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.training.trainer import Trainer
@@ -50,7 +50,7 @@ def test_the_ceiling_is_timed_on_the_trainers_own_denoiser_before_every_iteratio
     """And the peak of memory is read before the first of them, whose passes are not training's."""
     order: list[str] = []
     seen: list[nn.Module] = []
-    iterate, ceilings, peak = Trainer._iterate, throughput._ceilings, throughput._peak_memory
+    iterate, ceilings, peak = Trainer._iterate, throughput.bare_rates, throughput.peak_bytes
 
     def noting_iterate(trainer: Trainer, iteration: int) -> dict[str, float]:
         order.append("iteration")
@@ -75,8 +75,8 @@ def test_the_ceiling_is_timed_on_the_trainers_own_denoiser_before_every_iteratio
         return peak(on_cpu)
 
     monkeypatch.setattr(Trainer, "_iterate", noting_iterate)
-    monkeypatch.setattr(throughput, "_ceilings", noting_ceilings)
-    monkeypatch.setattr(throughput, "_peak_memory", noting_peak)
+    monkeypatch.setattr(throughput, "bare_rates", noting_ceilings)
+    monkeypatch.setattr(throughput, "peak_bytes", noting_peak)
     throughput.measure("shapes", load_config("shapes", SMALL), 2, lambda text: None)
     assert order == ["iteration", "iteration", "peak", "ceiling", "iteration", "ceiling", "iteration"]
     assert len(set(map(id, seen))) == 1
