@@ -145,7 +145,7 @@ def endless(config: RunConfig) -> RunConfig:
 
 
 def evaluator_of(plan: Plan, trainer: Trainer) -> Evaluator:
-    """What the plan's runs are measured by."""
+    """The evaluator that measures all runs of a plan alike."""
     batch_size = trainer.config.training.micro_batch_size or 256
     return make_evaluator(plan.preset.evaluation, plan.size, trainer.policy, batch_size)
 

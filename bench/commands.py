@@ -163,14 +163,14 @@ def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None
     from dgpo_plugin.distributed.device import runs_on_cpu
 
     from .gpu.results import read_results
-    from .gpu.rows import chosen
+    from .gpu.rows import choose_rows
     from .gpu.session import measure
     from .gpu.table import write_table
     from .workers import sigterm_as_exit
 
     if runs_on_cpu() and not rehearsal:
         raise UserError("no GPU here; --rehearsal runs every row on the processor with tiny models")
-    rows = chosen(only)
+    rows = choose_rows(only)
     read_results(output)  # refused now rather than after the first row
     missing = [row.name for row in rows]
     say = functools.partial(click.echo, err=True)

@@ -22,7 +22,7 @@ from .devices import gpu_names
 from .plan import Listener, Plan, base_file, run_file
 from .report.page import write_curves, write_report
 from .results import Budget, Results, Run, read_base, read_run, write_results
-from .workers import Task, started, work_off
+from .workers import Task, run_tasks, start_workers
 
 
 def compare(plan: Plan, folder: Path, listener: Listener) -> Path:
@@ -51,12 +51,12 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
 
     first = [] if base_file(folder).exists() else [Task("base")]
     first += [Task("timing", algorithm) for algorithm in plan.algorithms if algorithm in dict(missing)]
-    with started(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
-        found = work_off(workers, first, listener, lambda: None)
-        timings = {task.algorithm: timing for task, timing in found.items() if task.kind == "timing"}
+    with start_workers(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
+        measured = run_tasks(workers, first, listener, lambda: None)
+        timings = {task.algorithm: timing for task, timing in measured.items() if task.kind == "timing"}
         listener.expect(forecast(plan, missing, timings))
         runs = [Task("run", algorithm, seed) for algorithm, seed in missing]
-        work_off(workers, runs, listener, lambda: collect(plan, folder))
+        run_tasks(workers, runs, listener, lambda: collect(plan, folder))
 
 
 def claim_folder(plan: Plan, folder: Path) -> Plan:

@@ -38,21 +38,21 @@ def time_algorithm(plan: Plan, algorithm: str) -> Timing:
     ready = time.perf_counter()
     records = list(itertools.islice(trainer.iterations(), TIMED_ITERATIONS))
     few = plan.model_copy(update={"size": plan.size.model_copy(update=FEW_PROMPTS)})
-    sample = evaluator_of(few, trainer)
-    measured = time.perf_counter()
-    sample.measure(trainer.policy, trainer.evaluation_weights)
+    small_evaluator = evaluator_of(few, trainer)
+    trained = time.perf_counter()
+    small_evaluator.measure(trainer.policy, trainer.evaluation_weights)
     guidance = plan.preset.evaluation.guidance
     return Timing(
         start=ready - started,
         training=min(record["seconds"] / record["denoiser_evaluations"] for record in records),
-        sampling=(time.perf_counter() - measured) / sample.evaluations(guidance),
+        sampling=(time.perf_counter() - trained) / small_evaluator.evaluations(guidance),
         evaluating=len(plan.size.schedule) * evaluator.evaluations(guidance)
         + sum(evaluator.evaluations(each) for each in plan.adapter_guidances),
     )
 
 
 def forecast(plan: Plan, missing: list[tuple[str, int]], timings: dict[str, Timing]) -> Forecast:
-    """What the missing runs will take, from each algorithm's timing.
+    """Forecast what the missing runs will take, from each algorithm's timing.
 
     Args:
         missing: (algorithm, seed) of each, at least one.

@@ -124,10 +124,11 @@ class Preset(BaseModel):
         """What is wrong with the algorithms' configurations, each with the entries that have it; empty for nothing."""
         found: dict[str, list[str]] = {}
         for algorithm in self.algorithms:
+            where = f"algorithms.{algorithm}"
             try:
-                RunConfig.model_validate(self._values(algorithm, 0))
-            except ValidationError as error:
-                found.setdefault(explain(error, RunConfig), []).append(f"algorithms.{algorithm}")
+                parse_config(self._values(algorithm, 0), where)
+            except UserError as error:
+                found.setdefault(str(error).removeprefix(f"{where}: "), []).append(where)
         every = len(self.algorithms) if len(self.algorithms) > 1 else 0
         return [
             f"{'every algorithm' if len(names) == every else ', '.join(names)}: {mistake}"

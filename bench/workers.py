@@ -68,7 +68,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def started(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]]:
+def start_workers(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]]:
     """Start ``count`` workers for the block; whatever happens in it, none outlives it."""
     # Read by OpenMP and MKL when a worker starts, so they must be set before it does.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -86,7 +86,7 @@ def started(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]]:
                 worker.process.join()
 
 
-def work_off(
+def run_tasks(
     workers: Sequence[Worker], tasks: Sequence[Task], listener: Listener, after_each: Callable[[], object]
 ) -> dict[Task, Any]:
     """Have tasks done, in their order, each by the next worker that is free.
@@ -163,7 +163,7 @@ def sigterm_as_exit() -> Iterator[None]:
         yield
         return
 
-    def leave(number: int, frame: object) -> None:
+    def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)

@@ -92,7 +92,7 @@ def _measure(task: Task, *, tiny: bool) -> Answer:
         "numerics": measures.numerics,
         "attention": measures.attention,
         "adapter": other_measures.adapter,
-        "shard": other_measures.split,
+        "shard": other_measures.shard_denoiser,
         "load": other_measures.load,
     }
     if row.kind in without_model:

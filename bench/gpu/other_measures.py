@@ -58,7 +58,7 @@ def adapter(setting: Setting) -> Measured:
     return found
 
 
-def split(setting: Setting) -> Measured:
+def shard_denoiser(setting: Setting) -> Measured:
     """Compare FSDP2 over one process with the whole denoiser: the same numbers, and what it costs."""
     workload, size = Workload(setting), 2 if setting.tiny else 8
     forward, training = workload.forward(size), workload.training(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,7 @@ def random_model(
             modules[part] = made
         assembled: Any = family.assembled(folder, config, modules, device)
     pipeline = assembled.pipeline
-    slots = [slot for slot in TOKENIZERS if slot in pipeline._get_signature_keys(type(pipeline))[0]]
+    slots = [slot for slot in TOKENIZERS if slot in inspect.signature(type(pipeline)).parameters]
     for slot in slots:
         is_clip = getattr(pipeline, slot.replace("tokenizer", "text_encoder"), None).__class__.__name__.startswith(
             "CLIP"

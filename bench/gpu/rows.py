@@ -108,7 +108,7 @@ ROWS = (
 )
 
 
-def chosen(only: str | None) -> list[Row]:
+def choose_rows(only: str | None) -> list[Row]:
     """The rows that ``--only`` names: whole names, or models; all of them for None.
 
     Raises:

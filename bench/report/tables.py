@@ -19,7 +19,7 @@ _TIMES, _NONE = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One number of a table: the value, and under it the interval or why there is none (may be empty)."""
 
     value: str
@@ -35,7 +35,7 @@ class SpeedRow:
     threshold: str
     baseline_at: str
     challenger_at: str
-    ratio: Cell
+    ratio: TableCell
     total: bool
 
 
@@ -48,7 +48,7 @@ class MetricRow:
     direction: str
     description: str
     primary: bool
-    cells: list[Cell]
+    cells: list[TableCell]
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class GuidanceRow:
     """
 
     name: str
-    cells: list[Cell]
+    cells: list[TableCell]
     best: int | None
-    gain: Cell
+    gain: TableCell
 
 
 def speed_rows(results: Results, axis: Axis) -> list[SpeedRow]:
@@ -85,11 +85,11 @@ def speed_rows(results: Results, axis: Axis) -> list[SpeedRow]:
 
 def _seed_row(baseline: str, seed: SeedSpeed, amount: Callable[[float], str]) -> SpeedRow:
     if seed.ratio is not None:
-        ratio = Cell(f"{format_ratio(seed.ratio)}{_TIMES}")
+        ratio = TableCell(f"{format_ratio(seed.ratio)}{_TIMES}")
     elif seed.bound is not None:
-        ratio = Cell("not reached", f"below {format_ratio(seed.bound)}{_TIMES}")
+        ratio = TableCell("not reached", f"below {format_ratio(seed.bound)}{_TIMES}")
     else:
-        ratio = Cell("undefined", "the untrained base already meets it")
+        ratio = TableCell("undefined", "the untrained base already meets it")
     return SpeedRow(
         baseline,
         str(seed.seed),
@@ -101,12 +101,12 @@ def _seed_row(baseline: str, seed: SeedSpeed, amount: Callable[[float], str]) ->
     )
 
 
-def _speed_cell(found: Speed) -> Cell:
+def _speed_cell(found: Speed) -> TableCell:
     missed, undefined = found.count("not reached"), found.count("undefined")
     if found.status == "undefined":
-        return Cell("undefined", "the untrained base already meets every threshold")
+        return TableCell("undefined", "the untrained base already meets every threshold")
     if found.bound is not None:
-        return Cell(
+        return TableCell(
             "not reached", f"in {missed} of {len(found.seeds)} seeds; at most {format_ratio(found.bound)}{_TIMES}"
         )
     ratio = found.ratio
@@ -114,7 +114,9 @@ def _speed_cell(found: Speed) -> Cell:
     note = "one seed, no interval"
     if ratio.interval is not None:
         note = " to ".join(format_ratio(bound) for bound in ratio.interval)
-    return Cell(f"{format_ratio(ratio.mean)}{_TIMES}", f"{note}; {undefined} undefined left out" if undefined else note)
+    return TableCell(
+        f"{format_ratio(ratio.mean)}{_TIMES}", f"{note}; {undefined} undefined left out" if undefined else note
+    )
 
 
 def metric_rows(results: Results, domain: Literal["in", "out"]) -> list[MetricRow]:
@@ -147,11 +149,11 @@ def _compared_pair(results: Results) -> tuple[str, str] | None:
     return results.challenger, strongest
 
 
-def _value_cell(found: Estimate | None, signed: bool = False) -> Cell:
+def _value_cell(found: Estimate | None, signed: bool = False) -> TableCell:
     if found is None:
-        return Cell(_NONE, "no run")
+        return TableCell(_NONE, "no run")
     value = f"+{format_number(found.mean)}" if signed and found.mean > 0 else format_number(found.mean)
-    return Cell(value, "" if found.interval is None else format_bounds(found))
+    return TableCell(value, "" if found.interval is None else format_bounds(found))
 
 
 def _amount_format(axis: Axis, largest: float) -> Callable[[float], str]:
@@ -180,7 +182,7 @@ def _guidance_row(results: Results, name: str, metric: str) -> GuidanceRow:
     cells = [_value_cell(guided_estimate(results, name, guidance, metric)) for guidance in guidances(results)]
     index = None if best is None else guidances(results).index(best.guidance)
     if name == BASE:
-        return GuidanceRow("Base", cells, index, Cell(""))
+        return GuidanceRow("Base", cells, index, TableCell(""))
     gain = _value_cell(difference_to_base(results, name, metric), signed=True)
     return GuidanceRow(results.label(name), cells, index, gain)
 

@@ -64,7 +64,7 @@ class Speed:
         return "undefined" if self.ratio is None else "measured"
 
     def count(self, status: Status) -> int:
-        """How many seeds ended so."""
+        """How many seeds have a status."""
         return sum(seed.status == status for seed in self.seeds)
 
 

@@ -28,7 +28,7 @@ def small_preset(folder: Path) -> str:
         values["algorithms"][name]["training"]["updates_per_iteration"] = 2
     values["evaluation"] |= {"images_per_prompt": 2, "steps": 3, "guidances": [1, 2]}
     for size in values["sizes"].values():
-        size |= {"prompts_per_task": 1, "out_of_domain_prompts": 1, "schedule": [0.5]}
+        size |= {"prompts_per_task": 1, "out_of_domain_prompts": 1, "schedule": [0.5], "guidances": None}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)

@@ -13,7 +13,7 @@ from dgpo_bench.commands import main
 from dgpo_bench.evaluate import make_evaluator
 from dgpo_bench.preset import load_preset
 from dgpo_plugin.adapters.save import export_adapter
-from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from tests.conftest import spread
@@ -21,7 +21,7 @@ from tests.conftest import spread
 
 @pytest.mark.slow
 def test_base_accuracy_is_between_half_and_seven_tenths() -> None:
-    policy = Policy(load_model(ModelConfig(max_sequence_length=1)), LoraConfig(rank=1), seed=0)
+    policy = Policy(load_model(ModelConfig(path="shapes", max_sequence_length=1)), LoraConfig(rank=1), seed=0)
     preset = load_preset("shapes")
     evaluator = make_evaluator(preset.evaluation, preset.sizes["default"], policy)
     metrics = evaluator.measure(policy, policy.copy_weights(), guidance=1)
@@ -66,9 +66,19 @@ def test_an_adapter_is_evaluated_beside_quantized_weights(tmp_path: Path) -> Non
     values["evaluation"] |= {"images_per_prompt": 2, "steps": 2}
     values["sizes"]["default"] |= {"prompts_per_task": 1, "out_of_domain_prompts": 1}
     (tmp_path / "own.yaml").write_text(json.dumps(values))
-    policy = spread(Policy(load_model(ModelConfig(max_sequence_length=1)), LoraConfig(rank=4, alpha=4), seed=0), 0.3)
+    policy = spread(
+        Policy(load_model(ModelConfig(path="shapes", max_sequence_length=1)), LoraConfig(rank=4, alpha=4), seed=0), 0.3
+    )
     path, out = tmp_path / "adapter.safetensors", tmp_path / "out.json"
-    export_adapter(policy, policy.copy_weights(), path, RunConfig(), steps=1, reward_before=None, reward_after=None)
+    export_adapter(
+        policy,
+        policy.copy_weights(),
+        path,
+        load_preset("shapes").run_config("dgpo", 0),
+        steps=1,
+        reward_before=None,
+        reward_after=None,
+    )
     options = [str(tmp_path / "own.yaml"), "--adapter", str(path), "--output", str(out)]
     result = CliRunner().invoke(main, ["evaluate", *options])
     assert result.exit_code == 0, result.output

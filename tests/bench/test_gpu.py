@@ -24,7 +24,7 @@ from dgpo_bench.gpu.flops import count_flops
 from dgpo_bench.gpu.published import published, published_models
 from dgpo_bench.gpu.random_model import family_of, random_model
 from dgpo_bench.gpu.results import FILE, Result, append_result, read_results
-from dgpo_bench.gpu.rows import ROWS, Row, chosen
+from dgpo_bench.gpu.rows import ROWS, Row, choose_rows
 from dgpo_bench.gpu.table import markdown, verdict
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.names import FAMILIES
@@ -73,7 +73,7 @@ def test_a_row_that_is_not_there_is_an_error_with_the_near_one(tmp_path: Path) -
     run = CliRunner().invoke(main, ["gpu", "--rehearsal", "--only", "sd35/dpgo", "--output", str(tmp_path)])
     assert run.exit_code == 2
     assert "sd35/dgpo" in run.output
-    assert [row.name for row in chosen("sdxl,card")] == ["card", "sdxl/dgpo"]
+    assert [row.name for row in choose_rows("sdxl,card")] == ["card", "sdxl/dgpo"]
 
 
 class FakeChildren:

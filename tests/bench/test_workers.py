@@ -80,8 +80,8 @@ sys.meta_path.insert(0, Finder())
         monkeypatch.setenv(name, "1")
     chosen, ear = plan(**changes), Ear()
     tasks = [workers.Task("run", algorithm, seed) for algorithm, seed in chosen.runs]
-    with workers.started(chosen, folder, min(chosen.jobs, len(tasks))) as started:
-        workers.work_off(started, tasks, ear, lambda: None)
+    with workers.start_workers(chosen, folder, min(chosen.jobs, len(tasks))) as started:
+        workers.run_tasks(started, tasks, ear, lambda: None)
     return ear.heard
 
 
