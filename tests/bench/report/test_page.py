@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from dgpo_bench.figures import colours, metric_figure, tradeoff_figure
-from dgpo_bench.report import (
-    differing_settings,
-    flatten,
-    interval_note,
-    metric_rows,
-    render_report,
-    speed_rows,
-    write_curves,
-    write_report,
-)
+from dgpo_bench.report.page import interval_note, render_report, write_curves, write_report
 from dgpo_bench.results import Evaluation, Metric, Results, Run, write_results
 from dgpo_plugin.common.errors import UserError
+from tests.bench.conftest import MakeResults
 
 pytestmark = pytest.mark.fast
 
-MakeResults = Callable[..., Results]
 VOID = {"meta", "link", "br", "hr", "img", "input", "col", "base", "area", "source", "wbr", "embed", "track"}
 
 
@@ -120,14 +107,6 @@ def test_nothing_is_fetched(full: Results, tmp_path: Path) -> None:
 
 def test_two_renders_are_equal(full: Results, tmp_path: Path) -> None:
     assert render_report(full, tmp_path) == render_report(full, tmp_path)
-
-
-def test_drawing_leaves_matplotlib_as_it_was(full: Results) -> None:
-    with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 17, "xtick.labelsize": 17}):
-        changed = metric_figure(full, "score", "seconds", "a")
-        assert matplotlib.rcParams["font.size"] == 17
-        assert matplotlib.rcParams["svg.fonttype"] == "path"
-    assert changed == metric_figure(full, "score", "seconds", "a")  # and no setting of the user's reaches the figure
 
 
 def test_everything_stands_in_its_order(full: Results, tmp_path: Path) -> None:
@@ -222,40 +201,6 @@ def test_a_bare_comparison_still_renders(
     Page(render_report(make_results(curves), tmp_path))
 
 
-def test_speed_rows_say_what_was_not_reached(make_results: MakeResults) -> None:
-    results = make_results({("flow-grpo", 0): [0.0, 0.4, 0.4], ("dgpo", 0): [0.0, 0.1, 0.1]})
-    row, total = speed_rows(results, "denoiser_evaluations")
-    assert (row.baseline, row.threshold, row.baseline_at, row.challenger_at) == (
-        "Flow-GRPO",
-        "0.400",
-        "70",
-        "not reached",
-    )
-    assert (row.ratio.value, row.ratio.note) == ("not reached", "below 0.5\u00d7")  # 10 s, or 70, of its 20 s, or 140
-    assert (total.ratio.value, total.ratio.note) == ("not reached", "in 1 of 1 seeds; at most 0.5\u00d7")
-    assert (row.total, total.total) == (False, True)
-
-
-@pytest.mark.parametrize(("step", "shown"), [(10, "10.0 seconds"), (150, "2.50 minutes"), (5400, "1.500 hours")])
-def test_a_table_of_times_keeps_to_one_unit(make_results: MakeResults, step: float, shown: str) -> None:
-    results = make_results({("flow-grpo", 0): [0.0, 0.4, 0.4], ("dgpo", 0): [0.0, 0.8, 0.8]}, step=step)
-    row, _ = speed_rows(results, "seconds")
-    assert row.baseline_at == shown
-    assert row.challenger_at.split()[1] == shown.split()[1]  # half as long, in the same unit
-
-
-def test_metric_rows_by_hand(three_seeds: Results) -> None:
-    (row,) = metric_rows(three_seeds, "out")
-    # odd = 2 - score: base 1.9 in every seed; DGPO 1.1, 1.2, 1.1; Flow-GRPO 1.5, 1.4, 1.3; differences -.4, -.2, -.2.
-    assert [(cell.value, cell.note) for cell in row.cells] == [
-        ("1.900", ""),
-        ("1.133", "1.100 to 1.200"),
-        ("1.400", "1.300 to 1.500"),
-        ("-0.267", "-0.400 to -0.200"),
-    ]
-    assert row.direction == "lower is better"
-
-
 @pytest.mark.parametrize(
     ("seeds", "words"),
     [(1, "no interval"), (2, "about 50 %"), (3, "about 75 %"), (5, "rough guide"), (10, "10,000 resamples.")],
@@ -264,20 +209,6 @@ def test_the_interval_note_is_honest(make_results: MakeResults, seeds: int, word
     note = interval_note(make_results({("dgpo", seed): [0.0, 0.5] for seed in range(seeds)}))
     assert words in note
     assert ("rough guide" in note) == (1 < seeds < 10)
-
-
-def test_settings_are_flattened_and_only_differences_kept() -> None:
-    assert flatten({"a": {"b": [1, 2], "c": {}}, "d": None, "e": "x"}) == {
-        "a.b": "[1, 2]",
-        "a.c": "{}",
-        "d": "null",
-        "e": "x",
-    }
-    settings: dict[str, dict[str, Any]] = {
-        "one": {"a": {"same": 1, "differs": 2}},
-        "two": {"a": {"same": 1, "differs": 3}, "only": True},
-    }
-    assert differing_settings(settings) == [("a.differs", ["2", "3"]), ("only", ["\N{EN DASH}", "true"])]
 
 
 def test_curves_hold_every_evaluation(make_results: MakeResults, tmp_path: Path) -> None:
@@ -295,20 +226,17 @@ def test_curves_hold_every_evaluation(make_results: MakeResults, tmp_path: Path)
     ]
 
 
-def test_each_algorithm_keeps_one_colour_and_the_figures_show_all(full: Results) -> None:
-    palette = colours(["dgpo", "flow-grpo", "flow-grpo-fast", "another", "a-third"])
-    assert len(set(palette.values())) == 5
-    for figure in (metric_figure(full, "score", "seconds", "a"), tradeoff_figure(full, "odd", "b")):
-        for label in ("DGPO", "Flow-GRPO", "Base"):
-            assert f">{label}</text>" in figure
-        assert palette["dgpo"].lower() in figure
-        assert palette["flow-grpo"].lower() in figure
-
-
-def test_one_seed_is_drawn_without_a_band(make_results: MakeResults) -> None:
-    curves = {("dgpo", 0): [0.0, 0.5], ("dgpo", 1): [0.0, 0.7]}
-    assert "FillBetweenPolyCollection" in metric_figure(make_results(curves), "score", "seconds", "a")
-    del curves[("dgpo", 1)]
-    alone = metric_figure(make_results(curves), "score", "seconds", "a")
-    assert "FillBetweenPolyCollection" not in alone
-    assert "stroke-opacity" not in alone  # nor a thin line under the thick one
+def test_the_challenger_is_whom_the_results_say(make_results: MakeResults, tmp_path: Path) -> None:
+    """Nothing in the report knows an algorithm by its name."""
+    curves = {("a", 0): [0.1, 0.2, 0.4], ("mine", 0): [0.1, 0.4, 0.8]}
+    labels, colors = {"mine": "My Own"}, {"mine": "#123456"}
+    results = make_results(curves, challenger="mine", labels=labels, colors=colors, settings={"mine": {}, "a": {}})
+    html = render_report(results, tmp_path)
+    text = Page(html).text
+    assert "My Own reached the final score of a with" in text
+    assert "My Own less a" in text
+    assert "A ratio above 1 means that My Own was sooner." in text
+    assert "All settings of My Own" in text
+    assert 'style="background:#123456"' in html
+    for name in ("dgpo", "DGPO", "Flow-GRPO"):
+        assert name not in html.partition("<h2>Published results</h2>")[0]

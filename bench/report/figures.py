@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -14,15 +16,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from .results import Metric, Results, Run
-from .statistics import CHALLENGER, Array, Axis, band, base_estimate, curve, curves_on_grid, display_name, runs_of
+from ..results import Metric, Results, Run
+from .curves import Array, Axis, curve, curves_on_grid, runs_of
+from .intervals import band, base_estimate
+from .numbers import time_unit
 
-# Okabe and Ito's palette, told apart with any colour vision; the warm vermilion is DGPO's and stands out.
-_COLOURS = {CHALLENGER: "#D55E00", "flow-grpo": "#0072B2", "flow-grpo-fast": "#009E73"}
-_SPARE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
+# Okabe and Ito's palette and two more, told apart with any color vision; in turn for who has no color of the preset's.
+_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
 _LINES = ("-.", (0, (1, 1.2)), (0, (6, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
 _MARKERS = ("s", "^", "D", "v", "P")
-_BASE_COLOUR = "#555555"
+_BASE_COLOR = "#555555"
 _BETTER = {"higher": "higher is better", "lower": "lower is better", "none": "as the base is best"}
 
 _STYLE: dict[Any, object] = {
@@ -42,11 +45,12 @@ _STYLE: dict[Any, object] = {
 }
 
 
-def colours(algorithms: Sequence[str]) -> dict[str, str]:
-    """One hex colour per algorithm, the same in every figure of a report."""
-    others = [algorithm for algorithm in algorithms if algorithm not in _COLOURS]
-    spare = {algorithm: _SPARE_COLOURS[i % len(_SPARE_COLOURS)] for i, algorithm in enumerate(others)}
-    return {algorithm: _COLOURS.get(algorithm) or spare[algorithm] for algorithm in algorithms}
+def algorithm_colors(results: Results) -> dict[str, str]:
+    """One hex color per algorithm, the same in every figure of a report: the preset's, else the next that is free."""
+    given = {name: color for name, color in results.colors.items() if name in results.algorithms}
+    taken = {color.upper() for color in given.values()}
+    free = itertools.cycle([color for color in _COLORS if color not in taken] or _COLORS)
+    return {name: given[name] if name in given else next(free) for name in results.algorithms}
 
 
 def metric_figure(results: Results, metric: str, axis: Axis, name: str) -> str:
@@ -64,11 +68,11 @@ def metric_figure(results: Results, metric: str, axis: Axis, name: str) -> str:
         scale, unit = time_unit(largest)[0], f"training {time_unit(largest)[1]}"
     with _style(name):
         figure, axes = _figure()
-        for algorithm in _salient_last(results.algorithms):
-            _draw_runs(axes, runs[algorithm], metric, axis, scale, _look(results, algorithm))
+        for look in _looks(results):
+            _draw_runs(axes, runs[look.algorithm], metric, axis, scale, look)
         base = base_estimate(results, metric)
         if base is not None:
-            axes.axhline(base.mean, color=_BASE_COLOUR, linestyle=(0, (4, 3)), linewidth=1, label="Base", zorder=1.5)
+            axes.axhline(base.mean, color=_BASE_COLOR, linestyle=(0, (4, 3)), linewidth=1, label="Base", zorder=1.5)
         axes.set_xlabel(unit)
         axes.set_ylabel(_axis_label(meaning))
         if axis == "denoiser_evaluations":
@@ -86,79 +90,69 @@ def tradeoff_figure(results: Results, metric: str, name: str) -> str:
     across, upwards = results.metrics[results.primary], results.metrics[metric]
     with _style(name):
         figure, axes = _figure()
-        for algorithm in _salient_last(results.algorithms):
-            x, y = _mean_path(list(runs_of(results, algorithm).values()), results.primary, metric)
-            look = _look(results, algorithm)
-            if len(x):
-                axes.plot(
-                    x, y, color=look.colour, linestyle=look.line, linewidth=look.width, marker=look.marker, markersize=3
-                )
-                axes.plot(
-                    x[-1:],
-                    y[-1:],
-                    color=look.colour,
-                    marker=look.marker,
-                    markersize=8,
-                    linestyle="none",
-                    label=look.label,
-                )
-        bases = base_estimate(results, results.primary), base_estimate(results, metric)
-        if bases[0] is not None and bases[1] is not None:
+        for look in _looks(results):
+            x, y = _mean_path(list(runs_of(results, look.algorithm).values()), results.primary, metric)
+            if not len(x):
+                continue
             axes.plot(
-                [bases[0].mean],
-                [bases[1].mean],
-                color=_BASE_COLOUR,
-                marker="*",
-                markersize=11,
-                linestyle="none",
-                label="Base",
+                x, y, color=look.color, linestyle=look.line, linewidth=look.width, marker=look.marker, markersize=3
             )
+            end: dict[str, Any] = {"marker": look.marker, "markersize": 8, "linestyle": "none", "label": look.label}
+            axes.plot(x[-1:], y[-1:], color=look.color, **end)
+        base = base_estimate(results, results.primary), base_estimate(results, metric)
+        if base[0] is not None and base[1] is not None:
+            star: dict[str, Any] = {"marker": "*", "markersize": 11, "linestyle": "none", "label": "Base"}
+            axes.plot([base[0].mean], [base[1].mean], color=_BASE_COLOR, **star)
         axes.set_xlabel(_axis_label(across))
         axes.set_ylabel(_axis_label(upwards))
         _legend(axes, results)
         return _svg(figure, name, f"{upwards.label} against {across.label}, by algorithm")
 
 
+@dataclass(frozen=True)
 class _Look:
-    """How one algorithm is drawn: colour, line and marker all differ, so print in grey still reads."""
+    """How one algorithm is drawn: color, line and marker all differ, so print in gray still reads."""
 
-    def __init__(self, algorithm: str, colour: str, index: int) -> None:
-        salient = algorithm == CHALLENGER
-        self.label, self.colour = display_name(algorithm), colour
-        self.line = "-" if salient else _LINES[index % len(_LINES)]
-        self.marker = "o" if salient else _MARKERS[index % len(_MARKERS)]
-        self.width = 2.2 if salient else 1.5
-
-
-def _look(results: Results, algorithm: str) -> _Look:
-    others = [other for other in results.algorithms if other != CHALLENGER]
-    index = others.index(algorithm) if algorithm in others else 0
-    return _Look(algorithm, colours(results.algorithms)[algorithm], index)
+    algorithm: str
+    label: str
+    color: str
+    line: Any
+    marker: str
+    width: float
 
 
-def _salient_last(algorithms: Sequence[str]) -> list[str]:
-    """DGPO is drawn over the others."""
-    return sorted(algorithms, key=lambda algorithm: algorithm == CHALLENGER)
+def _looks(results: Results) -> list[_Look]:
+    """Every algorithm's look, in the order of drawing: the challenger stands out, and over the others."""
+    colors, others = algorithm_colors(results), [name for name in results.algorithms if name != results.challenger]
+    looks = [
+        _Look(name, results.label(name), colors[name], _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)], 1.5)
+        for i, name in enumerate(others)
+    ]
+    if results.challenger in results.algorithms:
+        name = results.challenger
+        looks.append(_Look(name, results.label(name), colors[name], "-", "o", 2.2))
+    return looks
 
 
 def _draw_runs(axes: Axes, runs: Sequence[Run], metric: str, axis: Axis, scale: float, look: _Look) -> None:
+    """Draw one algorithm: a thin line per seed, then their mean and its band."""
     if not runs:
         return
     if len(runs) > 1:
         for run in runs:
             x, y = curve(run, metric, axis)
-            axes.plot(x / scale, y, color=look.colour, linewidth=0.6, alpha=0.45)
+            axes.plot(x / scale, y, color=look.color, linewidth=0.6, alpha=0.45)
     grid, values = curves_on_grid(runs, metric, axis)
     if not len(grid):
         return
     found = band(values)
-    axes.plot(grid / scale, found.mean, color=look.colour, linestyle=look.line, linewidth=look.width, label=look.label)
+    axes.plot(grid / scale, found.mean, color=look.color, linestyle=look.line, linewidth=look.width, label=look.label)
     if found.low is not None and found.high is not None:
-        axes.fill_between(grid / scale, found.low, found.high, color=look.colour, alpha=0.16, linewidth=0)
+        axes.fill_between(grid / scale, found.low, found.high, color=look.color, alpha=0.16, linewidth=0)
 
 
 def _mean_path(runs: Sequence[Run], across: str, upwards: str) -> tuple[Array, Array]:
-    """x (E,) and y (E,): the n-th evaluations that carry both metrics, averaged over the runs."""
+    """The path x (E,) and y (E,) of the n-th evaluations that carry both metrics, averaged over the runs."""
     paths = [
         [
             (e.metrics[across], e.metrics[upwards])
@@ -175,15 +169,8 @@ def _mean_path(runs: Sequence[Run], across: str, upwards: str) -> tuple[Array, A
 
 
 def _axis_label(metric: Metric) -> str:
-    """On two lines where one would be longer than the axis."""
+    """A metric's label and direction, on two lines where one would be longer than the axis."""
     return f"{metric.label}{chr(10) if len(metric.label) > 24 else ' '}({_BETTER[metric.better]})"
-
-
-def time_unit(largest: float) -> tuple[float, str, int]:
-    """(seconds in one unit, its name, decimals worth showing) for times up to ``largest`` seconds."""
-    if largest < 300:
-        return 1.0, "seconds", 1
-    return (60.0, "minutes", 2) if largest < 3 * 3600 else (3600.0, "hours", 3)
 
 
 def _short(value: float) -> str:
@@ -194,9 +181,9 @@ def _short(value: float) -> str:
 
 
 def _legend(axes: Axes, results: Results) -> None:
-    """In the order of the results, whatever the order of drawing; nothing when nothing was drawn."""
+    """Draw the legend in the order of the results, whatever the order of drawing; nothing when nothing was drawn."""
     handles, labels = axes.get_legend_handles_labels()
-    order = [display_name(algorithm) for algorithm in results.algorithms] + ["Base"]
+    order = [results.label(algorithm) for algorithm in results.algorithms] + ["Base"]
     ranked = sorted(zip(labels, handles, strict=True), key=lambda pair: order.index(pair[0]))
     if ranked:
         axes.legend([handle for _, handle in ranked], [label for label, _ in ranked])
@@ -204,7 +191,7 @@ def _legend(axes: Axes, results: Results) -> None:
 
 @contextmanager
 def _style(name: str) -> Iterator[None]:
-    """matplotlib's own defaults, whatever the user's matplotlibrc says, plus ours; everything put back afterwards."""
+    """Draw with matplotlib's own defaults, whatever the user's matplotlibrc says, plus ours; put back afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_bench.guidance import (
+from dgpo_bench.report.guidance import (
     base_sentence,
     best_guidance,
     difference_to_base,
@@ -14,7 +14,8 @@ from dgpo_bench.guidance import (
     guided_estimate,
     guided_values,
 )
-from dgpo_bench.report import guidance_tables, render_report
+from dgpo_bench.report.page import render_report
+from dgpo_bench.report.tables import guidance_tables
 from dgpo_bench.results import Guided, Results
 from tests.bench.conftest import METRICS, MakeResults
 
@@ -58,11 +59,11 @@ def test_the_gain_is_over_the_base_at_its_own_best(results: Results) -> None:
 
 
 def test_the_sentence_does_not_call_guidance_a_gain(results: Results) -> None:
-    assert base_sentence(results, "dgpo", "DGPO") == (
+    assert base_sentence(results, "dgpo") == (
         "Each at its own best guidance, DGPO (1) is not clearly ahead of the untrained base (3): "
         "0.750 against 0.720 (difference 0.030, -0.020 to 0.080)."
     )
-    assert base_sentence(results, "flow-grpo", "Flow-GRPO") == (
+    assert base_sentence(results, "flow-grpo") == (
         "Each at its own best guidance, Flow-GRPO (3) is behind the untrained base (3): "
         "0.660 against 0.720 (difference -0.060, one seed, no interval)."
     )
@@ -73,14 +74,14 @@ def test_a_metric_that_should_fall_is_best_where_it_is_lowest(results: Results) 
     best = best_guidance(turned, "base")
     assert best is not None
     assert best.guidance == 3  # 2 - .72 is less than 2 - .5
-    assert "is not clearly ahead" in base_sentence(turned, "dgpo", "DGPO")
+    assert "is not clearly ahead" in base_sentence(turned, "dgpo")
 
 
 def test_nothing_measured_says_nothing(make_results: MakeResults) -> None:
     bare = make_results({("dgpo", 0): [0.5, 0.7]})
     assert best_guidance(bare, "dgpo") is None
     assert difference_to_base(bare, "dgpo", "score") is None
-    assert base_sentence(bare, "dgpo", "DGPO") == ""
+    assert base_sentence(bare, "dgpo") == ""
     assert guidance_tables(bare) == []
     assert guided_estimate(bare, "base", 1, "score") is None
 

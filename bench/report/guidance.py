@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .results import Guided, Results
-from .statistics import Estimate, estimate, format_number, primary_metric, runs_of
+from ..results import Results
+from .curves import primary_metric, runs_of
+from .intervals import Estimate, estimate
+from .numbers import format_bounds, format_number
 
 BASE = "base"
 
@@ -19,15 +21,19 @@ class Best:
 
 
 def guidances(results: Results) -> list[float]:
-    """Those that the base was measured at, rising."""
+    """The guidances that the base was measured at, rising."""
     return [each.guidance for each in results.base]
 
 
 def guided_values(results: Results, name: str, guidance: float, metric: str) -> dict[int, float]:
-    """One value a seed of an algorithm's finished adapters; of the base (``base``) one in all, under seed 0."""
+    """One value per seed of an algorithm's finished adapters; of the base (``base``) one in all, under seed 0."""
     measured = {0: results.base} if name == BASE else {s: run.guided for s, run in runs_of(results, name).items()}
-    found = {seed: _at(each, guidance) for seed, each in measured.items()}
-    return {seed: at.metrics[metric] for seed, at in found.items() if at is not None and metric in at.metrics}
+    return {
+        seed: each.metrics[metric]
+        for seed, guided in measured.items()
+        for each in guided
+        if each.guidance == guidance and metric in each.metrics
+    }
 
 
 def guided_estimate(results: Results, name: str, guidance: float, metric: str) -> Estimate | None:
@@ -37,7 +43,13 @@ def guided_estimate(results: Results, name: str, guidance: float, metric: str) -
 
 
 def best_guidance(results: Results, name: str) -> Best | None:
-    """Chosen on the very pictures it is reported on, for the base as for everyone; None where nothing was measured."""
+    """The guidance that suits the base or an algorithm best; None where nothing was measured.
+
+    It is chosen on the very pictures it is reported on, for the base as for everyone.
+
+    Raises:
+        UserError: the primary metric is unusable.
+    """
     sign = 1.0 if primary_metric(results).better == "higher" else -1.0
     measured = [(g, guided_estimate(results, name, g, results.primary)) for g in guidances(results)]
     known = [Best(guidance, value) for guidance, value in measured if value is not None]
@@ -54,32 +66,19 @@ def difference_to_base(results: Results, algorithm: str, metric: str) -> Estimat
     return estimate([value - base[0] for value in values.values()]) if values and base else None
 
 
-def base_sentence(results: Results, algorithm: str, name: str) -> str:
+def base_sentence(results: Results, algorithm: str) -> str:
     """What an algorithm gained over the base at the guidance that suits each best; empty where nothing was measured."""
     ours, theirs = best_guidance(results, algorithm), best_guidance(results, BASE)
-    found = difference_to_base(results, algorithm, results.primary)
-    if ours is None or theirs is None or found is None:
+    difference = difference_to_base(results, algorithm, results.primary)
+    if ours is None or theirs is None or difference is None:
         return ""
-    gain = found.mean if primary_metric(results).better == "higher" else -found.mean
-    unclear = found.low is not None and found.high is not None and found.low <= 0 <= found.high
-    judged = (
-        "is not clearly ahead of"
-        if unclear
-        else "is ahead of"
-        if gain > 0
-        else "is level with"
-        if gain == 0
-        else "is behind"
-    )
-    spread = "one seed, no interval"
-    if found.low is not None and found.high is not None:
-        spread = f"{format_number(found.low)} to {format_number(found.high)}"
+    gain = difference.mean if primary_metric(results).better == "higher" else -difference.mean
+    if difference.interval is not None and difference.interval[0] <= 0 <= difference.interval[1]:
+        judged = "is not clearly ahead of"
+    else:
+        judged = "is ahead of" if gain > 0 else "is level with" if gain == 0 else "is behind"
     return (
-        f"Each at its own best guidance, {name} ({ours.guidance:g}) {judged} the untrained base "
+        f"Each at its own best guidance, {results.label(algorithm)} ({ours.guidance:g}) {judged} the untrained base "
         f"({theirs.guidance:g}): {format_number(ours.value.mean)} against {format_number(theirs.value.mean)} "
-        f"(difference {format_number(found.mean)}, {spread})."
+        f"(difference {format_number(difference.mean)}, {format_bounds(difference)})."
     )
-
-
-def _at(measured: list[Guided], guidance: float) -> Guided | None:
-    return next((each for each in measured if each.guidance == guidance), None)
