@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from dgpo_plugin.commands.main import reports_user_errors
+from dgpo_plugin.commands.terminal import reports_user_errors
 from dgpo_plugin.common.errors import UserError, did_you_mean
 
 from .devices import gpu_count, runs_at_once

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_bench.gpu.published import published_models
-from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.commands.terminal import quieten
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.config.load import load_config, preset_names

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_bench.gpu.published import published
-from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.commands.terminal import quieten
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.training.plan import GIB, RESERVE, make_plan

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dgpo_bench.preset import load_preset
-from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.commands.terminal import quieten
 from dgpo_plugin.training.trainer import Trainer
 
 spent: dict[str, float] = {}

@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.commands.terminal import quieten
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
 from dgpo_plugin.config.load import load_config

@@ -96,6 +96,16 @@ def pretrain(output: Path, config: PretrainConfig, *, compile_model: bool = Fals
         save_half(pipeline, output)
 
 
+def pretrain_again(output: Path, seed: int, iterations: int | None, compile_model: bool) -> None:
+    """Make the pipeline as the shipped one was, which is what a world's ``pretrain`` names.
+
+    Args:
+        iterations: of the denoiser; None for as many as the shipped one had.
+    """
+    config = PretrainConfig(seed=seed) if iterations is None else PretrainConfig(seed=seed, iterations=iterations)
+    pretrain(output, config, compile_model=compile_model)
+
+
 def _work(config: PretrainConfig) -> Work:
     """The denoiser's layers in a step: the picture's tokens and the text's, each through a block's own."""
     tokens = config.batch * (LATENT_SIZE // 2) ** 2
