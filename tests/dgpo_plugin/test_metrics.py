@@ -1,0 +1,53 @@
+"""The table of metrics names every key that a record has, and none that no record has."""
+
+from __future__ import annotations
+
+import pytest
+
+from dgpo_plugin.common.names import ALGORITHMS
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.training.metrics import METRICS, keys
+from dgpo_plugin.training.trainer import Trainer
+from tests.conftest import SMALL
+
+pytestmark = pytest.mark.fast
+
+
+def small(algorithm: str, *changes: str) -> RunConfig:
+    common = [change for change in SMALL if algorithm == "dgpo" or not change.startswith("algorithm.")]
+    window = ["algorithm.window=2", "algorithm.window_range=3"] if algorithm == "flow-grpo-fast" else []
+    name = [] if algorithm == "dgpo" else [f"algorithm.name={algorithm}"]
+    return load_config("shapes", [*common, *name, *window, *changes])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_table_is_what_two_iterations_write(algorithm: str) -> None:
+    always, sometimes = keys(algorithm)
+    for record in Trainer(small(algorithm)).iterations():
+        assert always <= set(record), "a key of the table that is not written"
+        assert set(record) <= always | sometimes, "a key that the table does not have"
+
+
+def test_several_rewards_have_their_own_keys() -> None:
+    several = ["reward.name=null", "reward.sum={shapes: 1, brightness: 0.5}", "training.iterations=1"]
+    (record,) = Trainer(small("dgpo", *several)).iterations()
+    always, _ = keys("dgpo", ["shapes", "brightness"])
+    assert set(record) == always
+    assert {"reward/shapes", "constant_groups/brightness"} <= always
+
+
+def test_the_prompts_that_are_encoded_on_the_way_have_their_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgpo_plugin.training.trainer.TEXTS_AT_ONCE", 4)
+    (record,) = Trainer(small("dgpo", "training.iterations=1")).iterations()
+    always, sometimes = keys("dgpo")
+    assert set(record) == always | sometimes
+
+
+def test_every_metric_says_all_of_itself() -> None:
+    assert len({metric.key for metric in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert metric.unit
+        assert metric.how.endswith(".")
+        assert metric.healthy.endswith(".")
+        assert set(metric.algorithms) <= set(ALGORITHMS)
