@@ -1,4 +1,4 @@
-"""The memory that every shipped preset takes, for `dgpo list models`: `python examples/plan_presets.py [--write]`.
+"""The memory that every shipped preset takes, for `dgpo list models`: `python tools/plan_presets.py [--write]`.
 
 From the published shapes of the models, without their weights; `--write` puts it into dgpo_plugin/presets/memory.json.
 """

@@ -1,4 +1,4 @@
-"""What training Stable Diffusion 3.5 Medium at 512 pixels takes, on which GPU: `python examples/plan_sd35_medium.py`.
+"""What training Stable Diffusion 3.5 Medium at 512 pixels takes, on which GPU: `python tools/plan_sd35_medium.py`.
 
 From the published shapes of its parts, without the (gated) weights. With access to the model the same numbers come
 from `dgpo plan my.yaml --memory 16` where my.yaml says `model: {path: stabilityai/stable-diffusion-3.5-medium}`.

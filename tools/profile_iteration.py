@@ -1,4 +1,4 @@
-"""Where an iteration's time goes: `python examples/profile_iteration.py [algorithm] [iterations]`, one thread.
+"""Where an iteration's time goes: `python tools/profile_iteration.py [algorithm] [iterations]`, one thread.
 
 Everything is charged to the denoiser (forward and backward), the decoder, the reward, or, what is left, overhead.
 """
@@ -43,7 +43,7 @@ def main() -> None:
     trainer.model.decode = timed("decode", trainer.model.decode)  # type: ignore[method-assign]
     trainer.scorer.reward = timed("reward", trainer.scorer.reward)
     # The graph below the loss is the denoiser's but for a few vectors.
-    trainer.accelerator.backward = timed("denoiser backward", trainer.accelerator.backward)  # type: ignore[method-assign]
+    trainer.accelerator.backward = timed("denoiser backward", trainer.accelerator.backward)
     total = 0.0
     for index, record in enumerate(trainer.iterations()):
         if index == 0:
