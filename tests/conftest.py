@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before torch is imported, for the processes that tests start too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -21,6 +24,30 @@ from dgpo_plugin.models.policy import Policy
 
 quieten()
 torch.set_num_threads(1)
+ONE_WORKER = ("comfy_nodes", "parity")
+"""Folders of tests that share what there is one of: a server, an environment that was loaded."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Drop what libraries said while they were imported above.
+
+    With several workers nothing reads it before the end, where it would come after pytest's closing line.
+    """
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.read_global_capture()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (``make test``): a file's tests stay on one, and so do those of such a folder.
+
+    What a module's fixtures made is then made once.
+    """
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent)
+        group = path.parts[0] if path.parts[0] in ONE_WORKER else path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def bf16_problem() -> str:
