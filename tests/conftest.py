@@ -98,7 +98,7 @@ def small_config() -> RunConfig:
 def spread(policy: Policy, std: float = 0.05) -> Policy:
     """Give lora_B values, so that the adapter does something: it is zero after peft's start."""
     generator = torch.Generator().manual_seed(5)
-    for name, parameter in zip(policy.names, policy.parameters, strict=True):
+    for name, parameter in policy.parameters.items():
         if name.endswith("lora_B"):
             parameter.data.normal_(0, std, generator=generator)
     return policy

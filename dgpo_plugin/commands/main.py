@@ -206,10 +206,10 @@ def sample(
 @reports_user_errors
 def inspect(adapter: Path) -> None:
     """Print an adapter's card."""
-    from dgpo_plugin.adapters.card import describe_adapter
+    from dgpo_plugin.adapters import AdapterCard, read_adapter
     from dgpo_plugin.common.tables import as_table
 
-    click.echo(as_table(describe_adapter(adapter)))
+    click.echo(as_table(AdapterCard.of(read_adapter(adapter)).rows()))
 
 
 @main.command()
@@ -353,19 +353,22 @@ def worlds() -> None:
 
 
 @worlds.command()
-@click.argument("world", type=click.Choice(["shapes"]))
+@click.argument("world")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the pipeline.")
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--iterations", type=click.IntRange(1), help="Of the denoiser; the shipped number if left out.")
 @click.option("--compile/--no-compile", "compile_model", default=True, help="torch.compile the denoiser.")
 @reports_user_errors
 def pretrain(world: str, output: Path, seed: int, iterations: int | None, compile_model: bool) -> None:
-    """Make a world's pipeline again, from nothing (about an hour on two cores)."""
-    from dgpo_plugin.worlds.shapes.pretrain import PretrainConfig
-    from dgpo_plugin.worlds.shapes.pretrain import pretrain as pretrain_shapes
+    """Make the pipeline of WORLD again, from nothing (shapes: about an hour on two cores)."""
+    from dgpo_plugin.common.names import WORLDS
+    from dgpo_plugin.common.registry import imported
 
+    entry = WORLDS.load(world).pretrain
+    if not entry:
+        raise UserError(f"world {world}: its pipeline cannot be made again; it says of no function that does")
     if (output / "model_index.json").exists():
         raise UserError(f"--output {output}: holds a pipeline already; choose another folder")
-    changes = {} if iterations is None else {"iterations": iterations}
-    pretrain_shapes(output, PretrainConfig(seed=seed, **changes), compile_model=compile_model)
+    make = imported(entry) if isinstance(entry, str) else entry
+    make(output, seed, iterations, compile_model)
     click.echo(str(output))

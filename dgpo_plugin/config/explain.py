@@ -10,15 +10,10 @@ from pydantic_core import ErrorDetails
 
 from dgpo_plugin.common.errors import did_you_mean
 from dgpo_plugin.common.names import ALGORITHMS
-from dgpo_plugin.config.fields import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RunConfig
+from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.short_forms import instead_of
 
 Location = tuple[int | str, ...]
-ALGORITHM_CONFIGS: dict[str, type[BaseModel]] = {
-    "dgpo": DGPOConfig,
-    "flow-grpo": FlowGRPOConfig,
-    "flow-grpo-fast": FlowGRPOFastConfig,
-}
 WHAT_TO_GIVE = {
     "model.path": "name a diffusers folder, a hub id or one of `dgpo list models`",
     "prompts.train": "name a .txt or .jsonl file or one of `dgpo list prompts`",
@@ -45,9 +40,7 @@ def explain(error: ValidationError, root: type[BaseModel], given: Mapping[str, A
 def _told(mistake: ErrorDetails, root: type[BaseModel], given: Mapping[str, Any]) -> str:
     """One mistake."""
     location = mistake["loc"]
-    # pydantic puts the union's tag behind "algorithm"; it is no key of the user's.
-    tagged = len(location) > 2 and location[0] == "algorithm" and location[1] in ALGORITHM_CONFIGS
-    where = _dotted((location[0], *location[2:]) if tagged else location)
+    where = _dotted(location)
     if mistake["type"] == "extra_forbidden":
         if root is RunConfig and location == ("reward",):
             return f"reward: is called rewards now; write {instead_of(mistake['input'])}"
@@ -55,12 +48,6 @@ def _told(mistake: ErrorDetails, root: type[BaseModel], given: Mapping[str, Any]
     if mistake["type"] == "missing":
         lacking = ".".join([where, *_required_inside(root, location)])
         return f"{lacking} is missing; {WHAT_TO_GIVE.get(lacking, 'give it')}"
-    if mistake["type"] == "union_tag_invalid":
-        tag = str(mistake["ctx"]["tag"])
-        return f"{where}.name: unknown algorithm {tag!r}{did_you_mean(tag, list(ALGORITHMS))}"
-    if mistake["type"] == "union_tag_not_found":
-        *others, last = ALGORITHMS
-        return f"{where}.name is missing; name {', '.join(others)} or {last}"
     value = mistake["input"]
     shown = f" (given {value!r})" if isinstance(value, str | int | float | bool | None) else ""
     return f"{where}: {mistake['msg'].removeprefix('Value error, ')}{shown}"
@@ -93,8 +80,6 @@ def _model_at(root: type[BaseModel], location: Location) -> type[BaseModel] | No
         model = _as_model(kind)
         if model is not None:
             kind = model.model_fields[str(part)].annotation if part in model.model_fields else None
-        elif part in ALGORITHM_CONFIGS:
-            kind = ALGORITHM_CONFIGS[str(part)]
         else:  # a label of a mapping or a number in a list, whose values are annotated last
             inside = [argument for argument in get_args(kind) if argument is not Ellipsis]
             kind = inside[-1] if inside else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -84,9 +85,4 @@ def _bare(text: str) -> str:
 
 def edit_distance(a: str, b: str) -> int:
     """Insertions, deletions and substitutions that make one text the other (Levenshtein)."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        before, row[0] = row[0], i
-        for j, y in enumerate(b, start=1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
-    return row[-1]
+    return Levenshtein.distance(a, b)

@@ -81,7 +81,7 @@ REWARDS = RewardRegistry(
             "the words in double quotes (or metadata text) as read back",
             weights="PP-OCRv6, in the package rapidocr",
             license="Apache-2.0, its README's",
-            needs=("rapidocr", "onnxruntime"),
+            needs=("rapidocr", "onnxruntime", "rapidfuzz"),
         ),
         "hpsv2": RewardEntry(
             "dgpo_plugin.rewards.networks.hpsv2:HPSv2Reward",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.load import world_pipeline
@@ -50,9 +50,8 @@ def make_adapters(model: str, folder: Path, name: str) -> None:
     policy = spread(Policy(load_model(ModelConfig(path=model, max_sequence_length=1)), LORA, seed=0), std=0.2)
     config = shapes_run(model=ModelConfig(path=model), lora=LORA)
     weights = policy.copy_weights()
-    export_adapter(
-        policy, weights, folder / f"{name}.safetensors", config, steps=7, reward_before=0.25, reward_after=0.75
-    )
+    facts = TrainingFacts(config, 7, reward_before=0.25, reward_after=0.75)
+    export_adapter(policy, weights, folder / f"{name}.safetensors", facts)
     layers = {
         policy.model.adapter_key(key).removeprefix("transformer."): weight.contiguous()
         for key, weight in zip(policy.names, weights, strict=True)

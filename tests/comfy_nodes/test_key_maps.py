@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
@@ -43,7 +43,7 @@ def matched(family: str, folder: Path) -> subprocess.CompletedProcess[str]:
     policy = Policy(load_model(settings), LoraConfig(rank=2, alpha=4), seed=0)
     adapter = folder / "adapter.safetensors"
     config = shapes_run(model=settings)
-    export_adapter(policy, policy.copy_weights(), adapter, config, steps=0, reward_before=None, reward_after=None)
+    export_adapter(policy, policy.copy_weights(), adapter, TrainingFacts(config, 0))
     model: Any = policy.model
     denoiser = environment.ROOT / "dgpo_plugin/worlds/shapes/pipeline" if family == "sd3" else folder / "model"
     denoiser = denoiser / model.prefix

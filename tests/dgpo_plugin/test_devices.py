@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dgpo_plugin.common.names import FAMILIES
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import ModelConfig, ScoringConfig
 from dgpo_plugin.distributed.device import best_device, numbered
-from dgpo_plugin.models import load as base
 from dgpo_plugin.models.load import load_model
 from dgpo_plugin.rewards.networks.base import NeuralReward
 from dgpo_plugin.rewards.scorer import Scorer
@@ -140,6 +140,6 @@ def test_a_model_is_loaded_on_its_processs_gpu(gpus: FourGPUs, monkeypatch: pyte
         def load(folder: object, config: object, identity: object, device: torch.device) -> None:
             placed.append(device)
 
-    monkeypatch.setattr(base, "_family", lambda folder, path: Family)
+    monkeypatch.setattr(FAMILIES, "load", lambda _name: Family)
     load_model(ModelConfig(path="shapes"), "cuda", place=False)
     assert placed == [torch.device("cuda:2")]

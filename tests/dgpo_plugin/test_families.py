@@ -12,7 +12,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from dgpo_plugin.adapters.load import apply_adapter, read_adapter
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.algorithms.dgpo import matching_error
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig
@@ -165,7 +165,7 @@ def test_the_adapter_is_the_pipelines_too(family: tuple[Family, Path], tmp_path:
     spread(policy, 0.2)
     path = tmp_path / "adapter.safetensors"
     config = shapes_run(model=settings(*family), lora=LoraConfig(rank=4, alpha=8))
-    export_adapter(policy, policy.copy_weights(), path, config, steps=1, reward_before=None, reward_after=None)
+    export_adapter(policy, policy.copy_weights(), path, TrainingFacts(config, 1))
     noise = fixed_noise(policy.model, range(2), 0)
     with torch.no_grad():
         ours = sample_latents(policy.model, PROMPTS, noise, 4, 1.0)
@@ -179,7 +179,7 @@ def test_the_adapter_is_the_pipelines_too(family: tuple[Family, Path], tmp_path:
     apply_adapter(merged, path)
     ours_merged = sample_latents(merged, PROMPTS, noise, 4, 1.0)
     torch.testing.assert_close(ours_merged, ours, rtol=1e-3, atol=1e-3)
-    tensors, _ = read_adapter(path)
+    tensors = read_adapter(path).tensors
     loaded = [name for name, _ in getattr(pipe, policy.model.prefix).named_parameters() if ".lora_" in name]
     assert len(loaded) == len(tensors)
 

@@ -19,7 +19,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.config.load import load_config
-from dgpo_plugin.prompts.geneval import COLOURS
+from dgpo_plugin.prompts.geneval import COLORS
 from dgpo_plugin.rewards import checked_rewards, load_reward
 from dgpo_plugin.rewards.geneval.reward import GenEvalReward
 from dgpo_plugin.rewards.geneval.rules import Detection
@@ -109,7 +109,7 @@ def test_colors_against_pillow_and_the_published_preprocessing(reward: GenEvalRe
     expected = []
     for crop in crops:
         similar = []
-        for color in COLOURS:
+        for color in COLORS:
             captions = [
                 f"a photo of a {color} car",
                 f"a photo of a {color}-colored car",
@@ -122,7 +122,7 @@ def test_colors_against_pillow_and_the_published_preprocessing(reward: GenEvalRe
                     out = clip(**inputs)
                 total += out.text_embeds[0] / out.text_embeds[0].norm()
             similar.append(float(out.image_embeds[0] @ total / total.norm()))
-        expected.append(COLOURS[int(np.argmax(similar))])
+        expected.append(COLORS[int(np.argmax(similar))])
     with torch.no_grad():
         assert reward.colors_of(picture, objects) == expected
     assert len(set(expected)) > 2, "a test that tells nothing apart"

@@ -19,7 +19,7 @@ from dgpo_plugin.config.fields import ModelConfig, RunConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.memory import at_work
+from dgpo_plugin.models.memory import on_device
 from dgpo_plugin.training.plan import BYTES_A_WEIGHT, MemoryCount, make_plan
 from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL, needs_bf16, one_reward
@@ -67,10 +67,10 @@ class Part(torch.nn.Linear):
 @pytest.mark.fast
 def test_parts_that_are_offloaded_go_home_even_after_an_error() -> None:
     part, broken = Part(), ValueError("broken")
-    with pytest.raises(ValueError, match="broken"), at_work([part], torch.device("meta")):
+    with pytest.raises(ValueError, match="broken"), on_device([part], torch.device("meta")):
         raise broken
     assert part.sent == ["meta", "cpu"]
-    with at_work([part], torch.device("cpu")):
+    with on_device([part], torch.device("cpu")):
         pass
     assert part.sent == ["meta", "cpu"]  # it was there already
 
@@ -107,7 +107,7 @@ def test_a_quantized_base_trains_and_its_adapter_is_a_plain_one(tmp_path: Path) 
     plain = load_model(ModelConfig(path="shapes", precision="bf16")).denoiser.transformer_blocks[0].attn.to_q.weight
     assert torch.allclose(layer.weight.dequantize().float(), plain.float(), atol=float(plain.abs().max()) / 100)
     adapter = run.train(config, tmp_path / "run", Console(quiet=True))
-    tensors, _ = read_adapter(adapter)
+    tensors = read_adapter(adapter).tensors
     assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
     result = CliRunner().invoke(
         main,

@@ -11,9 +11,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from scipy import stats
 
-from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.adapters.card import AdapterCard
 from dgpo_plugin.adapters.load import apply_adapter, read_adapter
-from dgpo_plugin.adapters.save import export_adapter, folded_tensors
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter, folded_tensors
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig, Schedule
 from dgpo_plugin.config.load import parse_config
@@ -117,7 +117,8 @@ def test_schedule_is_the_pipelines_own_and_shift_overrides_it() -> None:
 
 
 def save(policy: Policy, path: Path) -> None:
-    export_adapter(policy, policy.copy_weights(), path, shapes_run(), steps=7, reward_before=0.25, reward_after=0.5)
+    facts = TrainingFacts(shapes_run(), 7, reward_before=0.25, reward_after=0.5)
+    export_adapter(policy, policy.copy_weights(), path, facts)
 
 
 def test_adapter_gives_the_same_pictures_in_diffusers(policy: Policy, tmp_path: Path) -> None:
@@ -144,7 +145,8 @@ def test_adapter_attached_strictly_gives_the_policys_pictures(policy: Policy, tm
 def test_adapter_has_alpha_folded_and_says_what_it_is(policy: Policy, tmp_path: Path) -> None:
     path = tmp_path / "adapter.safetensors"
     save(policy, path)
-    tensors, header = read_adapter(path)
+    file = read_adapter(path)
+    tensors, header = file.tensors, file.header
     assert all(name.startswith("transformer.transformer_blocks.") for name in tensors)
     assert not [name for name in tensors if "alpha" in name]
     name = next(name for name in policy.names if name.endswith("lora_B"))
@@ -153,7 +155,7 @@ def test_adapter_has_alpha_folded_and_says_what_it_is(policy: Policy, tmp_path: 
     assert header["ss_network_dim"] == header["ss_network_alpha"] == "4"
     assert header["dgpo.original_alpha"] == "8"
     assert header["modelspec.architecture"] == "stable-diffusion-3-medium/lora"
-    card = dict(describe_adapter(path))
+    card = dict(AdapterCard.of(read_adapter(path)).rows())
     assert card["reward before"] == "0.250000"
     assert card["optimizer steps"] == "7"
     assert card["content hash"].endswith("(matches)")
@@ -170,14 +172,14 @@ def test_a_card_tells_its_licence_and_not_where_its_maker_keeps_files(policy: Po
         },
         "test",
     )
-    export_adapter(policy, policy.copy_weights(), path, config, steps=1, reward_before=None, reward_after=None)
-    _, header = read_adapter(path)
+    export_adapter(policy, policy.copy_weights(), path, TrainingFacts(config, 1))
+    header = read_adapter(path).header
     assert not [value for value in header.values() if "/home" in value]
     written = json.loads(header["dgpo.config"])
     assert (written["model"]["path"], written["prompts"]["train"]) == ("my-sd3", "prompts.txt")
     assert written["prompts"]["held_out"] == "mine/held-out.txt"
     assert header["dgpo.reward"] == "1 own.py:sharp + 2 ocr"
-    assert dict(describe_adapter(path))["licence"] == "CC-BY-4.0"
+    assert AdapterCard.of(read_adapter(path)).license == "CC-BY-4.0"
 
 
 def test_adapter_for_another_base_is_refused(policy: Policy, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from transformers import CLIPModel, CLIPTokenizer, Mask2FormerForUniversalSegmen
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import ScoringConfig
-from dgpo_plugin.prompts.geneval import COLOURS
+from dgpo_plugin.prompts.geneval import COLORS
 from dgpo_plugin.rewards.base import problems
 from dgpo_plugin.rewards.geneval.mask2former import class_names, detect
 from dgpo_plugin.rewards.geneval.rules import Detection, kept, partial, read_task, strict
@@ -90,15 +90,15 @@ class GenEvalReward(NeuralReward):
         cut = torch.cat([shortest_to(cut_out(image, found)[None], side, nearest=True) for found in objects])
         embeddings = self._clip.get_image_features(pixel_values=normalised(cut).to(self.dtype)).pooler_output
         nearest = (normalize(embeddings.float(), dim=-1) @ self._embedded(objects[0].name).T).argmax(-1)
-        return [COLOURS[int(number)] for number in nearest]
+        return [COLORS[int(number)] for number in nearest]
 
     def _embedded(self, name: str) -> Tensor:
         """(colors, width): the directions of an object's ten colors."""
         if name not in self._captions:
-            captions = [caption.format(color=color, name=name) for color in COLOURS for caption in CAPTIONS]
+            captions = [caption.format(color=color, name=name) for color in COLORS for caption in CAPTIONS]
             tokens = self._tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(self.device)
             embeddings = normalize(self._clip.get_text_features(**tokens).pooler_output.float(), dim=-1)
-            means = embeddings.unflatten(0, (len(COLOURS), len(CAPTIONS))).mean(1)
+            means = embeddings.unflatten(0, (len(COLORS), len(CAPTIONS))).mean(1)
             self._captions[name] = normalize(means, dim=-1).cpu()
         return self._captions[name].to(self.device)
 

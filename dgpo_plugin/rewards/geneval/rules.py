@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError, did_you_mean, prefixed
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.prompts.geneval import COLOURS, OBJECTS, RELATIONS
+from dgpo_plugin.prompts.geneval import COLORS, OBJECTS, RELATIONS
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 THRESHOLD = 0.3
@@ -111,8 +111,8 @@ def _wanted(item: Any, number: int) -> Wanted:
         raise UserError(f"class {name!r} is not one of COCO's 80{_near(name, OBJECTS)}")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"{name} needs a count of at least 1 (given {count!r})")
-    if color is not None and color not in COLOURS:
-        raise UserError(f"no color {color!r}{did_you_mean(str(color), COLOURS)}")
+    if color is not None and color not in COLORS:
+        raise UserError(f"no color {color!r}{did_you_mean(str(color), COLORS)}")
     position = item.get("position")
     if position is None:
         return Wanted(name, count, color)
