@@ -8,9 +8,11 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dgpo_plugin.algorithms.dgpo import DGPOConfig
+from dgpo_plugin.algorithms.flow_grpo import FlowGRPOConfig, FlowGRPOFastConfig
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.explain import explain
-from dgpo_plugin.config.fields import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RunConfig
+from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config, parse_config, preset_names
 from tests.conftest import REQUIRED, shapes_run
 
@@ -116,7 +118,7 @@ def test_a_configuration_survives_the_round_trip() -> None:
         ("algorithm: {name: flow-grpo, noise_levl: 3}", "unknown key algorithm.noise_levl", "noise_level"),
         ("algorithm: {name: flow-grpo-fast, windo: 3}", "unknown key algorithm.windo", "window"),
         ("lora: {alfa: 3}", "unknown key lora.alfa", "alpha"),
-        ("algorithm: {name: dpgo}", "algorithm.name: unknown algorithm 'dpgo'", "dgpo"),
+        ("algorithm: {name: dpgo}", "algorithm: no algorithm 'dpgo'", "dgpo"),
     ],
 )
 def test_an_unknown_key_suggests_the_near_one(tmp_path: Path, text: str, where: str, near: str) -> None:
@@ -183,7 +185,7 @@ def test_the_constraints_hold_at_their_limits(tmp_path: Path) -> None:
 
 
 def test_an_algorithm_needs_its_name(tmp_path: Path) -> None:
-    assert "algorithm.name is missing; name dgpo, flow-grpo or flow-grpo-fast" in mistake(
+    assert "algorithm: name is missing; name dgpo, flow-grpo, flow-grpo-fast" in mistake(
         tmp_path, "algorithm: {beta: 3}"
     )
 

@@ -41,7 +41,7 @@ from dgpo_plugin.rewards.served import client, server
 from dgpo_plugin.rewards.served.client import RemoteReward
 from dgpo_plugin.rewards.served.server import RewardServer, identity
 from dgpo_plugin.rewards.served.wire import as_png, is_loopback
-from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.worlds.shapes.reward import ShapesReward
 from tests.conftest import SMALL
 
@@ -165,10 +165,12 @@ def test_a_slow_server_does_not_hold_the_others_up() -> None:
 def test_a_run_trains_with_a_remote_reward() -> None:
     with serving(ShapesReward()) as address:
         chosen = ["rewards=remote", f"rewards.remote.options.urls=[{address}]", "scoring.batch_size=3"]
-        trainer = Trainer(load_config("shapes", [*SMALL, *chosen]))
+        trainer = build_trainer(load_config("shapes", [*SMALL, *chosen]))
         remote = next(trainer.iterations())
-    assert trainer.rewards.title == "plain 1 (served)"  # and not "remote", which would tell an adapter's users nothing
-    local = next(Trainer(load_config("shapes", SMALL)).iterations())
+    assert (
+        trainer.scorer.rewards.title == "plain 1 (served)"
+    )  # and not "remote", which would tell an adapter's users nothing
+    local = next(build_trainer(load_config("shapes", SMALL)).iterations())
     assert remote["reward"] == pytest.approx(local["reward"], abs=0.02)
 
 

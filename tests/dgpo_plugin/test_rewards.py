@@ -217,7 +217,7 @@ def test_a_reward_edited_during_the_run_is_not_taken_for_the_one_it_began_with(o
         run.resume(folder, Console(quiet=True), iterations=3)
     own.write_text(OWN)
     run.resume(folder, Console(quiet=True), iterations=3, watch=edit)
-    hashes = {load_checkpoint(path).state.reward_sha256 for path in checkpoints(folder)}
+    hashes = {load_checkpoint(path).identity.rewards_sha256 for path in checkpoints(folder)}
     assert hashes == {hashlib.sha256(OWN.encode()).hexdigest()}
 
 
