@@ -234,6 +234,8 @@ def test_prompts_without_metadata_are_refused(reward: GenEvalReward) -> None:
 def test_an_iteration_of_training(folders: dict[str, str]) -> None:
     """Prompts, pictures and metadata as a run brings them together."""
     options = [f"rewards.geneval.options.{key}={value}" for key, value in folders.items()]
-    config = load_config("shapes", [*SMALL, "prompts.train=geneval/train", "rewards=geneval", *options])
+    config = load_config(
+        "shapes", [*SMALL, "prompts={train: geneval/train, held_out: geneval/test}", "rewards=geneval", *options]
+    )
     metrics = next(build_trainer(config).iterations())
     assert -14 <= metrics["reward"] <= 1
