@@ -13,14 +13,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import image_grid
-from dgpo_plugin.config.fields import RunConfig
-from dgpo_plugin.models.generate import decode_in_batches, fixed_noise, sample_latents
+from dgpo_plugin.models.generate import fixed_noise, generate
+from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
-from dgpo_plugin.training.run import ADAPTER_FILE, METRICS_FILE, restore_run, run_state, trim_metrics
+from dgpo_plugin.training.run import identity_of, progress_of, restore_run
+from dgpo_plugin.training.run_folder import ADAPTER_FILE, METRICS_FILE, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 
 from .evaluate import Evaluator, gallery_prompts, make_evaluator
@@ -135,13 +136,8 @@ def measure_base(plan: Plan, folder: Path) -> int:
 
 
 def new_trainer(plan: Plan, algorithm: str, seed: int) -> Trainer:
-    """The trainer of one run of a plan, which its budget alone ends."""
-    return Trainer(endless(plan.preset.run_config(algorithm, seed)))
-
-
-def endless(config: RunConfig) -> RunConfig:
-    """A run's configuration without an end: whoever drives the trainer decides when to stop."""
-    return config.model_copy(update={"training": config.training.model_copy(update={"iterations": 10**9})})
+    """The trainer of one run of a plan."""
+    return build_trainer(plan.preset.run_config(algorithm, seed))
 
 
 def evaluator_of(plan: Plan, trainer: Trainer) -> Evaluator:
@@ -223,7 +219,8 @@ def _evaluate(cell: Cell) -> None:
 
 def _save(cell: Cell) -> None:
     """Save the checkpoint first: until the progress names it, the one before is gone on from."""
-    save_checkpoint(cell.folder, run_state(cell.trainer), cell.trainer.state(), keep=2)
+    trainer = cell.trainer
+    save_checkpoint(cell.folder, identity_of(trainer), progress_of(trainer), trainer.state(), keep=2)
     write_text_atomically(cell.folder / PROGRESS_FILE, cell.progress.model_dump_json() + "\n")
 
 
@@ -240,15 +237,10 @@ def _finish(cell: Cell) -> None:
     with trainer.policy.with_weights(trainer.evaluation_weights):
         _save_gallery(trainer, cell.evaluator, cell.folder / "gallery.png")
     adapter = cell.folder / ADAPTER_FILE
-    export_adapter(
-        trainer.policy,
-        trainer.evaluation_weights,
-        adapter,
-        trainer.config,
-        steps=trainer.steps,
-        reward_before=training_reward(first),
-        reward_after=training_reward(last),
+    facts = TrainingFacts(
+        trainer.config, trainer.steps, reward_before=training_reward(first), reward_after=training_reward(last)
     )
+    export_adapter(trainer.policy, trainer.evaluation_weights, adapter, facts)
     run = Run(
         algorithm=cell.algorithm,
         seed=cell.seed,
@@ -266,9 +258,8 @@ def _save_gallery(trainer: Trainer, evaluator: Evaluator, path: Path) -> None:
     """Draw the report's prompts in a row, with the weights that are in place."""
     texts, setting = [prompt.text for prompt in gallery_prompts(evaluator)], evaluator.plan
     noise = fixed_noise(trainer.model, range(len(texts)), GALLERY_SEED)
-    latents = sample_latents(
+    pictures = generate(
         trainer.model, texts, noise, setting.steps, setting.guidance, evaluator.batch_size, evaluator.encoded
     )
-    pictures = decode_in_batches(trainer.model.decode, latents, evaluator.batch_size)
     with atomic_path(path) as temporary:
         image_grid(pictures, columns=len(texts), gap=4).save(temporary)

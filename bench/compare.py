@@ -94,7 +94,7 @@ def _with_precision(plan: Plan, before: Plan | None) -> Plan:
     else:
         from dgpo_plugin.distributed.device import best_device
         from dgpo_plugin.distributed.processes import Processes
-        from dgpo_plugin.training.trainer import settle_precision
+        from dgpo_plugin.training.build import settle_precision
 
         config = plan.preset.run_config(plan.algorithms[0], plan.seeds[0])
         precision = settle_precision(config, best_device(), Processes(), plan.threads).model.precision
@@ -111,7 +111,7 @@ def collect(plan: Plan, folder: Path) -> Path:
     Raises:
         UserError: the base or a finished run cannot be read.
     """
-    from dgpo_plugin.adapters.save import package_versions
+    from dgpo_plugin.common.provenance import package_versions
 
     from .metrics import PRIMARY, metric_definitions
 

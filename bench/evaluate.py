@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dgpo_plugin.common.seeding import seeded_noise
 from dgpo_plugin.distributed.device import best_device
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.generate import decode_in_batches, fixed_noise, sample_latents
+from dgpo_plugin.models.generate import fixed_noise, generate, sample_latents
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.text_cache import EncodedTexts
 from dgpo_plugin.prompts.registry import load_prompts
@@ -63,24 +63,24 @@ class Evaluator:
         drift = sum(len(noisy) for _, noisy, _ in self.drift_inputs)
         return pictures * self.plan.steps * (1 if guidance == 1 else 2) + drift
 
-    def measure(self, policy: Policy, weights: Sequence[Tensor], guidance: float | None = None) -> dict[str, float]:
+    def measure(self, policy: Policy, weights: Mapping[str, Tensor], guidance: float | None = None) -> dict[str, float]:
         """All metrics of one copy of the adapter, sampled with ``guidance``; None for the plan's."""
         prompts = self.held_out + self.out_of_domain
         guidance = self.plan.guidance if guidance is None else guidance
         with policy.with_weights(weights):
             texts = [prompt.text for prompt in prompts]
-            latents = sample_latents(
+            pictures = generate(
                 policy.model, texts, self.noise, self.plan.steps, guidance, self.batch_size, self.encoded
             )
             drift = self._drift(policy)
-        images = decode_in_batches(policy.model.decode, latents, self.batch_size).numpy()
+        images = pictures.numpy()
         metrics = picture_metrics(images, self.held_out, self.out_of_domain, self.plan.images_per_prompt)
         return {**metrics, "drift": drift}
 
     def measure_guided(
         self,
         policy: Policy,
-        weights: Sequence[Tensor],
+        weights: Mapping[str, Tensor],
         guidances: Iterable[float],
         known: Mapping[float, dict[str, float]],
     ) -> list[Guided]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.rewards.image_statistics import brightness, colour_entropy, diversity, jpeg_size, sharpness
+from dgpo_plugin.rewards.image_statistics import brightness, color_entropy, diversity, jpeg_size, sharpness
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE
 from dgpo_plugin.worlds.shapes.verify import Verdict, verify
 
@@ -112,7 +112,7 @@ def picture_metrics(
         "palette_error": palette_error(images),
         "diversity": diversity(images.reshape(-1, images_per_prompt, *images.shape[1:])),
         "sharpness": mean(sharpness(images)),
-        "color_entropy": mean(colour_entropy(images)),
+        "color_entropy": mean(color_entropy(images)),
         "brightness": mean(brightness(images)),
         "jpeg_size": mean(jpeg_size(images)),
     }

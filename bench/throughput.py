@@ -18,14 +18,14 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from dgpo_plugin.adapters.save import package_versions
 from dgpo_plugin.common.files import write_text_atomically
-from dgpo_plugin.config.fields import DGPOConfig, RunConfig
+from dgpo_plugin.common.provenance import package_versions
+from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.device import best_device, runs_on_cpu
 from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.trainer import Trainer
 
-from .cell import endless
 from .timing import median_seconds
 
 PARTS = ("rollout", "decode", "reward_wait", "training")
@@ -109,8 +109,8 @@ def measure(name: str, config: RunConfig, iterations: int, progress: Callable[[s
         progress: is shown a line now and then.
     """
     progress("loading")
-    trainer = Trainer(endless(config))
-    running = trainer.iterations()
+    trainer = build_trainer(config)
+    running = trainer.iterations(share_done=lambda: 0.0)  # without an end
     progress("two iterations to warm up")
     for _ in itertools.islice(running, 2):
         pass
@@ -128,6 +128,7 @@ def _summary(
     name: str, trainer: Trainer, ceilings: Sequence[tuple[float, float]], records: Sequence[Record], peak_memory: int
 ) -> Throughput:
     config, images = trainer.config, trainer.config.training.images
+    cost = trainer.algorithm.cost(config)
     ceiling = [forward for forward, _ in ceilings]
     training_ceiling = [_bare_training(*pair, record) for pair, record in zip(ceilings, records, strict=True)]
     rollout = [r["rollout_evaluations"] / r["rollout_seconds"] for r in records]
@@ -149,7 +150,7 @@ def _summary(
         rollout_of_ceiling=_spread([a / b for a, b in zip(rollout, ceiling, strict=True)]),
         training_of_ceiling=_spread([a / b for a, b in zip(training, training_ceiling, strict=True)]),
         images=_spread([images / r["rollout_seconds"] for r in records]),
-        samples=_spread([images * config.trained_steps / r["training_seconds"] for r in records]),
+        samples=_spread([images * cost.trained_steps / r["training_seconds"] for r in records]),
         share={part: statistics.median(r[f"{part}_seconds"] / r["seconds"] for r in records) for part in PARTS},
         peak_memory=peak_memory,
     )
@@ -167,8 +168,7 @@ def bare_rates(trainer: Trainer, conditioning: Conditioning, rounds: int = 3) ->
     model, training = trainer.model, trainer.config.training
     share = -(-training.images // trainer.processes.count)
     size = min(training.micro_batch_size or share, share)
-    algorithm = trainer.config.algorithm
-    guided = (algorithm.rollout_guidance if isinstance(algorithm, DGPOConfig) else algorithm.guidance) > 1
+    guided = trainer.algorithm.cost(trainer.config).rollout_guidance > 1
     latents = torch.randn(size, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     both = torch.cat([latents, latents]) if guided else latents  # guidance doubles the batch
     once, doubled = conditioning[[0] * size], conditioning[[0] * len(both)]

@@ -21,8 +21,8 @@ from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.speed import compile_blocks
+from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.plan import GIB
-from dgpo_plugin.training.trainer import Trainer
 
 from ..throughput import PARTS
 from ..timing import median_seconds, wait_for
@@ -47,7 +47,7 @@ def iteration(setting: Setting) -> Measured:
         started = time.perf_counter()
         model = setting.random_model()
         found["draw_seconds"] = time.perf_counter() - started
-        trainer = Trainer(setting.config, model=model)
+        trainer = build_trainer(setting.config, model=model)
         wait_for(device)
         found["build_seconds"] = time.perf_counter() - started
     texts = [*PROMPTS, *PROMPTS][:8]
@@ -138,7 +138,7 @@ class Workload:
         def run() -> Tensor:
             loss = self.policy.velocity(latents, 0.5, conditioning).square().mean()
             loss.backward()
-            for parameter in self.policy.parameters:
+            for parameter in self.policy.parameters.values():
                 parameter.grad = None
             return loss.detach()
 
@@ -234,7 +234,7 @@ def numerics(setting: Setting) -> Measured:
     size, steps = (2, 2) if setting.tiny else (4, 10)
     workload = Workload(replace(setting, config=_in_float32(setting.config)))
     torch.manual_seed(1)
-    for parameter in workload.policy.parameters:  # an adapter that does something
+    for parameter in workload.policy.parameters.values():  # an adapter that does something
         parameter.data.add_(torch.randn_like(parameter) * 0.01)
     latents, conditioning = workload.inputs(size)
     types = (torch.float64, torch.float32) if setting.tiny else (torch.float32, torch.bfloat16)
@@ -260,8 +260,8 @@ def _passes(
     predicted = workload.policy.velocity(0.5 * latents + 0.5 * clean, 0.5, conditioning)
     error = (latents - clean - predicted).square().flatten(1).mean(1)
     error.mean().backward()
-    gradient = torch.cat([p.grad.flatten() for p in workload.policy.parameters if p.grad is not None])
-    for parameter in workload.policy.parameters:
+    gradient = torch.cat([p.grad.flatten() for p in workload.policy.parameters.values() if p.grad is not None])
+    for parameter in workload.policy.parameters.values():
         parameter.grad = None
     return {"latents": x.double(), "error": error.detach().double(), "gradient": gradient.double()}
 

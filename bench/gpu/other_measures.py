@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dgpo_plugin.adapters.load import apply_adapter
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.models.load import load_model
 from dgpo_plugin.models.memory import shard
@@ -28,7 +28,7 @@ def adapter(setting: Setting) -> Measured:
     workload = Workload(setting)
     found = rates_of(workload, setting)
     torch.manual_seed(1)
-    for parameter in workload.policy.parameters:
+    for parameter in workload.policy.parameters.values():
         parameter.data.add_(torch.randn_like(parameter) * 0.01)
     latents, conditioning = workload.inputs(2)
     with torch.no_grad():
@@ -37,15 +37,7 @@ def adapter(setting: Setting) -> Measured:
             base = workload.policy.velocity(latents, 0.5, conditioning)
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "adapter.safetensors"
-        export_adapter(
-            workload.policy,
-            workload.policy.copy_weights(),
-            file,
-            setting.config,
-            steps=0,
-            reward_before=None,
-            reward_after=None,
-        )
+        export_adapter(workload.policy, workload.policy.copy_weights(), file, TrainingFacts(setting.config, 0))
         del workload.policy
         other = setting.random_model(encoders=False)
         other.place()
@@ -65,7 +57,7 @@ def shard_denoiser(setting: Setting) -> Measured:
     before = forward()
     found: Measured = {"images": size}
     found["whole"] = {"forward": timed(forward, setting), "training": timed(training, setting)}
-    shard(workload.model.denoiser, workload.policy.parameters, setting.device)
+    shard(workload.model.denoiser, list(workload.policy.parameters.values()), setting.device)
     after = forward()
     found["split"] = {"forward": timed(forward, setting), "training": timed(training, setting)}
     found["relative_difference"] = float((after - before).norm() / before.norm())

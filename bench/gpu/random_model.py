@@ -19,7 +19,7 @@ from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.memory import empty_module, load_quantized
-from dgpo_plugin.models.pipeline import COUNTS
+from dgpo_plugin.models.pipeline import TEXT_LENGTH_TENSORS
 
 from .published import Published
 
@@ -45,7 +45,7 @@ def random_model(
         model.write_configurations(folder)
         dtypes = family.dtypes(config)
         modules: dict[str, nn.Module | None] = {}
-        for part, kind in family.parts.items():
+        for part, kind in family.component_classes.items():
             if part not in model.parts:
                 modules[part] = None
                 continue
@@ -86,7 +86,7 @@ def random_conditioning(model: Model, texts: int) -> Conditioning:
     def drawn(name: str, zeros: Tensor) -> Tensor:
         if name == "length":
             return torch.full_like(zeros, model.blank_conditioning(1).table["context"].shape[1])
-        return torch.ones_like(zeros) if name in COUNTS else torch.randn_like(zeros)
+        return torch.ones_like(zeros) if name in TEXT_LENGTH_TENSORS else torch.randn_like(zeros)
 
     return Conditioning({name: drawn(name, zeros) for name, zeros in blank.table.items()}).on(model.device)
 

@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dgpo_plugin.adapters.save import package_versions
 from dgpo_plugin.common.faults import how_it_ended
+from dgpo_plugin.common.provenance import package_versions
 
 from .child import Answer, Task, serve
 from .results import Result, append_result, read_results

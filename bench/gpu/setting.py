@@ -17,8 +17,8 @@ from dgpo_plugin.distributed.device import best_device, device_memory
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.training.build import settle_precision
 from dgpo_plugin.training.plan import RESERVE, Plan, make_plan
-from dgpo_plugin.training.trainer import settle_precision
 
 from .flops import Flops, count_flops
 from .published import Published, published
@@ -101,7 +101,7 @@ def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool) -> dict[st
         },
         "lora": {"rank": 64, "alpha": 128, "init": "gaussian"},
         "prompts": {"train": str(folder / "prompts.txt")},
-        "reward": {"name": "jpeg-size"},
+        "rewards": {"jpeg-size": {"weight": 1}},
         "rollout": {"steps": 10},
         "algorithm": dict(row.algorithm),
         "training": {"prompts_per_iteration": 1, "group_size": 24, "micro_batch_size": 8, "iterations": 1000},

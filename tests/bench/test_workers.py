@@ -18,7 +18,7 @@ from dgpo_bench.preset import load_preset
 from dgpo_bench.results import read_results
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.distributed import processor
-from dgpo_plugin.distributed.processor import SWITCH
+from dgpo_plugin.distributed.processor import ISA_VARIABLE
 from tests.bench.test_compare import small_preset
 from tests.conftest import needs_bf16
 from tests.dgpo_plugin.test_processor import DEAD, FAST, SLOW, TRAPS, Imitate, imitate
@@ -236,7 +236,7 @@ def test_a_comparison_where_bf16_is_refused(says: str, precision: str, tmp_path:
     (tmp_path / "main.py").write_text(TRAPPING)
     command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "trial.py"), "compare", small_preset(tmp_path)]
     command += ["--output", str(tmp_path / "out"), "--seeds", "1", "--threads", "1", "--algorithms", "dgpo"]
-    clean = {name: value for name, value in os.environ.items() if name != SWITCH}
+    clean = {name: value for name, value in os.environ.items() if name != ISA_VARIABLE}
     ended = subprocess.run([*command, "--evaluations", "1500"], env=clean, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if "model.precision auto" in line]

@@ -15,15 +15,15 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from dgpo_plugin.adapters.load import apply_adapter
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config import load as config_files
-from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.generate import fixed_noise
 from dgpo_plugin.models.policy import Policy
-from tests.conftest import spread
+from tests.conftest import shapes_run, spread
 from tests.dgpo_plugin.families import FAMILIES
 
 pytestmark = pytest.mark.fast
@@ -37,13 +37,13 @@ torch.nn.functional.linear(x, torch.ones(128, 128, dtype=torch.bfloat16))
 
 
 def model_of(**options: Any) -> Any:
-    return load_model(ModelConfig(max_sequence_length=1, **options))
+    return load_model(ModelConfig(path="shapes", max_sequence_length=1, **options))
 
 
 def trained(path: Path, std: float, **options: Any) -> Policy:
     """A policy and its adapter's file."""
     policy = spread(Policy(model_of(**options), LORA, seed=0), std)
-    export_adapter(policy, policy.copy_weights(), path, RunConfig(), steps=1, reward_before=None, reward_after=None)
+    export_adapter(policy, policy.copy_weights(), path, TrainingFacts(shapes_run(), 1))
     return policy
 
 

@@ -1,20 +1,17 @@
-"""Prompt list."""
+"""The node Prompt list."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.prompts.registry import DATASET, load_prompts, prompt_set_names
+from dgpo_plugin.prompts.registry import prompt_set_names
 
-from .types import CATEGORY, Prompts, written_lines
-
-OWN = "the text below"
+from .prompt_lists import OWN_TEXT, chosen_prompts
+from .types import CATEGORY, Prompts
 
 
 class PromptList(io.ComfyNode):
-    """Prompts for scoring, comparing and training, with what rewards need to know about each."""
+    """Give prompts for scoring, comparing and training, with what rewards need to know about each."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -28,15 +25,15 @@ class PromptList(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "source",
-                    options=[OWN, *prompt_set_names()],
-                    default=OWN,
+                    options=[OWN_TEXT, *prompt_set_names()],
+                    default=OWN_TEXT,
                     tooltip="Your own text, or a shipped set. The reward 'shapes' needs one that starts with shapes/.",
                 ),
                 io.String.Input(
                     "text",
                     multiline=True,
                     default='A sign that reads "Open"',
-                    tooltip="With 'the text below': a prompt a line, or one line with a file (.txt, .jsonl) or a "
+                    tooltip="With 'the text below': one prompt per line, or one line with a file (.txt, .jsonl) or a "
                     "dataset (hf:owner/name).",
                 ),
                 io.Int.Input("start", default=0, min=0, max=1_000_000, tooltip="How many prompts to leave out first."),
@@ -58,19 +55,6 @@ class PromptList(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, text: str, start: int, count: int) -> io.NodeOutput:
-        found = own_prompts(text) if source == OWN else load_prompts(source)
-        chosen = found[start : start + count if count else None]
-        if not chosen:
-            raise UserError(f"Prompt list: start {start} is behind the last of {len(found)} prompts; lower it")
+        chosen = chosen_prompts(source, text, start, count)
         texts = [prompt.text for prompt in chosen]
         return io.NodeOutput(chosen, texts, len(chosen), ui=ui.PreviewText("\n".join(texts)))
-
-
-def own_prompts(text: str) -> list[Prompt]:
-    """A prompt a line; or, if there is one line that names a file or a dataset, what is in there."""
-    lines = written_lines(text)
-    if not lines:
-        raise UserError("Prompt list: the text is empty; write a prompt a line")
-    if len(lines) == 1 and (lines[0].endswith((".txt", ".jsonl")) or lines[0].startswith(DATASET)):
-        return load_prompts(lines[0])
-    return [Prompt(line) for line in lines]

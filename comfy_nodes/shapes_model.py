@@ -1,7 +1,7 @@
-"""Load embedded shapes model: the tiny model that is shipped with the library, as MODEL, CLIP and VAE.
+"""The tiny model that is shipped with the library, as ComfyUI's MODEL, CLIP and VAE.
 
 Its transformer runs in ComfyUI's own Stable Diffusion 3 code. Its text encoders (width 64) and its VAE (8 channels) are
-smaller than any that ComfyUI can recognise, so diffusers and transformers run those two.
+smaller than any that ComfyUI can recognize, so diffusers and transformers run those two.
 """
 
 from __future__ import annotations
@@ -15,27 +15,25 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
-from comfy_api.latest import io
 from torch import Tensor
 
 from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.load import world_pipeline
 
-from .types import CATEGORY
-
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @functools.lru_cache(maxsize=1)
 def _pipeline() -> Any:
+    """The library's own loaded model, whose text encoders and VAE run here."""
     with torch.inference_mode(False):
         # As in the presets: its third encoder says nothing, one token of it is enough and many times faster.
         return load_model(ModelConfig(path="shapes", max_sequence_length=1))
 
 
 class ShapesText:
-    """What CLIP Text Encode and our nodes ask of a CLIP."""
+    """A CLIP as far as CLIP Text Encode and our nodes need one."""
 
     def tokenize(self, text: str, **options: object) -> str:
         return text
@@ -46,7 +44,7 @@ class ShapesText:
 
 
 class ShapesVAE:
-    """What VAE Decode, VAE Encode and our nodes ask of a VAE."""
+    """A VAE as far as VAE Decode, VAE Encode and our nodes need one."""
 
     @torch.no_grad()
     def decode(self, samples: Tensor) -> Tensor:
@@ -65,31 +63,9 @@ class ShapesVAE:
         return latents.float().cpu()
 
 
-class LoadShapes(io.ComfyNode):
-    """The model that needs no download."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DGPOLoadShapes",
-            display_name="Load embedded shapes model (DGPO)",
-            category=CATEGORY,
-            description="A tiny Stable Diffusion 3 (64 x 64 pixels, coloured shapes) that is shipped with the library, "
-            "to try the other nodes without a download or a GPU. Use cfg 1 to 4 and latents of 64 x 64 pixels.",
-            search_aliases=["shapes", "demo model", "dgpo"],
-            outputs=[
-                io.Model.Output("model", display_name="model", tooltip="Its transformer, in ComfyUI's own code."),
-                io.Clip.Output(
-                    "clip", display_name="clip", tooltip="Its text encoders; reads text as it is, no weights."
-                ),
-                io.Vae.Output("vae", display_name="vae", tooltip="Its VAE, 8 pixels a latent."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls) -> io.NodeOutput:
-        file = world_pipeline("shapes") / TRANSFORMER
-        return io.NodeOutput(load_transformer(str(file)), ShapesText(), ShapesVAE())
+def load_shapes_transformer() -> Any:
+    """The shipped transformer as ComfyUI's MODEL, in float32."""
+    return load_transformer(str(world_pipeline("shapes") / TRANSFORMER))
 
 
 def load_transformer(file: str) -> Any:
@@ -106,8 +82,8 @@ def load_transformer(file: str) -> Any:
     # The last layer has scale and shift the other way round in diffusers; the conversion turned those of the layer
     # that it takes for the last, and turning halves twice leaves them as they were.
     for layer in {config.unet_config["depth"] - 1, layers - 1}:
-        for part in ("weight", "bias"):
-            key = f"joint_blocks.{layer}.context_block.adaLN_modulation.1.{part}"
+        for parameter in ("weight", "bias"):
+            key = f"joint_blocks.{layer}.context_block.adaLN_modulation.1.{parameter}"
             weights[key] = torch.cat(weights[key].chunk(2)[::-1])
     config.set_inference_dtype(torch.float32, None)
     network = config.get_model(weights, "")
@@ -123,7 +99,7 @@ def load_transformer(file: str) -> Any:
 
 
 def shapes_latents() -> Any:
-    """Stable Diffusion 3's latents, but with the scale and the shift of this VAE, and no colours known for previews."""
+    """Stable Diffusion 3's latents, but with the scale and the shift of this VAE, and no colors known for previews."""
     settings, latents = _pipeline().vae.config, comfy.latent_formats.SD3()
     latents.scale_factor, latents.shift_factor = settings.scaling_factor, settings.shift_factor
     latents.latent_rgb_factors = latents.latent_rgb_factors_bias = latents.taesd_decoder_name = None

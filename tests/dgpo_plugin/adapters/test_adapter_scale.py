@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgpo_plugin.adapters.card import describe_adapter
-from dgpo_plugin.adapters.load import apply_adapter, read_adapter, usable_adapter
-from dgpo_plugin.adapters.save import export_adapter
-from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, folded
+from dgpo_plugin.adapters.card import AdapterCard
+from dgpo_plugin.adapters.load import apply_adapter, read_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
+from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, fold_scale
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models import load_model
@@ -57,8 +57,9 @@ def test_the_header_is_read_as_peft_reads_it(settings: dict[str, Any], shown: st
         tensors[f"transformer.{name}.lora_A.weight"] = layer.lora_A["default"].weight.detach()
         tensors[f"transformer.{name}.lora_B.weight"] = layer.lora_B["default"].weight.detach()
         updates[name] = layer.get_delta_weight("default").detach()
-    scaled, note = folded(tensors, header(**settings), "adapter x")
-    assert note.startswith(shown)
+    found = fold_scale(tensors, header(**settings))
+    scaled = found.tensors
+    assert found.note.startswith(shown)
     for name, update in updates.items():
         ours = scaled[f"transformer.{name}.lora_B.weight"] @ scaled[f"transformer.{name}.lora_A.weight"]
         torch.testing.assert_close(ours, update)
@@ -83,17 +84,18 @@ def test_a_folder_of_pefts_has_its_alpha_beside_it(settings: dict[str, Any], tmp
         updates[name] = layer.get_delta_weight("default").detach()
     model.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
-    scaled, _, note = usable_adapter(file, "adapter x")
-    assert "adapter_config.json" in note
+    usable = read_adapter(file).usable
+    scaled = usable.tensors
+    assert "adapter_config.json" in usable.note
     for name, update in updates.items():
         keys = [f"base_model.model.{name}.lora_{half}.weight" for half in "BA"]
         torch.testing.assert_close(scaled[keys[0]] @ scaled[keys[1]], update)
-    assert dict(describe_adapter(file))["scale"] == note
+    assert AdapterCard.of(read_adapter(file)).scale == usable.note
     (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"adapter_config.json: cannot be read"):
         read_adapter(file)
     (tmp_path / "adapter_config.json").unlink()
-    assert usable_adapter(file, "adapter x")[2] == "1, the file states no alpha"
+    assert read_adapter(file).usable.note == "1, the file states no alpha"
 
 
 def test_alpha_tensors_are_left_to_the_loader() -> None:
@@ -102,16 +104,16 @@ def test_alpha_tensors_are_left_to_the_loader() -> None:
         "a.lora_up.weight": torch.ones(3, 2),
         "a.alpha": torch.tensor(4.0),
     }
-    same, note = folded(tensors, header(r=2, lora_alpha=8), "adapter x")
-    assert all(torch.equal(same[key], tensors[key]) for key in tensors)
-    assert note.startswith("2, alpha / rank as tensors")
+    same = fold_scale(tensors, header(r=2, lora_alpha=8))
+    assert all(torch.equal(same.tensors[key], tensors[key]) for key in tensors)
+    assert same.note.startswith("2, alpha / rank as tensors")
 
 
 def test_a_file_without_alpha_is_as_it_is() -> None:
     tensors = {"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(3, 2)}
-    same, note = folded(tensors, {}, "adapter x")
-    assert all(torch.equal(same[key], tensors[key]) for key in tensors)
-    assert note == "1, the file states no alpha"
+    same = fold_scale(tensors, {})
+    assert all(torch.equal(same.tensors[key], tensors[key]) for key in tensors)
+    assert same.note == "1, the file states no alpha"
 
 
 @pytest.mark.parametrize(
@@ -119,8 +121,8 @@ def test_a_file_without_alpha_is_as_it_is() -> None:
 )
 def test_a_header_that_cannot_be_read_is_an_error(text: str) -> None:
     tensors = {"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(3, 2)}
-    with pytest.raises(UserError, match="adapter x: lora_adapter_metadata in its header"):
-        folded(tensors, {DIFFUSERS_HEADER: text}, "adapter x")
+    with pytest.raises(UserError, match="^lora_adapter_metadata in its header"):
+        fold_scale(tensors, {DIFFUSERS_HEADER: text})
 
 
 def test_an_old_file_is_applied_at_its_own_strength(policy: Policy, tmp_path: Path, small_config: Any) -> None:
@@ -129,7 +131,7 @@ def test_an_old_file_is_applied_at_its_own_strength(policy: Policy, tmp_path: Pa
 
     weights = policy.copy_weights()
     ours = tmp_path / "ours.safetensors"
-    export_adapter(policy, weights, ours, small_config, steps=1, reward_before=None, reward_after=None)
+    export_adapter(policy, weights, ours, TrainingFacts(small_config, 1))
     layers = {
         policy.model.adapter_key(name).removeprefix("transformer."): weight.contiguous()
         for name, weight in zip(policy.names, weights, strict=True)
@@ -140,7 +142,7 @@ def test_an_old_file_is_applied_at_its_own_strength(policy: Policy, tmp_path: Pa
         weight_name="old.safetensors",
         transformer_lora_adapter_metadata={"r": 4, "lora_alpha": 8},
     )
-    models = [load_model(ModelConfig(max_sequence_length=1)) for _ in range(2)]
+    models = [load_model(ModelConfig(path="shapes", max_sequence_length=1)) for _ in range(2)]
     noise, asked = fixed_noise(models[0], range(2), 0), models[0].encode(["a red circle"])[[0, 0]]
     before = models[0].velocity(noise, 0.5, asked)
     apply_adapter(models[0], ours)
@@ -148,5 +150,7 @@ def test_an_old_file_is_applied_at_its_own_strength(policy: Policy, tmp_path: Pa
     one, other = (model.velocity(noise, 0.5, asked) for model in models)
     torch.testing.assert_close(one, other)
     assert (one - before).abs().max() > 0.01
-    assert dict(describe_adapter(tmp_path / "old.safetensors"))["scale"].startswith("2, alpha / rank from the header")
-    assert DIFFUSERS_HEADER in read_adapter(tmp_path / "old.safetensors")[1]
+    assert AdapterCard.of(read_adapter(tmp_path / "old.safetensors")).scale.startswith(
+        "2, alpha / rank from the header"
+    )
+    assert DIFFUSERS_HEADER in read_adapter(tmp_path / "old.safetensors").header
