@@ -15,7 +15,7 @@ def picture(*things: Thing) -> np.ndarray:
 
 
 @pytest.mark.fast
-def test_the_palette_error_notices_other_colours() -> None:
+def test_the_palette_error_notices_other_colors() -> None:
     sharp = picture(Thing("square", "red", 20, 20, 8), Thing("circle", "blue", 44, 44, 8))
     faded = sharp * 0.6
     assert palette_error(faded[None]) > palette_error(sharp[None]) + 0.05
