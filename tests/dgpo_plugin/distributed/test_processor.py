@@ -376,7 +376,7 @@ class Mean(NeuralReward):
         return images.mean((1, 2, 3))
 
 
-OWN = "from tests.dgpo_plugin.test_processor import Mean\n"
+OWN = "from tests.dgpo_plugin.distributed.test_processor import Mean\n"
 SHARED = [part for change in SMALL if "precision" not in change for part in ("--set", change)]
 
 
@@ -531,7 +531,7 @@ except UserError as error:
     say(error)
 leave_processes()
 """)
-    from tests.dgpo_plugin.test_processes import finish, launch
+    from tests.dgpo_plugin.distributed.test_processes import finish, launch
 
     said = finish(launch(2, extra=str(script)))
     for line in ("0 bf16", "1 bf16", "0 no bf16", "1 no bf16"):
