@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,14 @@ def test_another_pipeline_is_refused_with_what_is_supported(tmp_path: Path) -> N
     with pytest.raises(
         UserError, match=r"KandinskyPipeline is not supported; supported: .*FluxPipeline.*adding-a-model"
     ):
+        load_model(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_models_own_file_names_no_code_to_run(tmp_path: Path) -> None:
+    code = tmp_path / "family.py"
+    code.write_text("raise SystemExit('was run')")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": f"{code}:Family"}))
+    with pytest.raises(UserError, match="is not supported; supported: "):
         load_model(ModelConfig(path=str(tmp_path)))
 
 
