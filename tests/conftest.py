@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -13,11 +15,12 @@ import torch
 
 from dgpo_plugin.commands.main import quieten
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig, ScoringConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed.processor import settled
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.rewards import RewardSet, WeightedReward, as_reward
 
 quieten()
 torch.set_num_threads(1)
@@ -73,6 +76,20 @@ def bf16() -> None:
     assert tried.returncode == 0, tried.stderr
 
 
+REQUIRED: dict[str, Any] = {"model": {"path": "shapes"}, "prompts": {"train": "shapes/train"}, "rewards": "shapes"}
+"""What a configuration must say, as a file would."""
+
+
+def shapes_run(**sections: Any) -> RunConfig:
+    """A run in the shapes world, all of whose other settings are the defaults."""
+    return RunConfig.model_validate({**REQUIRED, **sections})
+
+
+def one_reward(reward: Callable[..., Any], label: str = "mine", **scoring: Any) -> RewardSet:
+    """A function as all that a run is rewarded by."""
+    return RewardSet({label: WeightedReward(as_reward(reward), scoring=ScoringConfig(**scoring))})
+
+
 @pytest.fixture
 def small_config() -> RunConfig:
     return load_config("shapes", SMALL)
@@ -90,4 +107,6 @@ def spread(policy: Policy, std: float = 0.05) -> Policy:
 @pytest.fixture
 def policy() -> Policy:
     """A fresh policy whose adapter does something."""
-    return spread(Policy(load_model(ModelConfig(max_sequence_length=1)), LoraConfig(rank=4, alpha=8), seed=0))
+    return spread(
+        Policy(load_model(ModelConfig(path="shapes", max_sequence_length=1)), LoraConfig(rank=4, alpha=8), seed=0)
+    )

@@ -206,10 +206,10 @@ def sample(
 @reports_user_errors
 def inspect(adapter: Path) -> None:
     """Print an adapter's card."""
-    from dgpo_plugin.adapters.card import describe_adapter
+    from dgpo_plugin.adapters import AdapterCard, read_adapter
     from dgpo_plugin.common.tables import as_table
 
-    click.echo(as_table(describe_adapter(adapter)))
+    click.echo(as_table(AdapterCard.of(read_adapter(adapter)).rows()))
 
 
 @main.command()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 
@@ -23,6 +23,15 @@ class StopNow(Exception):
     """The end of a run, raised inside an iteration by whoever watches it; what was done before that is saved."""
 
 
+@contextlib.contextmanager
+def prefixed(where: str) -> Iterator[None]:
+    """Begin each user error from inside with ``where: ``: who raises it knows the fact, who calls knows whose it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 def in_one_line(error: BaseException) -> str:
     """An error of other people's code in one line: its class and the first line of what it says, cut to length."""
     try:
@@ -36,12 +45,3 @@ def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """How an error about an unknown name ends: ``; did you mean 'x'?`` if one is near, else ``; known: a, b``."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-
-
-@contextmanager
-def prefixed(prefix: str) -> Iterator[None]:
-    """Put in front of a :class:`UserError` from the block what only its caller knows, as in ``reward ocr``."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{prefix}: {error}") from error

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate.utils import parse_flag_from_env
 
 
 def this_device() -> torch.device:
@@ -37,6 +36,8 @@ def make_current(device: torch.device) -> None:
 
 def runs_on_cpu() -> bool:
     """Whether a run here computes on the processor: told to by ``ACCELERATE_USE_CPU``, or for want of anything else."""
+    from accelerate.utils import parse_flag_from_env  # a reward's server does without
+
     return bool(parse_flag_from_env("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dgpo_plugin.adapters.save import creation_date, export_adapter, package_versions
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import StopNow, Stopped, UserError
+from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.processes import Processes, join_processes
 from dgpo_plugin.prompts.files import prompts_hash
@@ -178,17 +179,15 @@ def _go_on(trainer: Trainer, checkpoint: Checkpoint, identity: RunIdentity, cons
 
 
 def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: float | None) -> None:
-    export_adapter(
-        trainer.policy,
-        trainer.evaluation_weights,
-        folder.adapter,
+    facts = TrainingFacts(
         trainer.config,
+        trainer.steps,
         reward=trainer.scorer.rewards.title,
-        steps=trainer.steps,
         reward_before=start.reward_before,
         reward_after=after,
         date=start.started,
     )
+    export_adapter(trainer.policy, trainer.evaluation_weights, folder.adapter, facts)
 
 
 def _iterate(

@@ -19,7 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.adapters import AdapterCard, read_adapter
 from dgpo_plugin.common.errors import Stopped, UserError
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.models.conditioning import Conditioning
@@ -332,7 +332,7 @@ def test_a_run_whose_learning_rate_falls_is_made_longer(tmp_path: Path) -> None:
     first, second = (load_file(adapter) for adapter in adapters)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    steps = dict(describe_adapter(adapters[0]))["optimizer steps"]
+    steps = AdapterCard.of(read_adapter(adapters[0])).optimizer_steps
     assert "after iteration 4 its end was moved from 4; now 9" in steps
 
 

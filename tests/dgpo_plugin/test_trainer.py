@@ -19,9 +19,8 @@ from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
-from dgpo_plugin.rewards import RewardSet, WeightedReward, as_reward
 from dgpo_plugin.training.build import build_trainer
-from tests.conftest import SMALL, needs_bf16, spread
+from tests.conftest import SMALL, needs_bf16, one_reward, spread
 
 ALGORITHMS = ["dgpo", "flow-grpo", "flow-grpo-fast"]
 PLAIN = [override for override in SMALL if not override.startswith("algorithm.")]
@@ -184,11 +183,6 @@ class Scripted:
         return self.values(len(images))
 
 
-def reward_set(reward: Callable[..., Tensor]) -> RewardSet:
-    """One reward, as a run has it."""
-    return RewardSet({"scripted": WeightedReward(as_reward(reward))})
-
-
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("values", "message"),
@@ -201,13 +195,13 @@ def reward_set(reward: Callable[..., Tensor]) -> RewardSet:
 )
 def test_broken_rewards_stop_the_run(small_config: RunConfig, values: Callable[[int], Tensor], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        next(build_trainer(small_config, rewards=reward_set(Scripted(values))).iterations())
+        next(build_trainer(small_config, rewards=one_reward(Scripted(values))).iterations())
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_rewards_that_never_differ_train_nothing_but_the_kl_term(algorithm: str) -> None:
-    trainer = build_trainer(config_for(algorithm, "algorithm.kl_weight=0"), rewards=reward_set(Scripted(torch.ones)))
+    trainer = build_trainer(config_for(algorithm, "algorithm.kl_weight=0"), rewards=one_reward(Scripted(torch.ones)))
     before = trainer.policy.copy_weights()
     record = next(trainer.iterations())
     assert record["constant_groups"] == 1
@@ -221,7 +215,7 @@ def test_rewards_that_never_differ_train_nothing_but_the_kl_term(algorithm: str)
 def test_updates_split_the_groups_and_count_as_steps() -> None:
     # Rewards that differ in every group: a group of equal ones has no gradient and takes no step.
     rising = Scripted(lambda count: torch.arange(count).float())
-    trainer = build_trainer(config_for("flow-grpo", "training.updates_per_iteration=2"), rewards=reward_set(rising))
+    trainer = build_trainer(config_for("flow-grpo", "training.updates_per_iteration=2"), rewards=one_reward(rising))
     next(trainer.iterations())
     assert trainer.steps == 2
 
@@ -251,7 +245,7 @@ def test_gradients_in_bf16_point_where_those_in_float32_do(algorithm: str) -> No
     config = config_for(algorithm, "algorithm.clip=10")
     found, rollout, advantages = [], None, None
     for precision in ("fp32", "bf16"):
-        model = load_model(ModelConfig(max_sequence_length=1, precision=precision))
+        model = load_model(ModelConfig(path="shapes", max_sequence_length=1, precision=precision))
         policy = spread(Policy(model, LoraConfig(rank=4, alpha=8), seed=0))
         if rollout is None:
             rollout, advantages = rollout_and_advantages(config, policy)

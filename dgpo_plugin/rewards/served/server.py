@@ -1,6 +1,6 @@
 """A reward in a process, environment or machine of its own: ``dgpo serve-reward``.
 
-    GET  /health   -> {"name": ..., "version": ..., "title": ..., "ready": true}
+    GET  /health   -> {"name": ..., "version": ..., "ready": true}, and "title" if the reward calls itself something
     POST /check {"prompts": [{"text": ..., "metadata": {...}}, ...]}
                    -> {"problems": [one line, ...]}     of prompts that the reward cannot judge
     POST /score {"images": [PNG in base64, ...], "prompts": [{"text": ..., "metadata": {...}}, ...]}
@@ -201,8 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != METHODS[self.path]:
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.path} takes {METHODS[self.path]} only")
         if self.path == "/health":
-            served = {"name": self.server.name, "version": self.server.version, "title": self.server.reward.title}
-            return {**served, "ready": True}
+            title = {"title": self.server.reward.title} if self.server.reward.title else {}
+            return {"name": self.server.name, "version": self.server.version, **title, "ready": True}
         body = self._body()
         self._all_read = True
         self._cutoff.cancel()

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.errors import StopNow, UserError
-from dgpo_plugin.config.fields import ModelConfig, RewardConfig
+from dgpo_plugin.config.fields import ModelConfig, ScoringConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed import processor
 from dgpo_plugin.distributed.processor import (
@@ -168,9 +168,9 @@ def test_auto_takes_what_works_and_is_clearly_faster(
 def test_by_name_a_slow_one_runs_and_says_so_once(imitate: Imitate, caplog: pytest.LogCaptureFixture) -> None:
     imitate(SLOW)
     with caplog.at_level(logging.INFO):
-        assert settled("reward.precision", "bf16", CPU) == "bf16"
+        assert settled("scoring.precision", "bf16", CPU) == "bf16"
         assert settled("model.precision", "bf16", CPU) == "bf16"
-    assert lines(caplog) == ["reward.precision bf16: runs, but takes 2.0 times as long as fp32 on this processor"]
+    assert lines(caplog) == ["scoring.precision bf16: runs, but takes 2.0 times as long as fp32 on this processor"]
 
 
 @pytest.mark.fast
@@ -369,7 +369,7 @@ def test_what_says_nothing_of_the_processor_is_not_kept(imitate: Imitate, monkey
 class Mean(NeuralReward):
     """A reward with a network."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: ScoringConfig) -> None:
         super().__init__(torch.nn.Linear(3, 1), config)
 
     def score(self, images: torch.Tensor, prompts: object) -> torch.Tensor:
@@ -386,7 +386,7 @@ SHARED = [part for change in SMALL if "precision" not in change for part in ("--
     [
         ["train", "shapes", "--output", "{tmp}/run", *SHARED, "--set", "model.precision=bf16"],
         ["train", "shapes", "--output", "{tmp}/run", *SHARED, "--set", "model.precision=fp32",
-         "--set", "reward={{name: '{tmp}/mine.py:Mean', precision: bf16}}"],
+         "--set", "rewards={{'{tmp}/mine.py:Mean': {{precision: bf16}}}}"],
         ["score", "{tmp}/a.png", "--reward", "{tmp}/mine.py:Mean", "--prompt", "x", "--set", "precision=bf16"],
         ["serve-reward", "{tmp}/mine.py:Mean", "--port", "0", "--set", "precision=bf16"],
         ["sample", "half", "--prompt", "a red circle", "--output", "{tmp}/x.png"],
@@ -397,7 +397,9 @@ def test_every_command_refuses_what_would_die(
 ) -> None:
     imitate(DEAD)
     (tmp_path / "mine.py").write_text(OWN)
-    (tmp_path / "half.yaml").write_text("model: {path: shapes, precision: bf16}")
+    (tmp_path / "half.yaml").write_text(
+        "{model: {path: shapes, precision: bf16}, prompts: {train: shapes/train}, rewards: shapes}"
+    )
     names = {"half": tmp_path / "half.yaml"}
     if command[0] == "sample":
         monkeypatch.setattr("dgpo_plugin.config.load.preset_names", lambda: names)
@@ -413,16 +415,16 @@ def test_every_command_refuses_what_would_die(
 def test_the_vaes_own_precision_is_looked_at_too(imitate: Imitate) -> None:
     imitate(DEAD)
     with pytest.raises(UserError, match=r"model\.vae_precision bf16: does not work here"):
-        load_model(ModelConfig(precision="fp32", vae_precision="bf16"))
+        load_model(ModelConfig(path="shapes", precision="fp32", vae_precision="bf16"))
 
 
 @pytest.mark.fast
 def test_a_reward_that_is_moved_to_a_processor_is_looked_at_again(imitate: Imitate) -> None:
     """ComfyUI sets the device after the reward was loaded."""
     imitate(DEAD)
-    reward = Mean(RewardConfig(precision="bf16", device="cuda"))
+    reward = Mean(ScoringConfig(precision="bf16", device="cuda"))
     reward.device = CPU
-    with pytest.raises(UserError, match=r"reward.precision bf16: does not work here"):
+    with pytest.raises(UserError, match=r"scoring.precision bf16: does not work here"):
         reward(torch.zeros(1, 3, 8, 8), [])
 
 
@@ -450,7 +452,7 @@ def test_pretraining_decides_before_it_computes(
 def test_the_work_is_the_denoisers_own() -> None:
     """Counted by hand: 4 layers of width 128, 16 tokens of a picture and 13 of a text, 3 layers of which go on."""
     pictures, texts = 8 * 16, 8 * 13
-    assert set(denoiser_work(ModelConfig(max_sequence_length=1), 8)) == {
+    assert set(denoiser_work(ModelConfig(path="shapes", max_sequence_length=1), 8)) == {
         (pictures, 128, 128, 16),
         (pictures, 128, 512, 4),
         (pictures, 512, 128, 4),
@@ -555,4 +557,4 @@ def test_an_unsettled_auto_is_planned_as_float32(imitate: Imitate) -> None:
 def test_a_model_is_loaded_in_what_was_chosen(imitate: Imitate) -> None:
     for says, kind in ((FAST, torch.bfloat16), (SLOW, torch.float32)):
         imitate(says)
-        assert load_model(ModelConfig(precision="auto")).denoiser.dtype == kind
+        assert load_model(ModelConfig(path="shapes", precision="auto")).denoiser.dtype == kind

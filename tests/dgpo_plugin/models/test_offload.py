@@ -79,12 +79,12 @@ def test_encoders_cross_the_bus_once_for_all_texts(name: str, tmp_path: Path, mo
 
 
 def test_a_denoiser_that_cannot_leave_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    model: Any = load_model(ModelConfig(max_sequence_length=8))
+    model: Any = load_model(ModelConfig(path="shapes", max_sequence_length=8))
     model.device = DEVICE
     modules = {"denoiser": model.denoiser, **{f"encoder {n}": e for n, e in enumerate(model.encoders)}}
     bus = Bus(monkeypatch, modules, {"denoiser"})
     for options in ({"quantization": "bitsandbytes-int8"}, {"shard": True}):
-        model.config = ModelConfig(max_sequence_length=8, offload=True, **options)
+        model.config = ModelConfig(path="shapes", max_sequence_length=8, offload=True, **options)
         model.encode(["a red circle"])
     assert {name for name, _ in bus.crossed} == modules.keys() - {"denoiser"}
     assert bus.most == 2
