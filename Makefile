@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
 PIP := $(BIN)/python $(INSTALL) constraints.txt
 LOWEST := $(VENV)-lowest
+# At most so many processes share the tests, each on one thread; never more than there are cores.
+WORKERS ?= 4
 
 .PHONY: compare test fast lowest lint clean
 
@@ -12,7 +14,7 @@ compare: $(VENV)/.installed
 	$(BIN)/dgpo-bench compare shapes
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses $(WORKERS) --dist loadgroup
 
 fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m fast
@@ -25,6 +27,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 # torch first and alone, so that pip takes exactly the pinned build and nothing pulls another.
 $(VENV)/.installed: pyproject.toml constraints.txt

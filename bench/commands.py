@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dgpo_plugin.commands.main import reports_user_errors
+from dgpo_plugin.commands.terminal import reports_user_errors
 from dgpo_plugin.common.errors import UserError
 
 if TYPE_CHECKING:

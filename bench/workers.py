@@ -19,7 +19,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Literal
 
-from dgpo_plugin.commands.main import is_out_of_memory, quieten
+from dgpo_plugin.commands.terminal import is_out_of_memory, quieten
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.faults import how_it_ended
 

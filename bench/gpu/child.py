@@ -46,7 +46,7 @@ def serve(pipe: Any, *, tiny: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the parent ends this one
     if tiny:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    from dgpo_plugin.commands.main import is_out_of_memory, quieten
+    from dgpo_plugin.commands.terminal import is_out_of_memory, quieten
 
     quieten()
     import torch

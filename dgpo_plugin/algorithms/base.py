@@ -25,16 +25,19 @@ class Metric:
     """A key of ``metrics.jsonl``.
 
     Attributes:
-        unit: of its values; empty for a plain number.
-        meaning: how it is computed.
-        healthy: what it does in a run that goes well.
-        shown: how the line on the terminal shows it, as in ``kl {:.4f}``; empty for not at all.
+        key: as in the record; ``reward/NAME`` stands for one key for each of several rewards.
+        unit: what it counts or is measured in; ``1`` for a ratio, a share or what has no unit.
+        how: how it is computed.
+        healthy: what a run that learns shows.
+        optional: whether an iteration may lack it.
+        shown: how an iteration's line on the terminal shows it, as in ``kl {:.4f}``; empty for not at all.
     """
 
     key: str
     unit: str
-    meaning: str
+    how: str
     healthy: str
+    optional: bool = False
     shown: str = ""
 
 

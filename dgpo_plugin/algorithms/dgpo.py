@@ -70,49 +70,49 @@ class DGPOConfig(AlgorithmConfig):
     """DGPO; the defaults are its GenEval setting with a guided rollout."""
 
     name: Literal["dgpo"] = "dgpo"
-    sampler: OdeSampler = Field("dpm-solver++", description="deterministic sampler of the rollout")
+    sampler: OdeSampler = Field("dpm-solver++", description="Deterministic sampler of the rollout.")
     beta: float = Field(
-        100.0, gt=0, description="sharpness of the group weight w = sigmoid(S); it shapes the weight, not the step"
+        100.0, gt=0, description="Sharpness of the group weight w = sigmoid(S); it shapes the weight, not the step."
     )
     kl_weight: float = Field(
-        0.02, ge=0, description="weight of the squared distance between the policy's and the frozen base's velocity"
+        0.02, ge=0, description="Weight of the squared distance between the policy's and the frozen base's velocity."
     )
     clip: float | None = Field(
         1e-2,
         gt=0,
-        description="half-width of the trust region on exp(d_old - d); null for none, which saves a pass",
+        description="Half-width of the trust region on exp(d_old - d); null for none, which saves a pass.",
     )
     timesteps: int = Field(
-        4, ge=1, description="M, sampler steps trained on in an iteration, drawn without replacement"
+        4, ge=1, description="M, sampler steps trained on in an iteration, drawn without replacement."
     )
-    noisiest_steps: int = Field(5, ge=1, description="K, the noisiest sampler steps, which they are drawn from")
+    noisiest_steps: int = Field(5, ge=1, description="K, the noisiest sampler steps, which they are drawn from.")
     t_min: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="train instead on M flow times drawn uniformly from [t_min, the rollout's first sigma], as in the "
+        description="Train instead on M flow times drawn uniformly from [t_min, the rollout's first sigma], as in the ."
         "paper, which names shift(0.3) and shift(0.4): .5625 and .6667 at shift 3; noisiest_steps then has no say. "
-        "null for sampler steps, as in the released code",
+        "Null for sampler steps, as in the released code.",
     )
     text_dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of prompt groups, drawn anew for each timestep, that are trained on the empty prompt in all "
-        "passes; the paper's is 0.05, the released code has none",
+        description="Share of prompt groups, drawn anew for each timestep, that are trained on the empty prompt in all ."
+        "passes; the paper's is 0.05, the released code has none.",
     )
     old_policy_after: int = Field(
         500,
         ge=0,
-        description="optimizer steps; the rollout comes from the old policy in iterations that begin with more done",
+        description="Optimizer steps; the rollout comes from the old policy in iterations that begin with more done.",
     )
     advantage_std: AdvantageStd = Field("group", description=ADVANTAGE_STD)
     reference: Literal["base", "old_policy"] = Field(
-        "base", description="what d_ref is measured under: the frozen base, or the old policy (TDM-R1)"
+        "base", description="What d_ref is measured under: the frozen base, or the old policy (TDM-R1)."
     )
-    rollout_guidance: float = Field(4.5, ge=1, description="classifier-free guidance of the rollout; 1 is none")
+    rollout_guidance: float = Field(4.5, ge=1, description="Classifier-free guidance of the rollout; 1 is none.")
     reference_guidance: float = Field(
-        1.0, ge=1, description="classifier-free guidance of the frozen base's velocity; 1 is none"
+        1.0, ge=1, description="Classifier-free guidance of the frozen base's velocity; 1 is none."
     )
 
     @property
@@ -169,26 +169,33 @@ class DGPO(Algorithm[DGPOConfig, Rollout]):
 
     Config = DGPOConfig
     METRICS = (
-        Metric("loss", "", "mean of w A d, plus the KL term", "near 0, of either sign; its size says nothing"),
         Metric(
-            "kl",
-            "",
-            "mean squared distance between the policy's and the frozen base's velocity; 0 without kl_weight",
-            "rises slowly from 0; a jump is a learning rate that is too high",
-            "kl {:.4f}",
+            "loss",
+            "1",
+            "Mean over images and timesteps of w A d + kl_weight kl; mean over the iteration's updates.",
+            "Near 0, without a trend: advantages have mean 0 in each group, and its gradient is what is learned from.",
         ),
         Metric(
             "clip_fraction",
-            "share",
-            "samples that have left the trust region around the old policy, which give no gradient",
-            "0 with clip: null; else small, rising as old policy and policy part",
-            "clipped {:5.1%}",
+            "share, 0 to 1",
+            "Images and timesteps outside the trust region around the old policy, which give no gradient.",
+            "Low; 0 while the old policy is the policy, or with clip: null. Near 1 nothing is learned: clip is too "
+            "narrow for the learning rate.",
+            shown="clipped {:5.1%}",
+        ),
+        Metric(
+            "kl",
+            "velocity squared",
+            "Mean squared distance of the policy's velocity from the frozen base's; 0 where kl_weight is 0.",
+            "Rises from its start and levels off; one that runs away leaves the base behind: raise kl_weight or lower "
+            "the learning rate. With reference_guidance the start is not 0.",
+            shown="kl {:.4f}",
         ),
         Metric(
             "group_weight",
-            "",
-            "mean of w = sigmoid(S): above 1/2 where a group is still ranked against its rewards",
-            "falls slightly below 0.5",
+            "share, 0 to 1",
+            "Mean of w = sigmoid(S) over the prompt groups, S = (beta / G) times the sum of A (d - d_ref).",
+            "Around 0.5 at the start. Below it the groups are ranked better than by the reference, above it worse.",
         ),
     )
 

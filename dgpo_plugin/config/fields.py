@@ -18,7 +18,7 @@ Schedule = Literal["dpm", "native"]
 """Noise levels of DPM-Solver++'s own scheduler, or of the pipeline's."""
 OdeSampler = Literal["euler", "dpm-solver++"]
 AdvantageStd = Literal["group", "iteration"]
-ADVANTAGE_STD = "whose rewards' standard deviation advantages are divided by: the prompt group's, or the iteration's"
+ADVANTAGE_STD = "Whose rewards' standard deviation advantages are divided by: the prompt group's, or the iteration's."
 Precision = Literal["fp32", "bf16", "fp16"]
 RewardDevice = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")]
 
@@ -28,58 +28,78 @@ class _Config(BaseModel):
 
 
 class ModelConfig(_Config):
-    """The base model.
+    """The base model, and how it is held in memory."""
 
-    Attributes:
-        path: ``shapes`` (shipped), a local diffusers folder, or a hub id.
-        precision: of the frozen weights and the forward passes, but the VAE's; the adapter is always trained in
-            float32. ``auto`` is bf16 where it works and is faster, else fp32: tried out on a CPU, and written into the
-            run as what it is.
-        vae_precision: of the VAE, whose pictures are what is rewarded; fp16 overflows in some (Stable Diffusion XL's).
-        max_sequence_length: tokens of the T5 encoder, where the model has one.
-        embedded_guidance: what a guidance-distilled model (FLUX dev) is told; others have no use for it.
-        resolution: pixels a side; null for the model's own.
-        quantization: of the frozen denoiser's linear layers, by the package that must be installed; null for none.
-        shard: split the frozen base over the processes (FSDP2) instead of copying it to each, if it fits on none. One
-            process holds all of it, and gains nothing.
-        offload: keep the text encoders and the VAE in main memory while they are not used, and the denoiser while the
-            encoders are.
-        sliced_decode: decode image by image: less memory, the same pictures.
-        tiled_decode: decode tile by tile too: still less memory, and faint seams in pictures larger than a tile, which
-            rewards would see; so training refuses those unless this is ``accept-seams``.
-        compile: let torch.compile fuse the denoiser's repeated blocks: a minute or more at the start, other rounding.
-    """
-
-    path: str
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    vae_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    max_sequence_length: int = Field(256, ge=1, le=512)
-    embedded_guidance: float = Field(3.5, ge=0)
-    resolution: int | None = Field(None, ge=16)
-    quantization: Literal["torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4"] | None = None
-    shard: bool = False
-    offload: bool = False
-    sliced_decode: bool = False
-    tiled_decode: Literal[False, True, "accept-seams"] = False
-    compile: bool = False
+    path: str = Field(description="A world's name (`dgpo list worlds`), a local diffusers folder, or a hub id.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="Floating-point type of the frozen weights and the forward passes, but the VAE's; the adapter is "
+        "always trained in float32. auto is bf16 where it works and is faster, else fp32: tried out on a CPU, and "
+        "written into the run as what it is.",
+    )
+    vae_precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="Floating-point type of the VAE, whose pictures are what is rewarded; fp16 overflows in some "
+        "(Stable Diffusion XL's).",
+    )
+    max_sequence_length: int = Field(
+        256, ge=1, le=512, description="Tokens of the T5 encoder, where the model has one."
+    )
+    embedded_guidance: float = Field(
+        3.5, ge=0, description="What a guidance-distilled model (FLUX dev) is told; others have no use for it."
+    )
+    resolution: int | None = Field(None, ge=16, description="Pixels on a side; null for the model's own.")
+    quantization: Literal["torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4"] | None = Field(
+        None,
+        description="How the frozen denoiser's linear layers are made smaller, and by which package, which must be "
+        "installed; null for not at all.",
+    )
+    shard: bool = Field(
+        False,
+        description="Split the frozen base over the processes (FSDP2) instead of copying it to each, if it fits on "
+        "none. One process holds all of it, and gains nothing.",
+    )
+    offload: bool = Field(
+        False,
+        description="Keep the text encoders and the VAE in main memory while they are not used, and the denoiser while "
+        "the encoders are.",
+    )
+    sliced_decode: bool = Field(False, description="Decode image by image: less memory, the same pictures.")
+    tiled_decode: Literal[False, True, "accept-seams"] = Field(
+        False,
+        description="Decode tile by tile too: still less memory, and faint seams in pictures larger than a tile, which "
+        "rewards would see; so training refuses those unless this is accept-seams.",
+    )
+    compile: bool = Field(
+        False,
+        description="Let torch.compile fuse the denoiser's repeated blocks: a minute or more at the start, other "
+        "rounding.",
+    )
 
 
 class LoraConfig(_Config):
-    """The adapter.
+    """The adapter."""
 
-    Attributes:
-        init: what lora_A starts from (lora_B is 0): ``kaiming``, uniform within 1 / sqrt(inputs), peft's default; or
-            ``gaussian``, normal with standard deviation 1 / rank, peft's ``init_lora_weights="gaussian"``, as in DGPO's
-            released code.
-        target_modules: null for the model family's attention projections.
-        license: under which it is passed on, for its card; empty for none stated. The base model's terms may bind it.
-    """
-
-    rank: int = Field(64, ge=1)
-    alpha: float = Field(128, gt=0)
-    init: Literal["kaiming", "gaussian"] = "kaiming"
-    target_modules: tuple[str, ...] | None = None
-    license: str = ""
+    rank: int = Field(
+        64, ge=1, description="Columns of lora_B: how many directions the update of a layer's weights may have."
+    )
+    alpha: float = Field(128, gt=0, description="The update is multiplied by alpha / rank.")
+    init: Literal["kaiming", "gaussian"] = Field(
+        "kaiming",
+        description="What lora_A starts from (lora_B is 0): kaiming, uniform within 1 / sqrt(inputs), peft's default; "
+        "or gaussian, normal with standard deviation 1 / rank, peft's init_lora_weights=\"gaussian\", as in DGPO's "
+        "released code.",
+    )
+    target_modules: tuple[str, ...] | None = Field(
+        None,
+        description="Ends of the names of the linear layers that get an adapter; null for the model family's attention "
+        "projections.",
+    )
+    license: str = Field(
+        "",
+        description="License under which the adapter is passed on, for its card; empty for none stated. The base "
+        "model's terms may bind it.",
+    )
 
 
 class ScoringConfig(_Config):
@@ -143,25 +163,29 @@ class RewardTerm(_Config):
 
 
 class RolloutConfig(_Config):
-    """How images are sampled in training.
+    """How images are sampled in training."""
 
-    Attributes:
-        steps: denoiser calls (twice as many evaluations with guidance).
-        schedule: which noise levels they are at. ``dpm`` is the grid of diffusers' DPMSolverMultistepScheduler, on
-            which DPM-Solver++ is stable; ``native`` the pipeline's own, made for Euler steps, whose last step is too
-            long for a multistep solver. Null for ``dpm`` with DPM-Solver++, else ``native``.
-        shift: of the timestep schedule; null for the model's own.
-    """
-
-    steps: int = Field(10, ge=2)
-    schedule: Schedule | None = None
-    shift: float | None = Field(None, gt=0)
+    steps: int = Field(
+        10, ge=2, description="Denoiser calls of an image; with guidance each is two denoiser evaluations."
+    )
+    schedule: Schedule | None = Field(
+        None,
+        description="Which noise levels the steps are at. dpm is the grid of diffusers' DPMSolverMultistepScheduler, "
+        "on which DPM-Solver++ is stable; native the pipeline's own, made for Euler steps, whose last step is too "
+        "long for a multistep solver. Null for dpm with DPM-Solver++, else native.",
+    )
+    shift: float | None = Field(
+        None,
+        gt=0,
+        description="How far the schedule leans towards noise: sigma = shift u / (1 + (shift - 1) u); null for the "
+        "model's own.",
+    )
 
 
 class AlgorithmConfig(_Config):
     """What every algorithm's configuration has; the rest is in its file in :mod:`dgpo_plugin.algorithms`."""
 
-    name: str
+    name: str = Field(description="As in `dgpo list algorithms`, or one's own, path/to/file.py:Algorithm.")
     advantage_std: AdvantageStd = Field("group", description=ADVANTAGE_STD)
 
     @property
@@ -181,42 +205,66 @@ class AlgorithmConfig(_Config):
 
 
 class TrainingConfig(_Config):
-    """The loop. P and G are global: the number of processes never changes them.
+    """The loop. The number of processes changes none of it."""
 
-    Attributes:
-        iterations: rollout, reward, optimizer step(s).
-        prompts_per_iteration: P prompt groups an iteration.
-        group_size: G images a group.
-        micro_batch_size: images that go through the denoiser at once, per process; changes the memory, never the
-            result. Null for all of a process's.
-        gradient_checkpointing: compute the denoiser's inner values again in the backward pass instead of keeping them:
-            far less memory, a third more time, the same result.
-        updates_per_iteration: optimizer steps an iteration; the prompt groups are split evenly among them.
-        decay: how the learning rate falls over the run: not at all, or along a line to nothing.
-        ema_decay: of the evaluation weights' moving average; after s optimizer steps at most (1 + s) / (10 + s).
-        ema_every: optimizer steps between two refreshes of it; the first is one step early (after 7, 15, 23, ... for
-            8), as in the released codes.
-        ema_repeats: times that a refresh is done at once. DGPO's released code does it once for every batch that a
-            process cuts an iteration into: 2 in its GenEval and OCR settings, 4 in PickScore's.
-        replanned: (iterations done, iterations planned until then), for each time that ``dgpo resume --iterations``
-            moved the end of a falling learning rate; written there, not by hand.
-    """
-
-    seed: int = Field(0, ge=0)
-    iterations: int = Field(100, ge=1)
-    prompts_per_iteration: int = Field(8, ge=1)
-    group_size: int = Field(16, ge=2)
-    micro_batch_size: int | None = Field(None, ge=1)
-    gradient_checkpointing: bool = False
-    updates_per_iteration: int = Field(1, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    decay: Literal["none", "linear"] = "none"
-    replanned: tuple[tuple[int, int], ...] = ()
-    weight_decay: float = Field(1e-4, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.9, ge=0, lt=1)
-    ema_every: int = Field(8, ge=1)
-    ema_repeats: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0, description="What every random draw of the run is derived from.")
+    iterations: int = Field(
+        100, ge=1, description="Iterations of the run, each a rollout, its rewards and its optimizer steps."
+    )
+    prompts_per_iteration: int = Field(
+        8, ge=1, description="P, prompt groups in an iteration, over all processes together."
+    )
+    group_size: int = Field(16, ge=2, description="G, images of one prompt in an iteration, compared with each other.")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Images that go through the denoiser at once, per process; changes the memory, never the result. "
+        "Null for all of a process's.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Compute the denoiser's inner values again in the backward pass instead of keeping them: far less "
+        "memory, a third more time, the same result.",
+    )
+    updates_per_iteration: int = Field(
+        1,
+        ge=1,
+        description="Optimizer steps in an iteration; the prompt groups are split evenly among them.",
+    )
+    learning_rate: float = Field(3e-4, gt=0, description="Learning rate of AdamW at the start of the run.")
+    decay: Literal["none", "linear"] = Field(
+        "none", description="How the learning rate falls over the run: not at all, or along a line to nothing."
+    )
+    replanned: tuple[tuple[int, int], ...] = Field(
+        (),
+        description="(iterations done, iterations planned until then), for each time that `dgpo resume --iterations` "
+        "moved the end of a falling learning rate; written there, not by hand.",
+    )
+    weight_decay: float = Field(
+        1e-4, ge=0, description="Weight decay of AdamW: a step shrinks the weights by the learning rate times this."
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="A gradient whose norm over all of the adapter is larger is scaled down to this."
+    )
+    ema_decay: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="Share that a refresh keeps of the evaluation weights, a moving average of the trained ones; after "
+        "s optimizer steps at most (1 + s) / (10 + s).",
+    )
+    ema_every: int = Field(
+        8,
+        ge=1,
+        description="Optimizer steps between two refreshes of that average; the first is one step early (after 7, "
+        "15, 23, ... for 8), as in the released codes.",
+    )
+    ema_repeats: int = Field(
+        1,
+        ge=1,
+        description="Times that a refresh is done at once. DGPO's released code does it once for every batch that a "
+        "process cuts an iteration into: 2 in its GenEval and OCR settings, 4 in PickScore's.",
+    )
 
     def rate_at(self, share_done: float) -> float:
         """The learning rate after a share of the run, in [0, 1]."""
@@ -238,48 +286,45 @@ class TrainingConfig(_Config):
 
 
 class EvaluationConfig(_Config):
-    """How a finished adapter is sampled and scored: what its users will do.
+    """How a finished adapter is sampled and scored: what its users will do."""
 
-    Attributes:
-        steps, guidance: of the pipeline's own Euler sampler.
-        images: pictures that ``reward before / after`` is the mean of.
-    """
-
-    steps: int = Field(40, ge=1)
-    guidance: float = Field(4.5, ge=1)
-    images: int = Field(128, ge=2)
+    steps: int = Field(40, ge=1, description="Denoiser calls of an image, on the pipeline's own Euler sampler.")
+    guidance: float = Field(4.5, ge=1, description="Classifier-free guidance; 1 is none.")
+    images: int = Field(128, ge=2, description="Pictures that `reward before` and `reward after` are the mean of.")
 
 
 class LoggingConfig(_Config):
-    """``metrics.jsonl`` is always written; ``trackers`` are accelerate's (tensorboard, wandb, ...)."""
+    """What is shown of a run; `metrics.jsonl` is always written."""
 
-    trackers: tuple[str, ...] = ()
-    sample_every: int = Field(10, ge=0)
-    sample_images: int = Field(16, ge=1)
+    trackers: tuple[str, ...] = Field(
+        (), description="accelerate's trackers that get the metrics too: tensorboard, wandb and others, if installed."
+    )
+    sample_every: int = Field(
+        10, ge=0, description="Iterations between two grids of pictures in the run's samples/; 0 for none."
+    )
+    sample_images: int = Field(16, ge=1, description="Pictures in such a grid, of the first held-out prompts.")
 
 
 class CheckpointConfig(_Config):
-    """What ``dgpo resume`` goes on from.
+    """What `dgpo resume` goes on from."""
 
-    Attributes:
-        every: iterations between two checkpoints; the last iteration has one in any case.
-        keep: newest checkpoints kept, besides the best (by mean reward since the one before).
-    """
-
-    every: int = Field(10, ge=1)
-    keep: int = Field(2, ge=1)
+    every: int = Field(
+        10, ge=1, description="Iterations between two checkpoints; the last iteration has one in any case."
+    )
+    keep: int = Field(
+        2, ge=1, description="Newest checkpoints kept, besides the best (by mean reward since the one before)."
+    )
 
 
 class PromptsConfig(_Config):
-    """Prompt sets: a ``.txt`` or ``.jsonl`` file, or a built-in set such as ``shapes/train``.
+    """Prompt sets: a `.txt` or `.jsonl` file, `hf:owner/dataset`, or a set of `dgpo list prompts`."""
 
-    Attributes:
-        train: what reinforcement learning sees.
-        held_out: what ``reward before / after`` is measured on, disjoint from ``train``; null for ``train`` itself.
-    """
-
-    train: str
-    held_out: str | None = None
+    train: str = Field(description="What reinforcement learning sees.")
+    held_out: str | None = Field(
+        None,
+        description="What `reward before` and `reward after` are measured on, disjoint from train; null for train "
+        "itself.",
+    )
 
 
 class RunConfig(_Config):

@@ -42,7 +42,8 @@ def prompt_set_names() -> dict[str, str]:
 def _prompts_of_world(world: str, name: str) -> list[Prompt]:
     sets = WORLDS.load(world).prompt_sets
     if name not in sets:
-        raise UserError(f"world {world}: has no prompts {name!r}{did_you_mean(name, sets)}")
+        known = [f"{world}/{each}" for each in sets]
+        raise UserError(f"no prompt set {f'{world}/{name}'!r}{did_you_mean(f'{world}/{name}', known)}")
     made = sets[name] if callable(sets[name]) else imported(sets[name])
     return _checked(made(), f"{world}/{name}")
 

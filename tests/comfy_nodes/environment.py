@@ -15,6 +15,8 @@ import tarfile
 import venv
 from pathlib import Path
 
+from tests.locks import locked
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FOLDER = ROOT / ".venv-comfy"
@@ -46,8 +48,13 @@ def ensure() -> None:
         RuntimeError: anything else that went wrong, with pip's last lines.
     """
     stamp = FOLDER / "recipe.sha256"
-    if stamp.exists() and stamp.read_text() == recipe():
-        return
+    with locked("comfy"):
+        if not stamp.exists() or stamp.read_text() != recipe():
+            _install()
+            stamp.write_text(recipe())
+
+
+def _install() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     venv.create(FOLDER, with_pip=True)
     # torch first and alone, so that pip takes exactly the pinned build and nothing pulls another.
@@ -57,7 +64,6 @@ def ensure() -> None:
     _make_importable_without_cuda()
     _pip("install", "--no-deps", "--editable", ROOT)
     _unpack_server()
-    stamp.write_text(recipe())
 
 
 def recipe() -> str:

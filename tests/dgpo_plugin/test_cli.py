@@ -133,9 +133,7 @@ def test_list_names_everything() -> None:
         assert name in listed
     models = run("list", "models").output
     assert all(family in models for family in FAMILIES)
-    assert all(preset in models for preset in preset_names()), (
-        "make presets/memory.json again (examples/plan_presets.py)"
-    )
+    assert all(preset in models for preset in preset_names()), "make presets/memory.json again (tools/plan_presets.py)"
 
 
 @pytest.mark.fast

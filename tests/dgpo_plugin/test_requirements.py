@@ -13,7 +13,7 @@ from dgpo_plugin.commands.comfy_install import COMFYUIS_OWN, HARNESS_ONLY, ROOT,
 
 pytestmark = pytest.mark.fast
 
-LINTERS = {"mypy", "pre-commit", "ruff", "types-pyyaml"}
+LINTERS = {"codespell", "import-linter", "mypy", "pre-commit", "pre-commit-hooks", "ruff", "types-pyyaml"}
 NEEDS_A_GPU = {"bitsandbytes"}
 NO_LOWEST_BUILD = {"torch"}
 """The index has its oldest version for GPUs alone: gigabytes. It was run by hand, and on a GPU."""

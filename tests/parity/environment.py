@@ -12,9 +12,12 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from tests.locks import locked
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FOLDER = ROOT / ".venv-parity"
+PYTHON = FOLDER / "bin" / "python"
 REQUIREMENTS = HERE / "requirements.txt"
 
 
@@ -30,12 +33,17 @@ def build() -> Path:
     Raises:
         IndexUnreachable: the packages cannot be downloaded.
     """
-    python = FOLDER / "bin" / "python"
     stamp, wanted = FOLDER / "installed", _key()
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return python
+    with locked("parity"):
+        if not stamp.is_file() or stamp.read_text() != wanted:
+            _install()
+            stamp.write_text(wanted)
+    return PYTHON
+
+
+def _install() -> None:
     subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER], check=True)
-    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    pip = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
     # What PYTHONPATH shows here would count as installed there.
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -50,8 +58,6 @@ def build() -> Path:
         if any(sign in output for sign in ("Failed to establish a new connection", "ConnectTimeout", "ProxyError")):
             raise IndexUnreachable(output.strip().splitlines()[-1])
         raise RuntimeError(f"the parity environment could not be installed:\n{output}")
-    stamp.write_text(wanted)
-    return python
 
 
 def _key() -> str:

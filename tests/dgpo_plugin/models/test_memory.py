@@ -231,7 +231,7 @@ def test_the_plan_is_printed_with_a_verdict() -> None:
 MEASURE = """
 import sys, torch
 torch.set_num_threads(1)
-from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.commands.terminal import quieten
 quieten()
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.models.policy import Policy

@@ -1,4 +1,4 @@
-"""What training Stable Diffusion 3.5 Medium at 512 pixels takes, on which GPU: `python examples/plan_sd35_medium.py`.
+"""What training Stable Diffusion 3.5 Medium at 512 pixels takes, on which GPU: `python tools/plan_sd35_medium.py`.
 
 From the published shapes of its parts, without the (gated) weights. With access to the model the same numbers come
 from `dgpo plan my.yaml --memory 16` where my.yaml says `model: {path: stabilityai/stable-diffusion-3.5-medium}`.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_bench.gpu.published import published
-from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.commands.terminal import quieten
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.training.plan import GIB, RESERVE, make_plan

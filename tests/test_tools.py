@@ -1,4 +1,4 @@
-"""What the pages tell people to run does run."""
+"""What maintainers run does run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
 def test_profile_of_an_iteration() -> None:
-    command = [sys.executable, str(ROOT / "examples" / "profile_iteration.py"), "dgpo", "1"]
+    command = [sys.executable, str(ROOT / "tools" / "profile_iteration.py"), "dgpo", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "overhead" in done.stdout
@@ -24,7 +24,7 @@ def test_profile_of_an_iteration() -> None:
 @pytest.mark.slow
 def test_plan_of_sd35_medium() -> None:
     """The published model has 2.2 to 2.5 billion parameters, and what saves memory makes it fit smaller GPUs."""
-    command = [sys.executable, str(ROOT / "examples" / "plan_sd35_medium.py")]
+    command = [sys.executable, str(ROOT / "tools" / "plan_sd35_medium.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.count(" GiB ") == 2]
@@ -38,7 +38,7 @@ def test_plan_of_sd35_medium() -> None:
 def test_the_presets_memory_is_what_was_planned() -> None:
     """`dgpo list models` shows a file; making it again gives the same numbers."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "plan_presets.py")], capture_output=True, text=True, timeout=900
+        [sys.executable, str(ROOT / "tools" / "plan_presets.py")], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     planned = {line.split()[0]: float(line.split()[-2]) for line in done.stdout.splitlines()}

@@ -1,4 +1,4 @@
-"""The memory that every shipped preset takes, for `dgpo list models`: `python examples/plan_presets.py [--write]`.
+"""The memory that every shipped preset takes, for `dgpo list models`: `python tools/plan_presets.py [--write]`.
 
 From the published shapes of the models, without their weights; `--write` puts it into dgpo_plugin/presets/memory.json.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_bench.gpu.published import published_models
-from dgpo_plugin.commands.main import quieten
+from dgpo_plugin.commands.terminal import quieten
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.config.load import load_config, preset_names

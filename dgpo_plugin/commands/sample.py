@@ -1,0 +1,88 @@
+"""``dgpo sample`` and ``dgpo inspect``: what a finished adapter draws, and what its file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dgpo_plugin.commands.terminal import reports_user_errors
+from dgpo_plugin.common.errors import UserError
+
+
+@click.command()
+@click.argument("model")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter file; none for the base model.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw, repeatable.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="PNG file for the grid.")
+@click.option(
+    "--count", default=8, show_default=True, type=click.IntRange(1), help="Pictures of each prompt, which are a row."
+)
+@click.option("--steps", type=click.IntRange(1), help="Steps of the Euler sampler.  [default: as the preset evaluates]")
+@click.option(
+    "--guidance",
+    type=click.FloatRange(1),
+    help="Classifier-free guidance; 1 is none.  [default: as the preset evaluates]",
+)
+@click.option(
+    "--strength",
+    default=1.0,
+    show_default=True,
+    type=float,
+    help="Multiplies the adapter's effect; 1 is what was trained, 0 the base model.",
+)
+@click.option("--seed", default=0, show_default=True, type=int, help="Seed of the initial noise, the same in each row.")
+@click.option("--any-base", is_flag=True, help="Accept an adapter that was trained on other weights.")
+@reports_user_errors
+def sample(
+    model: str,
+    adapter: Path | None,
+    prompts: tuple[str, ...],
+    output: Path,
+    count: int,
+    steps: int | None,
+    guidance: float | None,
+    strength: float,
+    seed: int,
+    any_base: bool,
+) -> None:
+    """Draw pictures. MODEL is a preset's name, a diffusers folder or a hub id."""
+    from dgpo_plugin.adapters.load import apply_adapter
+    from dgpo_plugin.common.files import atomic_path
+    from dgpo_plugin.common.pictures import image_grid
+    from dgpo_plugin.config.fields import EvaluationConfig, ModelConfig
+    from dgpo_plugin.config.load import load_config, preset_names
+    from dgpo_plugin.distributed.device import best_device
+    from dgpo_plugin.models import load_model
+    from dgpo_plugin.models.generate import fixed_noise, generate
+
+    if output.suffix.lower() != ".png":
+        raise UserError(f"--output {output}: the name must end in .png")
+    if any(not prompt.strip() for prompt in prompts):
+        raise UserError("--prompt: is empty; say what to draw")
+    base, evaluation = ModelConfig(path=model), EvaluationConfig()
+    if model in preset_names():
+        preset = load_config(model)
+        base, evaluation = preset.model, preset.evaluation
+    # Not in half precision unless asked for: the same pictures on every processor.
+    precise = {"precision": "fp32"} if base.precision == "auto" else {}
+    loaded = load_model(base.model_copy(update=precise), best_device())
+    if adapter is not None:
+        apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
+    texts = [prompt for prompt in prompts for _ in range(count)]
+    noise = fixed_noise(loaded, range(count), seed).repeat(len(prompts), 1, 1, 1)
+    images = generate(loaded, texts, noise, steps or evaluation.steps, guidance or evaluation.guidance)
+    with atomic_path(output) as temporary:
+        image_grid(images, columns=count).save(temporary)
+    click.echo(str(output))
+
+
+@click.command()
+@click.argument("adapter", type=click.Path(path_type=Path))
+@reports_user_errors
+def inspect(adapter: Path) -> None:
+    """Print an adapter's card. ADAPTER is its file."""
+    from dgpo_plugin.adapters import AdapterCard, read_adapter
+    from dgpo_plugin.common.tables import as_table
+
+    click.echo(as_table(AdapterCard.of(read_adapter(adapter)).rows()))

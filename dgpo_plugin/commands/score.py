@@ -1,0 +1,84 @@
+"""``dgpo score`` and ``dgpo serve-reward``: rewards by themselves, for pictures on disk and for other processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from dgpo_plugin.commands.terminal import Changes, reports_user_errors, set_option
+from dgpo_plugin.common.errors import UserError
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--reward", "rewards", required=True, help="Names, comma-separated; see `dgpo list rewards`.")
+@click.option("--prompt", help="What all of them should show.")
+@click.option("--prompts", "prompt_file", help="Prompts in the pictures' order: .txt, .jsonl or a set's name.")
+@click.option("--output", type=click.Path(path_type=Path), help=".csv or .json file; standard output if left out.")
+@set_option(help="Set a field of a run's section scoring, as batch_size=8, or rewards.NAME.options.x=1; repeatable.")
+@reports_user_errors
+def score(
+    images: tuple[Path, ...],
+    rewards: str,
+    prompt: str | None,
+    prompt_file: str | None,
+    output: Path | None,
+    overrides: Changes,
+) -> None:
+    """Score pictures with rewards. IMAGES are files or folders."""
+    from rich.progress import Progress
+
+    from dgpo_plugin.common.files import write_text_atomically
+    from dgpo_plugin.common.prompt import Prompt
+    from dgpo_plugin.config.load import reward_terms
+    from dgpo_plugin.prompts.registry import load_prompts
+    from dgpo_plugin.rewards import load_rewards
+    from dgpo_plugin.rewards.picture_files import as_text, find_pictures
+    from dgpo_plugin.rewards.picture_files import score as score_pictures
+
+    if (prompt is None) == (prompt_file is None):
+        raise UserError("--prompt, --prompts: give one of the two")
+    if output is not None and output.suffix not in (".csv", ".json"):
+        raise UserError(f"--output {output}: the name must end in .csv or .json")
+    pictures = find_pictures(images)
+    prompts = [Prompt(prompt)] * len(pictures) if prompt is not None else load_prompts(prompt_file or "")
+    if len(prompts) != len(pictures):
+        raise UserError(f"--prompts {prompt_file}: {len(prompts)} prompts for {len(pictures)} pictures; give as many")
+    terms, scoring = reward_terms([name.strip() for name in rewards.split(",")], overrides)
+    console = Console(stderr=True)
+    with console.status("loading the rewards"):
+        loaded = load_rewards(terms, scoring)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("scoring", total=len(pictures))
+        rows = score_pictures(
+            pictures, prompts, loaded, scoring.batch_size, lambda done: bar.update(task, advance=done)
+        )
+    text = as_text(rows, "csv" if output is None else output.suffix[1:])
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_text_atomically(output, text)
+
+
+@click.command("serve-reward")
+@click.argument("name")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address; beyond loopback it needs a token.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for any free one.")
+@click.option("--token-variable", help="Environment variable that holds the token which clients must bring.")
+@click.option(
+    "--max-megabytes", default=64, show_default=True, type=click.IntRange(1), help="Largest body of a request, in MiB."
+)
+@set_option(help="Set a field of the reward, as device=cpu or options.x=1, repeatable.")
+@reports_user_errors
+def serve_reward(
+    name: str, host: str, port: int, token_variable: str | None, max_megabytes: int, overrides: Changes
+) -> None:
+    """Serve a reward to other processes and machines. NAME as in `dgpo list rewards`, or your own file.py:name."""
+    from dgpo_plugin.config.load import reward_terms
+    from dgpo_plugin.rewards.served.server import serve
+    from dgpo_plugin.rewards.served.wire import secret
+
+    token = secret("--token-variable", token_variable)
+    serve(*reward_terms([name], overrides), (host, port), token, max_megabytes * 2**20, click.echo)

@@ -1,0 +1,84 @@
+"""What every command does at the terminal: libraries kept quiet, a mistake told in one line, an exit code that says."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from dgpo_plugin.common.errors import Stopped, UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+OUT_OF_MEMORY = (
+    "out of memory; set a smaller training.micro_batch_size (the result stays the same), "
+    "training.gradient_checkpointing=true or model.offload=true; `dgpo plan` says what a run takes"
+)
+Changes = tuple[str, ...]
+"""What was given with ``--set``."""
+set_option = functools.partial(click.option, "--set", "overrides", multiple=True, metavar="FIELD=VALUE")
+"""The option ``--set FIELD=VALUE``; its ``help`` says whose fields they are."""
+
+
+def quieten() -> None:
+    """Keep the libraries' start-up notices out of our output; their errors still show."""
+    # The hub's retries are warnings; what it says last is in our error.
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+    for name in ("torchao", "torch.utils._pytree"):  # about kernels that are not for this machine
+        logging.getLogger(name).setLevel(logging.ERROR)
+    precision_choice = logging.getLogger("dgpo_plugin.distributed.processor")  # says what `auto` is, and why
+    if not precision_choice.handlers:
+        precision_choice.setLevel(logging.INFO)
+        precision_choice.addHandler(_StandardError())
+
+
+class _StandardError(logging.Handler):
+    """What a logger says, as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
+
+
+def reports_user_errors(command: F) -> F:
+    """The command, with one line on standard error and exit code 2 for a UserError, and 130 for Ctrl-C."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        quieten()
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            raise SystemExit(2) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            click.echo(f"error: {OUT_OF_MEMORY}", err=True)
+            raise SystemExit(2) from error
+        except Stopped as error:
+            click.echo(str(error), err=True)
+            raise SystemExit(130) from error
+        except KeyboardInterrupt as error:
+            click.echo("stopped; what was finished is kept", err=True)
+            raise SystemExit(130) from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: the GPU's (torch's class, or the driver's, cuBLAS' or NCCL's words), or the CPU's."""
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(said in text for said in ("out of memory", "status_alloc_failed"))
+        or ("defaultcpuallocator" in text and "memory" in text)
+    )

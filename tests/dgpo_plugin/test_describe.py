@@ -1,0 +1,107 @@
+"""What a configuration's fields mean: as YAML with comments, as a JSON schema, and nowhere left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from dgpo_plugin.commands.main import main
+from dgpo_plugin.common.names import ALGORITHMS
+from dgpo_plugin.config.describe import allowed, annotated_yaml, in_yaml, json_schema
+from dgpo_plugin.config.load import load_config, parse_config, preset_names
+
+pytestmark = pytest.mark.fast
+
+NOT_YET = {"RewardConfig", "DGPOConfig", "FlowGRPOConfig", "FlowGRPOFastConfig"}
+"""Sections whose fields are described in their docstrings still."""
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def sections() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every section of a configuration by the name of its class, as its schema."""
+    yield from json_schema()["$defs"].items()
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_the_explained_configuration_is_the_same_one(preset: str) -> None:
+    config = load_config(preset)
+    assert parse_config(yaml.safe_load(annotated_yaml(config)), "again") == config
+
+
+def test_every_field_has_its_description_above_it() -> None:
+    lines = run("config", "shapes", "--set", "training.seed=7").output.splitlines()
+    at = lines.index("  seed: 7")
+    assert lines[at - 1] == "  # What every random draw of the run is derived from. [integer, at least 0]"
+    assert all(len(line) <= 120 for line in lines)
+    assert lines[:2] == ["# The base model, and how it is held in memory.", "model:"]
+
+
+def test_a_mistake_is_one_line() -> None:
+    for arguments, said in [
+        (["config"], "CONFIG is missing"),
+        (["config", "shapse"], "did you mean 'shapes'"),
+        (["config", "shapes", "--set", "training.sed=1"], "did you mean 'seed'"),
+        (["config", "shapes", "--schema"], "leave CONFIG and --set out"),
+    ]:
+        done = run(*arguments)
+        assert done.exit_code == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert said in line
+
+
+@pytest.mark.parametrize(
+    ("name", "section"), list(sections()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_section_and_field_is_described(name: str, section: dict[str, Any]) -> None:
+    assert section["description"].strip()
+    if name in NOT_YET:
+        return
+    assert "Attributes:" not in section["description"]
+    for key, field in section["properties"].items():
+        assert len(field.get("description", "").split()) > 2, f"{name}.{key} is not described"
+        assert field["description"].endswith("."), f"{name}.{key}"
+
+
+def test_the_schema_is_what_a_configuration_may_be() -> None:
+    schema = json.loads(run("config", "--schema").output)
+    assert schema == json_schema()
+    assert schema["additionalProperties"] is False
+    algorithms = schema["properties"]["algorithm"]
+    assert list(algorithms["discriminator"]["mapping"]) == list(ALGORITHMS)
+    for reference in algorithms["oneOf"]:
+        own = schema["$defs"][reference["$ref"].removeprefix("#/$defs/")]
+        assert own["properties"]["name"]["const"] in ALGORITHMS
+        assert own["required"][0] == "name"
+        assert own["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ({"type": "integer", "minimum": 1, "maximum": 512}, "integer, at least 1, at most 512"),
+        ({"type": "number", "minimum": 0, "exclusiveMaximum": 1}, "number, at least 0, below 1"),
+        ({"enum": ["dpm", False], "default": False}, "dpm | false"),
+        ({"const": "dgpo", "type": "string"}, "dgpo"),
+        ({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]}, "number, above 0, or null"),
+        ({"type": "array", "items": {"type": "string"}}, "list of text"),
+        ({"type": "array", "items": {"type": "array"}}, "list of lists"),
+        ({"type": "object"}, "mapping"),
+    ],
+)
+def test_what_a_field_takes_in_words(field: dict[str, Any], said: str) -> None:
+    assert allowed(field) == said
+
+
+@pytest.mark.parametrize("value", [None, True, 1e-5, "", "a: b", "#x", [1, [2]], {"a": {"b": 1}}, "x " * 200, "null"])
+def test_a_value_on_one_line_of_yaml_is_the_value(value: object) -> None:
+    text = in_yaml(value)
+    assert "\n" not in text
+    assert yaml.safe_load(f"key: {text}")["key"] == value

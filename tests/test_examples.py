@@ -1,0 +1,70 @@
+"""What users read in examples/ does run, in a tiny size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from click.testing import CliRunner
+from PIL import Image
+
+from dgpo_plugin.commands.main import main
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def python(example: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / example), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_train_in_python(tmp_path: Path) -> None:
+    done = python("train_in_python.py", str(tmp_path / "run"), *SMALL)
+    assert done.returncode == 0, done.stderr
+    first, *iterations, last = done.stdout.strip().splitlines()
+    assert first.startswith("training ")
+    assert [line.partition(":")[0] for line in iterations] == ["1", "2"]
+    assert Path(last.removeprefix("adapter: ")).is_file()
+
+
+@pytest.mark.slow
+def test_a_mistake_in_it_is_one_line(tmp_path: Path) -> None:
+    done = python("train_in_python.py", str(tmp_path / "run"), "training.sed=1")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith("unknown key training.sed; did you mean 'seed'?")
+
+
+@pytest.mark.fast
+def test_my_reward(tmp_path: Path) -> None:
+    for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        Image.new("RGB", (8, 8), color).save(tmp_path / f"{name}.png")
+    rewards = [f"{EXAMPLES / 'my_reward.py'}:{name}" for name in ("warmth", "Exposure")]
+    output = tmp_path / "scores.csv"
+    command = ["score", str(tmp_path), "--reward", ",".join(rewards), "--prompt", "a sunset", "--output", str(output)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    blue, red = (line.rsplit(",", 2) for line in output.read_text().splitlines()[1:])
+    assert [float(value) for value in red[1:]] == pytest.approx([1, 5 / 6])
+    assert [float(value) for value in blue[1:]] == pytest.approx([-1, 5 / 6])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_reads_its_files(path: Path) -> None:
+    """It refuses keys that it does not know."""
+    parsed = load_config_from_file(str(path))
+    assert parsed.num_processes >= 2
+    assert parsed.num_processes % parsed.num_machines == 0
+    assert str(parsed.mixed_precision) == "no", "model.precision says it"
+
+
+@pytest.mark.fast
+def test_every_example_is_tested() -> None:
+    said = Path(__file__).read_text(encoding="utf-8")
+    assert all(path.name in said for path in EXAMPLES.glob("*.py"))
