@@ -39,7 +39,7 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.models.load import denoiser_work
 from dgpo_plugin.rewards.networks.base import NeuralReward
 from dgpo_plugin.training import run
-from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.training.build import build_trainer
 from tests.conftest import SMALL, needs_bf16
 from tests.dgpo_plugin.families import FAMILIES
 
@@ -484,7 +484,7 @@ def test_what_is_timed_is_what_runs(imitate: Imitate, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(processor, "bf16_trial", trial)
     config = load_config("shapes", [*AUTO, "training.micro_batch_size=3"])
-    assert Trainer(config).config.model.precision == "fp32"
+    assert build_trainer(config).config.model.precision == "fp32"
     assert asked == [(denoiser_work(config.model, 3), torch.get_num_threads())]
 
 
