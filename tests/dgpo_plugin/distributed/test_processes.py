@@ -20,8 +20,8 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed import processes
 from dgpo_plugin.distributed.processes import Processes
-from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
 from dgpo_plugin.training.build import check_layout
+from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
 from tests.conftest import SMALL
 
 ODD = (

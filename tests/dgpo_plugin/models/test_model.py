@@ -272,7 +272,8 @@ def test_the_adapter_starts_from_the_distribution_that_is_asked_for(init: str, p
 
 def test_the_adapters_start_is_seeded() -> None:
     def start(seed: int) -> list[torch.Tensor]:
-        return Policy(load_model(ModelConfig(path="shapes")), LoraConfig(init="gaussian"), seed=seed).copy_weights()
+        policy = Policy(load_model(ModelConfig(path="shapes")), LoraConfig(init="gaussian"), seed=seed)
+        return list(policy.copy_weights().values())
 
     first, again, other = start(0), start(0), start(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -280,11 +281,24 @@ def test_the_adapters_start_is_seeded() -> None:
 
 
 def test_denoiser_evaluations_are_counted(policy: Policy) -> None:
-    noise, asked = fixed_noise(policy.model, range(3), 0), policy.model.encode(PROMPTS)
-    with torch.no_grad():
-        policy.velocity(noise, 0.5, asked)
-        assert policy.denoiser_evaluations == 3
-        policy.velocity(noise, 0.5, asked, guidance=2.0)
-    assert policy.denoiser_evaluations == 9
-    policy.velocity(noise, 0.5, asked)
-    assert policy.denoiser_evaluations == 18
+    noise, conditioning = fixed_noise(policy.model, range(3), 0), policy.model.encode(PROMPTS)
+    with policy.counting() as cost:
+        with torch.no_grad():
+            policy.velocity(noise, 0.5, conditioning)
+            assert cost.total == 3
+            policy.velocity(noise, 0.5, conditioning, guidance=2.0)
+        assert cost.total == 9
+        policy.velocity(noise, 0.5, conditioning)
+    assert cost.total == 18
+    policy.velocity(noise, 0.5, conditioning)
+    assert cost.total == 18
+
+
+def test_a_block_inside_a_block_counts_its_own(policy: Policy) -> None:
+    """Also where both have counted the same so far."""
+    noise, conditioning = fixed_noise(policy.model, range(3), 0), policy.model.encode(PROMPTS)
+    with torch.no_grad(), policy.counting() as outer:
+        with policy.counting() as inner:
+            policy.velocity(noise, 0.5, conditioning)
+        policy.velocity(noise, 0.5, conditioning)
+    assert (outer.total, inner.total) == (6, 3)
