@@ -25,9 +25,7 @@ def weighted_error(predicted: Tensor, target: Tensor, advantages: Tensor, temper
 class RewardWeightedConfig(AlgorithmConfig):
     """What `algorithm:` takes besides `name` and `advantage_std`."""
 
-    temperature: float = Field(
-        1.0, gt=0, description="How little advantages decide what is imitated."
-    )
+    temperature: float = Field(1.0, gt=0, description="How little advantages decide what is imitated.")
     timesteps: int = Field(2, ge=1, description="Sampler steps trained on in an iteration.")
 
     def check_rollout(self, steps: int, schedule: str) -> None:

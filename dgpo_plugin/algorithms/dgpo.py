@@ -98,7 +98,7 @@ class DGPOConfig(AlgorithmConfig):
         0.0,
         ge=0,
         lt=1,
-        description="Share of prompt groups, drawn anew for each timestep, that are trained on the empty prompt in all ."
+        description="Share of prompt groups, drawn anew for each timestep, that are trained on the empty prompt in all "
         "passes; the paper's is 0.05, the released code has none.",
     )
     old_policy_after: int = Field(
