@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from pydantic import BaseModel, Field, SerializeAsAny
 
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.names import ALGORITHMS
+from dgpo_plugin.common.registry import Entry, Registry
 from dgpo_plugin.config.describe import allowed, annotated_yaml, in_yaml, json_schema
 from dgpo_plugin.config.load import load_config, parse_config, preset_names
 
@@ -81,6 +83,40 @@ def test_the_schema_is_what_a_configuration_may_be() -> None:
         assert own["properties"]["name"]["const"] in ALGORITHMS
         assert own["required"][0] == "name"
         assert own["additionalProperties"] is False
+
+
+class AnyConfig(BaseModel):
+    """Whichever algorithm."""
+
+
+class MineConfig(AnyConfig):
+    """An algorithm from elsewhere."""
+
+    name: Literal["mine"] = Field("mine", description="Which algorithm it is.")
+    beta: float = Field(3.0, gt=0, description="How sharp it is.")
+
+
+class Mine:
+    Config = MineConfig
+
+
+class Run(BaseModel):
+    """A configuration whose algorithm is none of a fixed list."""
+
+    algorithm: SerializeAsAny[AnyConfig] = Field(MineConfig(), description="What trains.")
+
+
+def test_an_algorithm_that_is_registered_is_in_the_schema_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgpo_plugin.config.describe.RunConfig", Run)
+    registry = Registry("algorithm", {"mine": Entry(f"{__name__}:Mine")}, Entry)
+    monkeypatch.setattr("dgpo_plugin.config.describe.ALGORITHMS", registry)
+    schema = json_schema()
+    assert schema["properties"]["algorithm"]["oneOf"] == [{"$ref": "#/$defs/MineConfig"}]
+    assert schema["$defs"]["MineConfig"]["properties"]["beta"]["exclusiveMinimum"] == 0
+    assert schema["$defs"]["MineConfig"]["required"] == ["name"]
+    explained = annotated_yaml(Run())
+    assert "# An algorithm from elsewhere.\nalgorithm:\n" in explained
+    assert "  # How sharp it is. [number, above 0]\n  beta: 3.0\n" in explained
 
 
 @pytest.mark.parametrize(
