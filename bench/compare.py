@@ -11,6 +11,7 @@ import platform
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,9 +20,9 @@ from dgpo_plugin.common.files import write_text_atomically
 
 from .devices import gpu_names
 from .plan import Listener, Plan, base_file, run_file
-from .report import write_curves, write_report
-from .results import Budget, Results, Run, write_results
-from .workers import Task, started, work_off
+from .report.page import write_curves, write_report
+from .results import Budget, Results, Run, read_base, read_run, write_results
+from .workers import Task, run_tasks, start_workers
 
 
 def compare(plan: Plan, folder: Path, listener: Listener) -> Path:
@@ -33,29 +34,37 @@ def compare(plan: Plan, folder: Path, listener: Listener) -> Path:
     Raises:
         UserError: the folder was made by another plan, a budget too small for one iteration, ...
     """
-    plan = _claim(plan, folder)
+    plan = claim_folder(plan, folder)
     missing = [(algorithm, seed) for algorithm, seed in plan.runs if not run_file(folder, algorithm, seed).exists()]
     if missing:
-        _run(plan, folder, missing, listener)
+        run_missing(plan, folder, missing, listener)
     return collect(plan, folder)
 
 
-def _run(plan: Plan, folder: Path, missing: list[tuple[str, int]], listener: Listener) -> None:
-    """Measure the base and time each algorithm, say what the runs will take, and do them."""
+def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listener: Listener) -> None:
+    """Measure the base and time each algorithm, say what the runs will take, and do them.
+
+    Raises:
+        UserError: a task that was refused, or whose process died.
+    """
     from .forecast import forecast
 
     first = [] if base_file(folder).exists() else [Task("base")]
     first += [Task("timing", algorithm) for algorithm in plan.algorithms if algorithm in dict(missing)]
-    with started(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
-        found = work_off(workers, first, listener, lambda: None)
-        timings = {task.algorithm: timing for task, timing in found.items() if task.kind == "timing"}
+    with start_workers(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
+        measured = run_tasks(workers, first, listener, lambda: None)
+        timings = {task.algorithm: timing for task, timing in measured.items() if task.kind == "timing"}
         listener.expect(forecast(plan, missing, timings))
         runs = [Task("run", algorithm, seed) for algorithm, seed in missing]
-        work_off(workers, runs, listener, lambda: collect(plan, folder))
+        run_tasks(workers, runs, listener, lambda: collect(plan, folder))
 
 
-def _claim(plan: Plan, folder: Path) -> Plan:
-    """The plan, with what its ``precision: auto`` stands for, written into the folder if that has none."""
+def claim_folder(plan: Plan, folder: Path) -> Plan:
+    """Write the plan, with what its ``precision: auto`` stands for, into the folder if that has none, and return it.
+
+    Raises:
+        UserError: the folder was made by another plan, or holds something else.
+    """
     file = folder / "plan.json"
     before: Plan | None = None
     if file.exists():
@@ -63,7 +72,7 @@ def _claim(plan: Plan, folder: Path) -> Plan:
             before = Plan.model_validate_json(file.read_text(encoding="utf-8"))
         except (ValidationError, ValueError) as error:
             raise UserError(f"{file}: not a comparison's plan; choose another --output") from error
-    plan = _settled(plan, before)
+    plan = _with_precision(plan, before)
     if before is None:
         write_text_atomically(file, plan.model_dump_json(indent=1) + "\n")
     elif before != plan:
@@ -75,8 +84,8 @@ def _claim(plan: Plan, folder: Path) -> Plan:
     return plan
 
 
-def _settled(plan: Plan, before: Plan | None) -> Plan:
-    """With one precision for all runs: that of the comparison to go on with, or what is decided here and now."""
+def _with_precision(plan: Plan, before: Plan | None) -> Plan:
+    """The plan with one precision for all runs: that of the comparison to go on with, or one that is decided now."""
     model = plan.preset.shared.get("model", {})
     if model.get("precision") != "auto":
         return plan
@@ -85,7 +94,7 @@ def _settled(plan: Plan, before: Plan | None) -> Plan:
     else:
         from dgpo_plugin.distributed.device import best_device
         from dgpo_plugin.distributed.processes import Processes
-        from dgpo_plugin.training.trainer import settle_precision
+        from dgpo_plugin.training.build import settle_precision
 
         config = plan.preset.run_config(plan.algorithms[0], plan.seeds[0])
         precision = settle_precision(config, best_device(), Processes(), plan.threads).model.precision
@@ -94,20 +103,26 @@ def _settled(plan: Plan, before: Plan | None) -> Plan:
 
 
 def collect(plan: Plan, folder: Path) -> Path:
-    """Gather the finished runs into results.json, curves.csv and report.html."""
-    from dgpo_plugin.adapters.save import package_versions
+    """Gather the finished runs into results.json, curves.csv and report.html.
 
-    from .evaluate import PRIMARY, metric_definitions
-    from .single import read_base
+    Returns:
+        The report's path.
 
-    base = read_base(folder)
+    Raises:
+        UserError: the base or a finished run cannot be read.
+    """
+    from dgpo_plugin.common.provenance import package_versions
+
+    from .metrics import PRIMARY, metric_definitions
+
+    base = read_base(base_file(folder))
     gallery = {"base": base_file(folder).with_suffix(".png").name}
     runs: list[Run] = []
     for algorithm in plan.algorithms:
         for seed in plan.seeds:
             file = run_file(folder, algorithm, seed)
             if file.exists():
-                runs.append(_read_run(file))
+                runs.append(read_run(file))
                 gallery.setdefault(algorithm, (file.parent.relative_to(folder) / "gallery.png").as_posix())
     results = Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -118,14 +133,12 @@ def collect(plan: Plan, folder: Path) -> Path:
         budget=Budget(size=plan.size_name, evaluations=plan.size.evaluations, caution=plan.size.caution),
         seeds=plan.seeds,
         algorithms=plan.algorithms,
+        challenger=plan.preset.challenger,
+        labels=plan.preset.labels,
+        colors=plan.preset.colors,
         metrics=metric_definitions(base.tasks),
         primary=PRIMARY,
-        settings={
-            a: plan.preset.run_config(a, plan.seeds[0]).model_dump(
-                mode="json", exclude={"logging": True, "training": {"iterations", "seed"}, "evaluation": True}
-            )
-            for a in plan.algorithms
-        },
+        settings={algorithm: _settings(plan, algorithm) for algorithm in plan.algorithms},
         base=base.guided,
         runs=runs,
         gallery=gallery,
@@ -137,11 +150,10 @@ def collect(plan: Plan, folder: Path) -> Path:
     return write_report(folder)
 
 
-def _read_run(file: Path) -> Run:
-    try:
-        return Run.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise UserError(f"{file}: not a finished run; remove it, and the same command does that run again") from error
+def _settings(plan: Plan, algorithm: str) -> dict[str, Any]:
+    """An algorithm's configuration, without what the comparison decides in its place."""
+    replaced: Any = {"logging": True, "training": {"iterations", "seed"}, "evaluation": True}
+    return plan.preset.run_config(algorithm, plan.seeds[0]).model_dump(mode="json", exclude=replaced)
 
 
 def _git_hash() -> str | None:
@@ -159,6 +171,7 @@ def _git_hash() -> str | None:
 
 
 def _machine(plan: Plan) -> dict[str, str]:
+    """The computer, and how much of it each run had."""
     from dgpo_plugin.distributed.device import processor_name
 
     return {
@@ -168,5 +181,5 @@ def _machine(plan: Plan) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         **({"GPUs": ", ".join(gpus)} if (gpus := gpu_names()) else {}),
         "runs at once": str(plan.jobs),
-        "threads a run": str(plan.threads),
+        "threads per run": str(plan.threads),
     }

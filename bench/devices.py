@@ -8,7 +8,7 @@ from dgpo_plugin.common.errors import UserError
 
 
 def gpu_count() -> int:
-    """CUDA (or ROCm) devices that this process may use; 0 where runs go to the CPU."""
+    """How many CUDA (or ROCm) devices this process may use; 0 where runs go to the CPU."""
     import torch
 
     from dgpo_plugin.distributed.device import runs_on_cpu
@@ -17,25 +17,25 @@ def gpu_count() -> int:
 
 
 def gpu_names() -> list[str]:
-    """Their names, one each; none where runs go to the CPU."""
+    """Names of the GPUs that runs may use, one each; none where runs go to the CPU."""
     from dgpo_plugin.distributed.device import device_names
 
     return device_names() if gpu_count() else []
 
 
-def runs_at_once(asked: int | None, gpus: int) -> int:
-    """How many runs to have at once, from what was asked for and the GPUs there are.
+def runs_at_once(requested: int | None, gpus: int) -> int:
+    """How many runs to have at once: as requested, else one per GPU, on a CPU two.
 
     Raises:
         UserError: more than there are GPUs.
     """
     if gpus == 0:
-        return asked or 2
-    if asked is not None and asked > gpus:
+        return requested or 2
+    if requested is not None and requested > gpus:
         raise UserError(
-            f"--jobs {asked}: there {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'}, and a run needs its own"
+            f"--jobs {requested}: there {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'}, and a run needs its own"
         )
-    return asked or gpus
+    return requested or gpus
 
 
 def pin(worker: int) -> None:

@@ -6,10 +6,8 @@ import itertools
 import time
 from dataclasses import dataclass
 
-from dgpo_plugin.training.trainer import Trainer
-
+from .cell import evaluator_of, new_trainer
 from .plan import Forecast, Plan
-from .single import evaluator_of, run_config
 
 TIMED_ITERATIONS = 2
 FEW_PROMPTS = {"prompts_per_task": 2, "out_of_domain_prompts": 4}
@@ -21,8 +19,8 @@ class Timing:
 
     Attributes:
         start: until a run's first iteration.
-        training: a denoiser evaluation of training, rewards and decoding included.
-        sampling: a denoiser evaluation of an evaluation, decoding and metrics included.
+        training: per denoiser evaluation of training, rewards and decoding included.
+        sampling: per denoiser evaluation of measuring, decoding and metrics included.
         evaluating: denoiser evaluations that measuring one run takes.
     """
 
@@ -35,26 +33,30 @@ class Timing:
 def time_algorithm(plan: Plan, algorithm: str) -> Timing:
     """Train for two iterations and take the quicker, then measure on a few of the prompts."""
     started = time.perf_counter()
-    trainer = Trainer(run_config(plan, algorithm, plan.seeds[0]))
+    trainer = new_trainer(plan, algorithm, plan.seeds[0])
     evaluator = evaluator_of(plan, trainer)
     ready = time.perf_counter()
     records = list(itertools.islice(trainer.iterations(), TIMED_ITERATIONS))
     few = plan.model_copy(update={"size": plan.size.model_copy(update=FEW_PROMPTS)})
-    sample = evaluator_of(few, trainer)
-    measured = time.perf_counter()
-    sample.measure(trainer.policy, trainer.evaluation_weights)
+    small_evaluator = evaluator_of(few, trainer)
+    trained = time.perf_counter()
+    small_evaluator.measure(trainer.policy, trainer.evaluation_weights)
     guidance = plan.preset.evaluation.guidance
     return Timing(
         start=ready - started,
         training=min(record["seconds"] / record["denoiser_evaluations"] for record in records),
-        sampling=(time.perf_counter() - measured) / sample.evaluations(guidance),
+        sampling=(time.perf_counter() - trained) / small_evaluator.evaluations(guidance),
         evaluating=len(plan.size.schedule) * evaluator.evaluations(guidance)
         + sum(evaluator.evaluations(each) for each in plan.adapter_guidances),
     )
 
 
 def forecast(plan: Plan, missing: list[tuple[str, int]], timings: dict[str, Timing]) -> Forecast:
-    """What the missing runs will take, from each algorithm's timing."""
+    """Forecast what the missing runs will take, from each algorithm's timing.
+
+    Args:
+        missing: (algorithm, seed) of each, at least one.
+    """
     seconds = sum(
         timing.start + timing.training * plan.size.evaluations + timing.sampling * timing.evaluating
         for timing in (timings[algorithm] for algorithm, _ in missing)

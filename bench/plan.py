@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,14 +27,36 @@ class Plan(BaseModel):
     jobs: int
     threads: int
 
+    @classmethod
+    def of(
+        cls, name: str, preset: Preset, size_name: SizeName, size: Size, algorithms: Sequence[str], *, jobs: int
+    ) -> Plan:
+        """A plan with the size's seeds, from 0 on, that shares the computer's cores among as many runs at once.
+
+        Args:
+            name: the preset's.
+            jobs: runs at once.
+        """
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        return cls(
+            preset_name=name,
+            preset=preset,
+            size_name=size_name,
+            size=size,
+            algorithms=list(algorithms),
+            seeds=list(range(size.seeds)),
+            jobs=jobs,
+            threads=threads,
+        )
+
     @property
     def base_guidances(self) -> list[float]:
-        """What the untrained base is measured at, rising; an evaluation's own guidance is always among them."""
+        """Guidances of the untrained base, rising; an evaluation's own is always among them."""
         return sorted({*self.preset.evaluation.guidances, self.preset.evaluation.guidance})
 
     @property
     def adapter_guidances(self) -> list[float]:
-        """What finished adapters are measured at, rising; an evaluation's own guidance is always among them."""
+        """Guidances of finished adapters, rising; an evaluation's own is always among them."""
         if self.size.guidances is None:
             return self.base_guidances
         return sorted({*self.size.guidances, self.preset.evaluation.guidance})
@@ -64,8 +88,8 @@ class Forecast:
 
     Attributes:
         runs: how many are missing.
-        seconds: with as many at once as were asked for, start-up and evaluation included.
-        training, sampling: milliseconds a denoiser evaluation, in training (the mean over algorithms) and in sampling.
+        seconds: with as many at once as the plan says, start-up and evaluation included.
+        training, sampling: milliseconds per denoiser evaluation, in training (mean over algorithms) and in sampling.
     """
 
     runs: int
@@ -78,10 +102,10 @@ class Listener(Protocol):
     """Whoever shows a comparison to a person."""
 
     def expect(self, forecast: Forecast) -> None:
-        """Told once, before the first run starts."""
+        """Take the forecast, once, before the first run starts."""
 
     def listen(self, event: Event) -> None:
-        """Told whenever a run moved on."""
+        """Take an event, whenever a run moved on."""
 
 
 def run_folder(folder: Path, algorithm: str, seed: int) -> Path:
@@ -90,10 +114,10 @@ def run_folder(folder: Path, algorithm: str, seed: int) -> Path:
 
 
 def base_file(folder: Path) -> Path:
-    """The untrained base's metrics, measured once a comparison."""
+    """Where the untrained base's metrics lie, measured once per comparison."""
     return folder / "base.json"
 
 
 def run_file(folder: Path, algorithm: str, seed: int) -> Path:
-    """What says that it is finished."""
+    """Where the result of a run lies; it is there once the run is finished."""
     return run_folder(folder, algorithm, seed) / "run.json"

@@ -1,4 +1,4 @@
-"""The result file of a comparison: a typed, versioned schema, written whole or not at all."""
+"""The result files of a comparison: typed schemas, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class _Record(BaseModel):
@@ -71,6 +71,19 @@ class Run(_Record):
     adapter: str
 
 
+class Base(_Record):
+    """The untrained base, measured once per comparison, and what the report shows pictures of.
+
+    Attributes:
+        guided: all metrics at every guidance of the preset, rising.
+        tasks: task types of the held-out prompts.
+    """
+
+    guided: list[Guided]
+    tasks: list[str]
+    gallery_prompts: list[str]
+
+
 class Budget(_Record):
     """What every run was given, in units that mean the same on every machine.
 
@@ -89,6 +102,9 @@ class Results(_Record):
     """Everything that a report is drawn from.
 
     Attributes:
+        challenger: the algorithm that all others are compared with; it may be missing from ``algorithms``.
+        labels: names of algorithms for people.
+        colors: of algorithms in the report, ``#RRGGBB``.
         metrics: the meaning of every metric name, in the order of the report's tables.
         primary: the metric the verdict and the time-to-threshold are about.
         base: the untrained base at every guidance of the preset, rising.
@@ -107,6 +123,9 @@ class Results(_Record):
     budget: Budget
     seeds: list[int]
     algorithms: list[str]
+    challenger: str
+    labels: dict[str, str] = {}
+    colors: dict[str, str] = {}
     metrics: dict[str, Metric]
     primary: str
     settings: dict[str, dict[str, Any]]
@@ -116,6 +135,10 @@ class Results(_Record):
     gallery_prompts: list[str] = []
     complete: bool
 
+    def label(self, algorithm: str) -> str:
+        """An algorithm's name for people: the preset's label, or the name as it is."""
+        return self.labels.get(algorithm, algorithm)
+
 
 def write_results(results: Results, path: Path) -> None:
     """Write the result file, whole or not at all."""
@@ -123,7 +146,11 @@ def write_results(results: Results, path: Path) -> None:
 
 
 def read_results(path: Path) -> Results:
-    """Raises UserError: the file is missing, is not JSON, or is of another schema."""
+    """Everything that a comparison has found so far.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or is of another schema.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -138,3 +165,27 @@ def read_results(path: Path) -> Results:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"results file {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def read_base(file: Path) -> Base:
+    """The untrained base's measurements.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return Base.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{file}: cannot be read; remove it and start the comparison again") from error
+
+
+def read_run(file: Path) -> Run:
+    """A finished run.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return Run.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{file}: not a finished run; remove it, and the same command does that run again") from error

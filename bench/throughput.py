@@ -10,7 +10,6 @@ import itertools
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,12 +18,15 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from dgpo_plugin.adapters.save import package_versions
 from dgpo_plugin.common.files import write_text_atomically
-from dgpo_plugin.config.fields import DGPOConfig, RunConfig
+from dgpo_plugin.common.provenance import package_versions
+from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.device import best_device, runs_on_cpu
 from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.trainer import Trainer
+
+from .timing import median_seconds
 
 PARTS = ("rollout", "decode", "reward_wait", "training")
 Record = dict[str, float]
@@ -49,7 +51,7 @@ class Throughput(BaseModel):
             backward to its inputs.
         rollout, training: evaluations/s of the two phases of an iteration.
         rollout_of_ceiling, training_of_ceiling: those over the ceiling timed just before the iteration.
-        images, samples: a second of rollout, a second of training (an image at one timestep).
+        images, samples: per second of rollout, per second of training (a sample is an image at one timestep).
         share: of an iteration's time, by part.
         peak_memory: bytes, of iterations alone; the GPU's, or the process's on a CPU.
     """
@@ -99,20 +101,25 @@ class Throughput(BaseModel):
 
 
 def measure(name: str, config: RunConfig, iterations: int, progress: Callable[[str], None]) -> Throughput:
-    """Time whole iterations, each after the bare denoiser; nothing is written."""
+    """Time whole iterations, each after the bare denoiser; nothing is written.
+
+    Args:
+        name: the configuration's, for the result.
+        iterations: to time, after two that warm up.
+        progress: is shown a line now and then.
+    """
     progress("loading")
-    endless = config.training.model_copy(update={"iterations": 10**9})
-    trainer = Trainer(config.model_copy(update={"training": endless}))
-    running = trainer.iterations()
+    trainer = build_trainer(config)
+    running = trainer.iterations(share_done=lambda: 0.0)  # without an end
     progress("two iterations to warm up")
     for _ in itertools.islice(running, 2):
         pass
-    peak_memory = _peak_memory(runs_on_cpu())
-    asked = trainer.model.encode(["a red circle"])
+    peak_memory = peak_bytes(runs_on_cpu())
+    conditioning = trainer.model.encode(["a red circle"])
     ceilings, records = list[tuple[float, float]](), list[Record]()
     for number in range(1, iterations + 1):
         progress(f"iteration {number} of {iterations}" + (f", {records[-1]['seconds']:.2f} s" if records else ""))
-        ceilings.append(_ceilings(trainer, asked))
+        ceilings.append(bare_rates(trainer, conditioning))
         records.append(next(running))
     return _summary(name, trainer, ceilings, records, peak_memory)
 
@@ -121,6 +128,7 @@ def _summary(
     name: str, trainer: Trainer, ceilings: Sequence[tuple[float, float]], records: Sequence[Record], peak_memory: int
 ) -> Throughput:
     config, images = trainer.config, trainer.config.training.images
+    cost = trainer.algorithm.cost(config)
     ceiling = [forward for forward, _ in ceilings]
     training_ceiling = [_bare_training(*pair, record) for pair, record in zip(ceilings, records, strict=True)]
     rollout = [r["rollout_evaluations"] / r["rollout_seconds"] for r in records]
@@ -142,29 +150,28 @@ def _summary(
         rollout_of_ceiling=_spread([a / b for a, b in zip(rollout, ceiling, strict=True)]),
         training_of_ceiling=_spread([a / b for a, b in zip(training, training_ceiling, strict=True)]),
         images=_spread([images / r["rollout_seconds"] for r in records]),
-        samples=_spread([images * config.trained_steps / r["training_seconds"] for r in records]),
+        samples=_spread([images * cost.trained_steps / r["training_seconds"] for r in records]),
         share={part: statistics.median(r[f"{part}_seconds"] / r["seconds"] for r in records) for part in PARTS},
         peak_memory=peak_memory,
     )
 
 
 def _bare_training(forward: float, with_backward: float, record: Record) -> float:
-    """Evaluations/s of the bare denoiser on an iteration's training passes."""
+    """Denoiser evaluations/s of the bare denoiser on an iteration's training passes."""
     differentiated = record["differentiated_evaluations"]
     plain = record["denoiser_evaluations"] - record["rollout_evaluations"] - differentiated
     return (plain + differentiated) / (plain / forward + differentiated / with_backward)
 
 
-def _ceilings(trainer: Trainer, asked: Conditioning, rounds: int = 3) -> tuple[float, float]:
-    """Evaluations/s of the bare denoiser: forward alone, and with a backward pass to its inputs."""
+def bare_rates(trainer: Trainer, conditioning: Conditioning, rounds: int = 3) -> tuple[float, float]:
+    """Denoiser evaluations/s of the bare denoiser: forward alone, and with a backward pass to its inputs."""
     model, training = trainer.model, trainer.config.training
     share = -(-training.images // trainer.processes.count)
     size = min(training.micro_batch_size or share, share)
-    algorithm = trainer.config.algorithm
-    guided = (algorithm.rollout_guidance if isinstance(algorithm, DGPOConfig) else algorithm.guidance) > 1
+    guided = trainer.algorithm.cost(trainer.config).rollout_guidance > 1
     latents = torch.randn(size, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     both = torch.cat([latents, latents]) if guided else latents  # guidance doubles the batch
-    once, doubled = asked[[0] * size], asked[[0] * len(both)]
+    once, doubled = conditioning[[0] * size], conditioning[[0] * len(both)]
 
     def forward() -> None:
         model.velocity(both, 0.5, doubled)
@@ -174,19 +181,9 @@ def _ceilings(trainer: Trainer, asked: Conditioning, rounds: int = 3) -> tuple[f
             model.velocity(latents.requires_grad_(), 0.5, once).square().mean().backward()
 
     with trainer.policy.as_reference():
-        return len(both) / _seconds(forward, rounds), 3 * size / _seconds(backward, rounds)
-
-
-def _seconds(work: Callable[[], None], rounds: int) -> float:
-    """The median of some calls."""
-    spent = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        spent.append(time.perf_counter() - started)
-    return statistics.median(spent)
+        forward_seconds = median_seconds(forward, model.device, rounds=rounds, warm_up=False)
+        backward_seconds = median_seconds(backward, model.device, rounds=rounds, warm_up=False)
+    return len(both) / forward_seconds, 3 * size / backward_seconds
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -199,8 +196,8 @@ def _device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else best_device().type
 
 
-def _peak_memory(on_cpu: bool) -> int:
-    """Bytes: a CUDA device's, else the process's."""
+def peak_bytes(on_cpu: bool) -> int:
+    """The most memory that was in use so far, in bytes: a CUDA device's, else the process's."""
     if not on_cpu and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:
@@ -212,5 +209,5 @@ def _peak_memory(on_cpu: bool) -> int:
 
 
 def write_throughput(measured: Throughput, path: Path) -> None:
-    """As JSON."""
+    """Write what was measured as JSON."""
     write_text_atomically(path, json.dumps(measured.model_dump(), indent=1) + "\n")

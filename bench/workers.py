@@ -1,4 +1,4 @@
-"""The processes of a comparison: each does one task after another, and of one that dies it is known what it was at.
+"""The processes of a comparison: each does one task after another, and of one that dies it is known what it was doing.
 
 They talk through a pipe each, so a worker whose comparison is gone, however it went, ends when it next has something to
 say.
@@ -44,23 +44,23 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What a worker says of a task that is over.
+class Outcome:
+    """How a worker's task ended.
 
     Attributes:
-        result: a timing's; nothing of others.
-        refused: a line for the user.
-        failed: a traceback.
+        status: ``refused`` for what the user can mend, ``failed`` for a bug.
+        result: of a task that is done: what it measured, or None for one that writes files.
+        reason: a line for the user if it was refused, a traceback if it failed.
     """
 
+    status: Literal["done", "refused", "failed"]
     result: Any = None
-    refused: str = ""
-    failed: str = ""
+    reason: str = ""
 
 
 @dataclass
 class Worker:
-    """A process, this end of its pipe, and the task that it is at."""
+    """A process, this end of its pipe, and the task that it was given."""
 
     process: Any
     pipe: Any
@@ -68,8 +68,8 @@ class Worker:
 
 
 @contextlib.contextmanager
-def started(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]]:
-    """So many workers for the block; whatever happens in it, none outlives it."""
+def start_workers(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]]:
+    """Start ``count`` workers for the block; whatever happens in it, none outlives it."""
     # Read by OpenMP and MKL when a worker starts, so they must be set before it does.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(plan.threads)
@@ -86,29 +86,30 @@ def started(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]]:
                 worker.process.join()
 
 
-def work_off(
+def run_tasks(
     workers: Sequence[Worker], tasks: Sequence[Task], listener: Listener, after_each: Callable[[], object]
 ) -> dict[Task, Any]:
     """Have tasks done, in their order, each by the next worker that is free.
 
     Returns:
-        What each said it found.
+        The result of each.
 
     Raises:
         UserError: a task that was refused, or whose process died.
+        RuntimeError: a bug in a task, with its traceback.
     """
     waiting, results = deque(tasks), dict[Task, Any]()
     for worker in workers:
-        _give(worker, waiting)
+        _assign(worker, waiting)
     while busy := {worker.pipe: worker for worker in workers if worker.task is not None}:
         for pipe in connection.wait(list(busy), timeout=1):
             worker = busy[pipe]
-            ended = _heard(worker, listener)
-            if ended is not None:
+            outcome = _receive(worker, listener)
+            if outcome is not None:
                 assert worker.task is not None
-                results[worker.task] = ended.result
+                results[worker.task] = outcome.result
                 after_each()
-                _give(worker, waiting)
+                _assign(worker, waiting)
     return results
 
 
@@ -118,39 +119,39 @@ def _start(plan: Plan, folder: Path, number: int) -> Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     gpu = number if gpu_count() else None
-    process = context.Process(target=_work, args=(theirs, plan, folder, bf16_is_ready(), gpu), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, plan, folder, bf16_is_ready(), gpu), daemon=True)
     process.start()
     theirs.close()  # or its end would not be seen here
     return Worker(process, ours)
 
 
-def _give(worker: Worker, waiting: deque[Task]) -> None:
+def _assign(worker: Worker, waiting: deque[Task]) -> None:
     worker.task = waiting.popleft() if waiting else None
     if worker.task is not None:
         try:
             worker.pipe.send(worker.task)
         except OSError as error:
-            raise _died(worker) from error
+            raise _death_of(worker) from error
 
 
-def _heard(worker: Worker, listener: Listener) -> Ended | None:
-    """How a worker's task went, if it is over; what it says before goes to the listener."""
+def _receive(worker: Worker, listener: Listener) -> Outcome | None:
+    """The outcome of a worker's task if it is over, else None; an event goes to the listener."""
     try:
-        said = worker.pipe.recv()
+        message = worker.pipe.recv()
     except (EOFError, OSError) as error:
-        raise _died(worker) from error
-    if isinstance(said, Event):
-        listener.listen(said)
+        raise _death_of(worker) from error
+    if isinstance(message, Event):
+        listener.listen(message)
         return None
-    assert isinstance(said, Ended)
-    if said.refused:
-        raise UserError(said.refused)
-    if said.failed:
-        raise RuntimeError(f"{worker.task}:\n{said.failed}")
-    return said
+    assert isinstance(message, Outcome)
+    if message.status == "refused":
+        raise UserError(message.reason)
+    if message.status == "failed":
+        raise RuntimeError(f"{worker.task}:\n{message.reason}")
+    return message
 
 
-def _died(worker: Worker) -> UserError:
+def _death_of(worker: Worker) -> UserError:
     worker.process.join()
     return UserError(f"{worker.task}: its process {how_it_ended(worker.process.exitcode)}; {KEPT}")
 
@@ -162,7 +163,7 @@ def sigterm_as_exit() -> Iterator[None]:
         yield
         return
 
-    def leave(number: int, frame: object) -> None:
+    def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)
@@ -175,20 +176,20 @@ def sigterm_as_exit() -> Iterator[None]:
 # ---- in the worker
 
 
-class _Speaker:
-    """A listener at the other end of the pipe."""
+class _PipeListener:
+    """A listener that sends what it is told to the comparison's process."""
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
 
     def expect(self, forecast: object) -> None:
-        """A forecast is made from what the workers find, not by them."""
+        """Ignore it: a forecast is made from what the workers measure, not by them."""
 
     def listen(self, event: Event) -> None:
         self._pipe.send(event)
 
 
-def _work(pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, gpu: int | None) -> None:
+def _serve(pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, gpu: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the comparison ends its workers
     quieten()
     if gpu is not None:
@@ -202,30 +203,30 @@ def _work(pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, gpu: int | N
     torch.set_num_threads(plan.threads)
     with contextlib.suppress(EOFError, OSError):  # the comparison is gone
         while True:
-            pipe.send(_attempt(plan, folder, pipe.recv(), _Speaker(pipe)))
+            pipe.send(_attempt(plan, folder, pipe.recv(), _PipeListener(pipe)))
 
 
-def _attempt(plan: Plan, folder: Path, task: Task, listener: Listener) -> Ended:
+def _attempt(plan: Plan, folder: Path, task: Task, listener: Listener) -> Outcome:
     try:
-        return Ended(result=_done(plan, folder, task, listener))
+        return Outcome("done", _perform(plan, folder, task, listener))
     except UserError as error:
-        return Ended(refused=str(error))
+        return Outcome("refused", reason=str(error))
     except Exception as error:
         if is_out_of_memory(error):
             advice = "fewer --jobs, or a smaller training.micro_batch_size in the preset"
-            return Ended(refused=f"{task}: out of memory; give {advice}; {KEPT}")
-        return Ended(failed=traceback.format_exc())
+            return Outcome("refused", reason=f"{task}: out of memory; give {advice}; {KEPT}")
+        return Outcome("failed", reason=traceback.format_exc())
 
 
-def _done(plan: Plan, folder: Path, task: Task, listener: Listener) -> Any:
+def _perform(plan: Plan, folder: Path, task: Task, listener: Listener) -> Any:
     if task.kind == "base":
-        from .single import measure_base
+        from .cell import measure_base
 
         return measure_base(plan, folder)
     if task.kind == "timing":
         from .forecast import time_algorithm
 
         return time_algorithm(plan, task.algorithm)
-    from .single import run_one
+    from .cell import run_cell
 
-    return run_one(plan, folder, task.algorithm, task.seed, listener)
+    return run_cell(plan, folder, task.algorithm, task.seed, listener)

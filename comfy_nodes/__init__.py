@@ -12,20 +12,20 @@ async def comfy_entrypoint() -> Any:
     """ComfyUI asks this for the pack's nodes."""
     from comfy_api.latest import ComfyExtension, io
 
-    from . import adapters, compare, embedded, prompts, rewards, training
+    from . import nodes_adapters, nodes_compare, nodes_embedded, nodes_prompts, nodes_training, rewards
 
     class Extension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
             return [
-                adapters.LoadAdapter,
-                adapters.AdapterCard,
-                prompts.PromptList,
+                nodes_adapters.LoadAdapter,
+                nodes_adapters.ShowAdapterCard,
+                nodes_prompts.PromptList,
                 rewards.LoadReward,
                 rewards.ScoreImages,
                 rewards.BestOfN,
-                compare.CompareAdapter,
-                training.TrainAdapter,
-                embedded.LoadShapes,
+                nodes_compare.CompareAdapter,
+                nodes_training.TrainAdapter,
+                nodes_embedded.LoadShapes,
             ]
 
     return Extension()

@@ -17,30 +17,28 @@ from typing import Any
 import comfy.lora
 import comfy.lora_convert
 import comfy.utils
-from torch import Tensor
 
+from dgpo_plugin.adapters import AdapterFile
 from dgpo_plugin.common.errors import UserError
 
 
 @dataclass(frozen=True)
-class Matched:
-    """A patched model, and of how many of the file's keys it has the weights."""
+class PatchedModel:
+    """A ComfyUI model with an adapter on it, and how many of the file's keys match its weights."""
 
     model: Any
     matched: int
     total: int
 
 
-def apply_strictly(
-    model: Any, tensors: Mapping[str, Tensor], strength: float, header: Mapping[str, str], where: str
-) -> Matched:
-    """A clone of a ComfyUI model (ModelPatcher) with every tensor of an adapter on it.
+def apply_strictly(model: Any, file: AdapterFile, strength: float) -> PatchedModel:
+    """Clone a ComfyUI model (ModelPatcher) and put every tensor of an adapter on it.
 
     Raises:
-        UserError: any tensor matches no weight of the model, or has another shape.
+        UserError: the adapter is unusable, or any of its tensors matches no weight of the model or has another shape.
     """
     base = type(model.model).__name__
-    converted = comfy.lora_convert.convert_lora(dict(tensors))
+    converted = comfy.lora_convert.convert_lora(dict(file.usable.tensors))
     there = model.model.state_dict().keys()
     # The map also has names of weights that this model is too small to have.
     names = comfy.lora.model_lora_keys_unet(model.model, {})
@@ -49,38 +47,42 @@ def apply_strictly(
     known = set().union(*(getattr(patch, "loaded_keys", ()) for patch in patches.values()))
     unmatched = sorted(set(converted) - known)
     if unmatched:
-        made_for = header.get("modelspec.architecture", header.get("ss_base_model_version", "an unnamed base"))
+        made_for = file.header.get(
+            "modelspec.architecture", file.header.get("ss_base_model_version", "an unnamed base")
+        )
         raise UserError(
-            f"{where}: {len(converted) - len(unmatched)} of {len(converted)} keys match this model ({base}); it was "
+            f"{len(converted) - len(unmatched)} of {len(converted)} keys match this model ({base}); it was "
             f"made for {made_for} (first that does not match: {unmatched[0]}); load that base, or another adapter"
         )
     for key, patch in patches.items():
-        _check_shape(model, key, patch, where, base)
+        _check_shape(model, key, patch)
     patched = model.clone()
     patched.add_patches(patches, strength)
-    return Matched(patched, len(known), len(converted))
+    return PatchedModel(patched, len(known), len(converted))
 
 
-def _check_shape(model: Any, key: Any, patch: Any, where: str, base: str) -> None:
-    """ComfyUI finds a wrong shape only when it samples, and then goes on without that layer."""
-    name, part = key if isinstance(key, tuple) else (key, None)
+def _check_shape(model: Any, key: Any, patch: Any) -> None:
+    """Refuse an update of another shape: ComfyUI sees it only when it samples, and goes on without that layer."""
+    name, section = key if isinstance(key, tuple) else (key, None)
     up, down, *_ = patch.weights
     shape = list(comfy.utils.get_attr(model.model, name).shape)
-    if part is not None:  # one of several projections that share a weight: (axis, start, length)
-        shape[part[0]] = part[2]
+    if section is not None:  # one of several projections that share a weight: (axis, start, length)
+        axis, _, length = section
+        shape[axis] = length
     if up.shape[0] != shape[0] or math.prod(down.shape[1:]) != math.prod(shape[1:]):
         raise UserError(
-            f"{where}: {name} is {tuple(shape)} in this model ({base}), but the adapter's update is "
+            f"{name} is {tuple(shape)} in this model ({type(model.model).__name__}), but the adapter's update is "
             f"({up.shape[0]}, {math.prod(down.shape[1:])}); it was made for a base of another size"
         )
 
 
 def base_note(model: Any, header: Mapping[str, str]) -> str:
-    """Whether the model's weights are those that the adapter was trained on, as far as one can tell."""
+    """A line on whether a model's weights are those that an adapter was trained on, as far as one can tell."""
     trained_on = header.get("dgpo.base_model", header.get("ss_base_model_version", "a base the file does not name"))
     expected = header.get("dgpo.base_weights_hash")
-    made = getattr(model, "cached_patcher_init", None)
-    file = Path(str(made[1][0])) if made and made[1] and isinstance(made[1][0], str) else None
+    # How to load the model again, where ComfyUI keeps that: (function, arguments), of which a file is the first.
+    loader = getattr(model, "cached_patcher_init", None)
+    file = Path(loader[1][0]) if loader and loader[1] and isinstance(loader[1][0], str) else None
     if expected is None or file is None or not file.is_file():
         return f"trained on {trained_on}; whether these are the same weights cannot be told here"
     if file_hash(file, file.stat().st_mtime_ns) == expected:

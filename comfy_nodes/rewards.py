@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import files_hash
-from dgpo_plugin.config.fields import RewardConfig
-from dgpo_plugin.config.load import reward_config
-from dgpo_plugin.rewards import checked_rewards, load_reward, reward_names
+from dgpo_plugin.config.load import reward_terms
+from dgpo_plugin.rewards import REWARDS, WrappedReward, checked_rewards, load_reward
 
 from .types import CATEGORY, Prompts, written_lines
 from .types import Reward as RewardType
@@ -31,28 +30,28 @@ FOLDER = "dgpo_rewards"
 folder_paths.folder_names_and_paths.setdefault(FOLDER, ([str(Path(folder_paths.models_dir) / FOLDER)], {".py"}))
 
 
-class LoadedReward:
+class LoadedReward(WrappedReward):
     """A reward in memory, its network (if it has one) in the hands of ComfyUI's model management.
 
     Attributes:
         name: as ``dgpo_plugin`` knows it; a path and a function for a user's own.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
-        self.name = config.label
+    def __init__(self, name: str, settings: Sequence[str]) -> None:
+        self.name = name
+        terms, scoring = reward_terms([name], settings)
         # Nodes run in inference mode; weights made in it could not be used by a training that runs outside.
         with torch.inference_mode(False):
-            self._reward: Any = load_reward(config)
-        network = getattr(self._reward, "network", None)
-        self._patcher = None if network is None else _patcher(network)
+            super().__init__(load_reward(name, terms[name], scoring))
+        self._patcher = None if self.network is None else _patcher(self.network)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Rewards (N,), float32 and finite, of pictures (N, 3, H, W) in [0, 1]."""
+        """Rewards (N,) of pictures (N, 3, H, W) in [0, 1]."""
         if self._patcher is not None:
             # Made room for by what else is loaded, and to be unloaded again when others need the room.
             comfy.model_management.load_models_gpu([self._patcher], force_full_load=True)
-            self._reward.device = self._patcher.load_device
-        return checked_rewards(self._reward, images, prompts, self.name)
+            self.device = self._patcher.load_device
+        return self.inner(images, prompts)
 
 
 class _Held(nn.Module):
@@ -73,12 +72,12 @@ def _patcher(network: nn.Module) -> Any:
 @functools.lru_cache(maxsize=4)
 def loaded_reward(name: str, content: str, settings: str) -> LoadedReward:
     """Loaded once and kept; ``content`` is the hash of a user's own file, so that a changed one is loaded again."""
-    return LoadedReward(reward_config(name, written_lines(settings)))
+    return LoadedReward(name, written_lines(settings))
 
 
 def reward_options() -> list[str]:
     """Shipped and installed rewards, then users' own files."""
-    return [*reward_names(), *folder_paths.get_filename_list(FOLDER)]
+    return [*REWARDS, *folder_paths.get_filename_list(FOLDER)]
 
 
 def full_name(reward: str, function: str) -> str:
@@ -137,8 +136,9 @@ class LoadReward(io.ComfyNode):
     def execute(cls, reward: str, function: str, settings: str = "") -> io.NodeOutput:
         name = full_name(reward, function)
         loaded = loaded_reward(name, files_hash([name]), settings)
-        info = reward_names().get(reward)
-        said = f"{reward}, {function}" if info is None else f"{reward}: {info.measures}\n{'; '.join(info.facts())}"
+        entry = REWARDS.get(name)
+        own = f"{reward}, {function}"
+        said = own if name != reward else f"{reward}: {entry.about}\n{'; '.join(entry.facts())}"
         return io.NodeOutput(loaded, ui=ui.PreviewText(said))
 
 
@@ -178,13 +178,13 @@ class Scores:
 
 
 def score(reward: LoadedReward, batches: Sequence[Tensor], prompts: Sequence[Prompt], where: str) -> Scores:
-    """Of batches of pictures (N, H, W, C), which may differ in size."""
-    asked = for_each(prompts, sum(len(batch) for batch in batches), where)
+    """Scores of batches of pictures (N, H, W, C), which may differ in size."""
+    each = for_each(prompts, sum(len(batch) for batch in batches), where)
     values: list[float] = []
     for batch in batches:
-        part = asked[len(values) : len(values) + len(batch)]
-        values += reward(channels_first(batch), part).tolist()
-    return Scores(values, asked, Path(reward.name).name)
+        judged_by = each[len(values) : len(values) + len(batch)]
+        values += checked_rewards(reward, channels_first(batch), judged_by, reward.name).tolist()
+    return Scores(values, each, Path(reward.name).name)
 
 
 class ScoreImages(io.ComfyNode):
@@ -214,8 +214,8 @@ class ScoreImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: list[Tensor], reward: list[LoadedReward], prompts: list[list[Prompt]]) -> io.NodeOutput:
-        asked = [prompt for given in prompts for prompt in given]
-        scores = score(reward[0], images, asked, "Score images")
+        joined = [prompt for given in prompts for prompt in given]
+        scores = score(reward[0], images, joined, "Score images")
         return io.NodeOutput(scores.values, scores.mean, scores.report(), ui=ui.PreviewText(scores.report()))
 
 
@@ -271,7 +271,7 @@ class BestOfN(io.ComfyNode):
 
 
 def _chosen(latents: dict[str, Any], order: list[int], count: int) -> dict[str, Any]:
-    """Those of a latent batch, with what else is told of each (its mask, its seed's number)."""
+    """The chosen ones of a latent batch, with what else is told of each (its mask, its seed's number)."""
     chosen = {**latents, "samples": latents["samples"][order]}
     mask = latents.get("noise_mask")
     if mask is not None and len(mask) == count:

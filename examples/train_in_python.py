@@ -24,8 +24,8 @@ def show(trainer: Trainer, record: dict[str, float] | None) -> None:
         record: the line of metrics.jsonl; None the first time.
     """
     if record is None:
-        parameters = sum(parameter.numel() for parameter in trainer.policy.parameters)
-        print(f"training {parameters:,} parameters on {len(trainer.prompts)} prompts")
+        parameters = sum(parameter.numel() for parameter in trainer.policy.parameters.values())
+        print(f"training {parameters:,} parameters on {len(trainer.groups.prompts)} prompts")
     else:
         print(f"{record['iteration']:.0f}: reward {record['reward']:.3f}, learned from {record['grad_norm']:.4f}")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Before torch is imported, for the processes that tests start too.
@@ -16,11 +18,12 @@ import torch
 
 from dgpo_plugin.commands.terminal import quieten
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig, ScoringConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed.processor import settled
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.rewards import RewardSet, WeightedReward, as_reward
 
 quieten()
 torch.set_num_threads(1)
@@ -100,6 +103,20 @@ def bf16() -> None:
     assert tried.returncode == 0, tried.stderr
 
 
+REQUIRED: dict[str, Any] = {"model": {"path": "shapes"}, "prompts": {"train": "shapes/train"}, "rewards": "shapes"}
+"""What a configuration must say, as a file would."""
+
+
+def shapes_run(**sections: Any) -> RunConfig:
+    """A run in the shapes world, all of whose other settings are the defaults."""
+    return RunConfig.model_validate({**REQUIRED, **sections})
+
+
+def one_reward(reward: Callable[..., Any], label: str = "mine", **scoring: Any) -> RewardSet:
+    """A function as all that a run is rewarded by."""
+    return RewardSet({label: WeightedReward(as_reward(reward), scoring=ScoringConfig(**scoring))})
+
+
 @pytest.fixture
 def small_config() -> RunConfig:
     return load_config("shapes", SMALL)
@@ -108,7 +125,7 @@ def small_config() -> RunConfig:
 def spread(policy: Policy, std: float = 0.05) -> Policy:
     """Give lora_B values, so that the adapter does something: it is zero after peft's start."""
     generator = torch.Generator().manual_seed(5)
-    for name, parameter in zip(policy.names, policy.parameters, strict=True):
+    for name, parameter in policy.parameters.items():
         if name.endswith("lora_B"):
             parameter.data.normal_(0, std, generator=generator)
     return policy
@@ -117,4 +134,6 @@ def spread(policy: Policy, std: float = 0.05) -> Policy:
 @pytest.fixture
 def policy() -> Policy:
     """A fresh policy whose adapter does something."""
-    return spread(Policy(load_model(ModelConfig(max_sequence_length=1)), LoraConfig(rank=4, alpha=8), seed=0))
+    return spread(
+        Policy(load_model(ModelConfig(path="shapes", max_sequence_length=1)), LoraConfig(rank=4, alpha=8), seed=0)
+    )

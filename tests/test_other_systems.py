@@ -82,7 +82,7 @@ for name in ("sysconf", "fork", "getuid", "geteuid", "killpg", "uname", "sched_g
 os.symlink = refuse
 psutil.Process.memory_info = lambda self: type("Info", (), {"peak_wset": 2**30})
 
-from dgpo_bench.cli import main as bench
+from dgpo_bench.commands import main as bench
 from dgpo_plugin.commands.main import main as dgpo
 
 for command in COMMANDS:

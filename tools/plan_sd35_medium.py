@@ -30,6 +30,8 @@ def configuration(folder: Path, micro_batch_size: int, model: dict[str, Any], tr
     values = {
         "model": {"path": str(folder), "precision": "bf16", "resolution": 512, **model},
         "lora": {"rank": 64, "alpha": 128},
+        "prompts": {"train": "geneval/train"},
+        "rewards": "jpeg-size",
         "training": {
             "prompts_per_iteration": 24,
             "group_size": 24,

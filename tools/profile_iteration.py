@@ -14,7 +14,7 @@ import torch
 
 from dgpo_bench.preset import load_preset
 from dgpo_plugin.commands.terminal import quieten
-from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.training.build import build_trainer
 
 spent: dict[str, float] = {}
 
@@ -38,10 +38,10 @@ def main() -> None:
     torch.set_num_threads(1)
     algorithm = sys.argv[1] if len(sys.argv) > 1 else "dgpo"
     iterations = int(sys.argv[2]) if len(sys.argv) > 2 else 6
-    trainer = Trainer(load_preset("shapes").run_config(algorithm, 0))
+    trainer = build_trainer(load_preset("shapes").run_config(algorithm, 0))
     trainer.model.velocity = timed("denoiser forward", trainer.model.velocity)  # type: ignore[method-assign]
     trainer.model.decode = timed("decode", trainer.model.decode)  # type: ignore[method-assign]
-    trainer.scorer.reward = timed("reward", trainer.scorer.reward)
+    trainer.scorer._score = timed("reward", trainer.scorer._score)  # type: ignore[method-assign]
     # The graph below the loss is the denoiser's but for a few vectors.
     trainer.accelerator.backward = timed("denoiser backward", trainer.accelerator.backward)
     total = 0.0

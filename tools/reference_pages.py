@@ -6,11 +6,13 @@ Without `--write` it only says which of them are out of date; a test holds them 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dgpo_plugin.algorithms.base import Metric
 from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.names import ALGORITHMS
 from dgpo_plugin.config.describe import allowed, in_yaml, json_schema
 from dgpo_plugin.training.metrics import METRICS
 
@@ -84,14 +86,21 @@ def metrics_page() -> str:
         "A run's `metrics.jsonl` has one line of JSON for each iteration, of all processes where nothing else is said;",
         'trackers (`logging.trackers`) get the same keys. What "healthy" says is what to look at first, not a promise.',
         "",
-        "| key | unit | how it is computed | healthy |",
-        "|---|---|---|---|",
+        "## What every algorithm writes",
+        "",
+        *_metric_table(METRICS),
     ]
-    for metric in METRICS:
-        whose = f" ({', '.join(metric.algorithms)})" if metric.algorithms else ""
-        cells = (metric.unit, metric.how, metric.healthy)
-        lines.append(f"| `{metric.key}`{whose} | " + " | ".join(map(_cell, cells)) + " |")
+    for algorithm in ALGORITHMS:
+        lines += ["", f"## Besides, with `{algorithm}`", "", *_metric_table(ALGORITHMS.load(algorithm).METRICS)]
     return "\n".join(lines) + "\n"
+
+
+def _metric_table(metrics: Sequence[Metric]) -> Iterator[str]:
+    yield "| key | unit | how it is computed | healthy |"
+    yield "|---|---|---|---|"
+    for metric in metrics:
+        cells = (metric.unit, metric.how, metric.healthy)
+        yield f"| `{metric.key}` | " + " | ".join(map(_cell, cells)) + " |"
 
 
 def pages() -> dict[Path, str]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dgpo_plugin.distributed.device import best_device, device_memory
+
+from ..timing import median_seconds
 
 NOMINAL_BF16 = {
     "H200": 989.5,
@@ -37,6 +37,8 @@ NOMINAL_BF16 = {
     "MI300X": 1307.4,
 }
 """Dense bf16 TFLOP/s with float32 sums, by the makers' data sheets; the first name that a card's name has in it."""
+MOST_SECONDS = 4.0
+"""Seconds of timed calls of one kind, after which there is no further one."""
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Peaks:
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peaks]:
-    """A :class:`Peaks` that is filled when the block is over."""
+    """Measure the most memory that a block uses, into a :class:`Peaks` that is filled when the block is over."""
     peaks = Peaks()
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -67,36 +69,13 @@ def peak_memory(device: torch.device) -> Iterator[Peaks]:
         peaks.allocated, peaks.reserved = torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory()
 
 
-def wait_for(device: torch.device) -> None:
-    """Until all that the device was given is done."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
-
-
-def seconds(work: Callable[[], object], device: torch.device, *, rounds: int = 5, most: float = 4.0) -> float:
-    """The median time of some calls after one that warms up; fewer calls if they take long.
-
-    Args:
-        most: seconds of calls after which there is no further one.
-    """
-    work()
-    wait_for(device)
-    spent: list[float] = []
-    while len(spent) < rounds and sum(spent) < most:
-        started = time.perf_counter()
-        work()
-        wait_for(device)
-        spent.append(time.perf_counter() - started)
-    return statistics.median(spent)
-
-
 def nominal_tflops(name: str) -> float | None:
-    """What its maker says of a card in bf16, TFLOP/s; None for a card that is not in the table."""
+    """A card's bf16 TFLOP/s as its maker says; None for a card that is not in the table."""
     return next((rate for part, rate in NOMINAL_BF16.items() if part in name), None)
 
 
 def measure_card(device: torch.device, *, tiny: bool) -> dict[str, Any]:
-    """Its ceilings: TFLOP/s of square products, and GB/s of a copy (bytes read and written)."""
+    """The device's ceilings: TFLOP/s of square products, and GB/s of a copy (bytes read and written)."""
     side = 256 if tiny else 8192
     found: dict[str, Any] = {}
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -104,15 +83,17 @@ def measure_card(device: torch.device, *, tiny: bool) -> dict[str, Any]:
         if device.type == "cpu" and dtype != torch.float32:
             continue  # not every processor can
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        found[f"{label}_tflops"] = 2 * side**3 / seconds(lambda a=a, b=b: a @ b, device, rounds=20) / 1e12  # type: ignore[misc]
+        spent = median_seconds(lambda a=a, b=b: a @ b, device, rounds=20, most_seconds=MOST_SECONDS)  # type: ignore[misc]
+        found[f"{label}_tflops"] = 2 * side**3 / spent / 1e12
     source = torch.randn((1 << 20) if tiny else (1 << 28), device=device)
     target = torch.empty_like(source)
-    found["copy_gbs"] = 2 * source.nbytes / seconds(lambda: target.copy_(source), device, rounds=20) / 1e9
+    spent = median_seconds(lambda: target.copy_(source), device, rounds=20, most_seconds=MOST_SECONDS)
+    found["copy_gbs"] = 2 * source.nbytes / spent / 1e9
     return found
 
 
-def describe() -> dict[str, Any]:
-    """The device and what drives it."""
+def describe_device() -> dict[str, Any]:
+    """The device's name, kind, memory (bytes) and what drives it."""
     device = best_device()
     name, total = device_memory()
     described: dict[str, Any] = {
@@ -127,7 +108,7 @@ def describe() -> dict[str, Any]:
     return described
 
 
-def state() -> dict[str, Any]:
+def device_state() -> dict[str, Any]:
     """Driver, clock (MHz), temperature (C) and power (W) at this moment, where ``nvidia-smi`` tells them."""
     command = shutil.which("nvidia-smi")
     if command is None or not torch.cuda.is_available():
@@ -136,7 +117,7 @@ def state() -> dict[str, Any]:
     index = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
     query = [f"--query-gpu={','.join(names.values())}", "--format=csv,noheader,nounits", f"--id={index}"]
     try:
-        told = subprocess.run([command, *query], capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S603
+        output = subprocess.run([command, *query], capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {name: value.strip() for name, value in zip(names, told.splitlines()[0].split(","), strict=True)}
+    return {name: value.strip() for name, value in zip(names, output.splitlines()[0].split(","), strict=True)}

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dgpo_plugin.common.errors import UserError, in_one_line
 
+from .results import Status
 from .rows import Row
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a process is told.
+    """What a process is to measure.
 
     Attributes:
         folder: where the row may keep what it goes on from.
-        anyway: measure even what the plan says does not fit.
+        anyway: whether to measure even what the plan says does not fit.
     """
 
     row: Row
@@ -30,13 +32,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """What it says.
+    """What a process sends back; its fields are those of :class:`dgpo_bench.gpu.results.Result`."""
 
-    Attributes:
-        status: as of :class:`dgpo_bench.gpu.results.Result`.
-    """
-
-    status: str
+    status: Status
     measured: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     device: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +61,7 @@ def serve(pipe: Any, *, tiny: bool) -> None:
         # Kernels for a processor take a minute to make; one row rehearses that.
         torch.compiler.set_stance("force_eager")
     try:
-        answer = _measured(task, tiny=tiny)
+        answer = _measure(task, tiny=tiny)
     except UserError as error:
         answer = Answer("failed", reason=str(error))
     except Exception as error:
@@ -75,33 +73,34 @@ def serve(pipe: Any, *, tiny: bool) -> None:
     pipe.send(answer)
 
 
-def _measured(task: Task, *, tiny: bool) -> Answer:
+def _measure(task: Task, *, tiny: bool) -> Answer:
+    """Measure a row, unless the plan says that it does not fit."""
     from . import measures, other_measures
-    from .card import describe, state
+    from .card import describe_device, device_state
     from .setting import fits, setting
 
     row = task.row
-    alone = {"card": measures.card, "ranks": other_measures.ranks}
-    if row.kind in alone:
-        return Answer("measured", alone[row.kind](tiny=tiny), "", describe(), state())
-    if row.kind == "comparison":
-        return Answer(
-            "measured", other_measures.comparison(row, task.folder / "comparison", tiny=tiny), "", describe(), state()
-        )
-    kinds = {
+    without_model: dict[str, Callable[[], dict[str, Any]]] = {
+        "card": lambda: measures.card(tiny=tiny),
+        "ranks": lambda: other_measures.ranks(tiny=tiny),
+        "comparison": lambda: other_measures.comparison(row, task.folder / "comparison", tiny=tiny),
+    }
+    with_model = {
         "iteration": measures.iteration,
         "rates": measures.rates,
         "profile": measures.profile,
         "numerics": measures.numerics,
         "attention": measures.attention,
         "adapter": other_measures.adapter,
-        "shard": other_measures.split,
+        "shard": other_measures.shard_denoiser,
         "load": other_measures.load,
     }
-    with setting(row, tiny=tiny) as settled:
-        if row.kind == "iteration" and not task.anyway:
-            plan = settled.plan()
-            if not fits(plan):
-                return Answer("does not fit", {"planned_bytes": plan.peak}, "planned to take more", describe(), state())
-        found = kinds[row.kind](settled)
-    return Answer("measured", found, "", describe(), state())
+    if row.kind in without_model:
+        answer = Answer("measured", without_model[row.kind]())
+    else:
+        with setting(row, tiny=tiny) as settled:
+            if row.kind == "iteration" and not task.anyway and not fits(plan := settled.plan()):
+                answer = Answer("does not fit", {"planned_bytes": plan.peak}, "planned to take more")
+            else:
+                answer = Answer("measured", with_model[row.kind](settled))
+    return replace(answer, device=describe_device(), state=device_state())

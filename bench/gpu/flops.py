@@ -26,7 +26,7 @@ from .published import Published
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one image.
+    """Floating-point operations of one image's passes; a multiply and an add are two.
 
     Attributes:
         forward: through the denoiser with its adapter.
@@ -38,7 +38,7 @@ class Flops:
 
 
 def count_flops(model: Published, config: ModelConfig, lora: LoraConfig) -> Flops:
-    """Of the passes of one image at the configuration's resolution; a multiply and an add are two."""
+    """Count the operations of one image's passes at the configuration's resolution."""
     with tempfile.TemporaryDirectory() as name:
         model.write_configurations(Path(name))
         plain = config.model_copy(update={"path": name, "quantization": None})

@@ -1,4 +1,4 @@
-"""The measurements, one function a kind of row: from its setting to what is kept of it."""
+"""The measurements, one function per kind of row: from its setting to what is kept of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -21,21 +21,23 @@ from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.speed import compile_blocks
+from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.plan import GIB
-from dgpo_plugin.training.trainer import Trainer
 
 from ..throughput import PARTS
-from .card import measure_card, peak_memory, seconds, wait_for
+from ..timing import median_seconds, wait_for
+from .card import MOST_SECONDS, measure_card, peak_memory
+from .flops import Flops
 from .random_model import random_conditioning
 from .setting import PROMPTS, Setting
 
 Measured = dict[str, Any]
-MOST_SECONDS = 10.0
-"""Of timed iterations, after which no further one is begun."""
+MOST_ITERATION_SECONDS = 10.0
+"""Seconds of timed iterations, after which no further one is begun."""
 
 
 def iteration(setting: Setting) -> Measured:
-    """Whole iterations of a trainer, by part, and the most memory that they take, against the plan."""
+    """Time whole iterations of a trainer, by part, and measure the most memory that they take, against the plan."""
     plan, flops, device = setting.plan(), setting.flops(), setting.device
     found: Measured = {
         "planned_bytes": plan.peak,
@@ -45,26 +47,22 @@ def iteration(setting: Setting) -> Measured:
         started = time.perf_counter()
         model = setting.random_model()
         found["draw_seconds"] = time.perf_counter() - started
-        trainer = Trainer(setting.config, model=model)
+        trainer = build_trainer(setting.config, model=model)
         wait_for(device)
         found["build_seconds"] = time.perf_counter() - started
     texts = [*PROMPTS, *PROMPTS][:8]
-    found["encode_seconds_per_text"] = seconds(lambda: model.encode(texts), device, rounds=2) / len(texts)
+    found["encode_seconds_per_text"] = timed(lambda: model.encode(texts), setting, rounds=2) / len(texts)
     running = trainer.iterations()
     found["first_iteration_seconds"] = next(running)["seconds"]  # warms up, and makes the optimizer's state
     with peak_memory(device) as peaks:
-        measured = list(_until(running, 1 if setting.tiny else 5, MOST_SECONDS))
+        records = list(_until(running, 1 if setting.tiny else 5, MOST_ITERATION_SECONDS))
     found |= {"loading_bytes": loading.allocated, "peak_bytes": peaks.allocated, "reserved_bytes": peaks.reserved}
-    found["seconds"] = statistics.median(r["seconds"] for r in measured)
+    found["seconds"] = statistics.median(r["seconds"] for r in records)
     for part in PARTS:
-        found[f"{part}_seconds"] = statistics.median(r[f"{part}_seconds"] for r in measured)
-    found |= {"iterations": len(measured), "images": setting.config.training.images}
-    last = measured[-1]
-    differentiated = last["differentiated_evaluations"] / 3  # images of which each counted a forward and a backward
-    plain = last["denoiser_evaluations"] - last["rollout_evaluations"] - last["differentiated_evaluations"]
-    found["rollout_tflops"] = last["rollout_evaluations"] * flops.forward / found["rollout_seconds"] / 1e12
-    work = plain * flops.forward + differentiated * flops.training
-    found["training_tflops"] = work / found["training_seconds"] / 1e12
+        found[f"{part}_seconds"] = statistics.median(r[f"{part}_seconds"] for r in records)
+    found |= {"iterations": len(records), "images": setting.config.training.images}
+    last = records[-1]
+    found |= _tflops(last, flops, found["rollout_seconds"], found["training_seconds"])
     for name in ("loss", "kl", "clip_fraction", "ratio_deviation", "grad_norm", "group_weight"):
         if name in last:
             found[name] = last[name]
@@ -76,18 +74,34 @@ def iteration(setting: Setting) -> Measured:
     return found
 
 
-def _until(records: Iterator[dict[str, float]], most: int, spent: float) -> Iterator[dict[str, float]]:
-    """So many of them, fewer where they take longer than ``spent`` seconds together."""
+def _tflops(record: dict[str, float], flops: Flops, rollout_seconds: float, training_seconds: float) -> Measured:
+    """TFLOP/s of an iteration's two phases, from the evaluations that it counted."""
+    differentiated = record["differentiated_evaluations"] / 3  # images of which each counted a forward and a backward
+    plain = record["denoiser_evaluations"] - record["rollout_evaluations"] - record["differentiated_evaluations"]
+    work = plain * flops.forward + differentiated * flops.training
+    return {
+        "rollout_tflops": record["rollout_evaluations"] * flops.forward / rollout_seconds / 1e12,
+        "training_tflops": work / training_seconds / 1e12,
+    }
+
+
+def _until(records: Iterator[dict[str, float]], count: int, most_seconds: float) -> Iterator[dict[str, float]]:
+    """The first ``count`` records, fewer where they take longer than ``most_seconds`` together."""
     total = 0.0
-    for record in itertools.islice(records, most):
+    for record in itertools.islice(records, count):
         yield record
         total += record["seconds"]
-        if total > spent:
+        if total > most_seconds:
             return
 
 
-class Bench:
-    """A policy without encoders, and random inputs for it."""
+def timed(work: Callable[[], object], setting: Setting, *, rounds: int = 5) -> float:
+    """The median seconds of some calls on the setting's device, after one that warms up; fewer if they take long."""
+    return median_seconds(work, setting.device, rounds=rounds, most_seconds=MOST_SECONDS)
+
+
+class Workload:
+    """The passes of a policy without encoders, on random inputs."""
 
     def __init__(self, setting: Setting) -> None:
         self.device = setting.device
@@ -102,29 +116,29 @@ class Bench:
             compile_blocks(self.model.denoiser)
 
     def inputs(self, size: int) -> tuple[Tensor, Conditioning]:
-        """Latents and conditioning of so many images, the same each time."""
+        """Latents and conditioning of ``size`` images, the same each time."""
         torch.manual_seed(0)
         latents = torch.randn(size, *self.model.latent_shape, device=self.device)
         return latents, random_conditioning(self.model, 1)[[0] * size]
 
     def forward(self, size: int) -> Callable[[], Tensor]:
-        """A pass without gradient."""
-        latents, asked = self.inputs(size)
+        """A pass of ``size`` images without gradient, to be called."""
+        latents, conditioning = self.inputs(size)
 
         def run() -> Tensor:
             with torch.no_grad():
-                return self.policy.velocity(latents, 0.5, asked)
+                return self.policy.velocity(latents, 0.5, conditioning)
 
         return run
 
     def training(self, size: int) -> Callable[[], Tensor]:
-        """A pass, and backward to the adapter's weights."""
-        latents, asked = self.inputs(size)
+        """A pass of ``size`` images, and backward to the adapter's weights, to be called."""
+        latents, conditioning = self.inputs(size)
 
         def run() -> Tensor:
-            loss = self.policy.velocity(latents, 0.5, asked).square().mean()
+            loss = self.policy.velocity(latents, 0.5, conditioning).square().mean()
             loss.backward()
-            for parameter in self.policy.parameters:
+            for parameter in self.policy.parameters.values():
                 parameter.grad = None
             return loss.detach()
 
@@ -133,23 +147,23 @@ class Bench:
 
 def rates(setting: Setting) -> Measured:
     """Seconds and memory of a forward, and of a forward and backward, by the images in it."""
-    return rates_of(Bench(setting), setting)
+    return rates_of(Workload(setting), setting)
 
 
-def rates_of(bench: Bench, setting: Setting) -> Measured:
-    """The same of a bench that is there already."""
+def rates_of(workload: Workload, setting: Setting) -> Measured:
+    """Seconds and memory as :func:`rates`, of a workload that is there already."""
     flops, base = setting.flops(), _allocated(setting.device)
     rows = []
     for size in setting.row.options["sizes"][: 1 if setting.tiny else None]:
         row: Measured = {"images": size}
         for name, work, count in (
-            ("forward", bench.forward(size), flops.forward),
-            ("training", bench.training(size), flops.training),
+            ("forward", workload.forward(size), flops.forward),
+            ("training", workload.training(size), flops.training),
         ):
             started = time.perf_counter()
             try:
                 with peak_memory(setting.device) as peaks:
-                    spent = seconds(work, setting.device, rounds=1 if setting.tiny else 5)
+                    spent = timed(work, setting, rounds=1 if setting.tiny else 5)
             except torch.OutOfMemoryError:
                 row[name] = "out of memory"
                 continue
@@ -175,72 +189,79 @@ KINDS = {
 
 
 def profile(setting: Setting) -> Measured:
-    """The time on the device by kind of kernel, its launches, and how long it had nothing to do."""
+    """Measure the time on the device by kind of kernel, its launches, and how long it had nothing to do."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    bench, size = Bench(setting), 2 if setting.tiny else 8
+    workload, size = Workload(setting), 2 if setting.tiny else 8
     found: Measured = {"images": size}
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.device.type == "cuda" else [])]
-    for name, work in (("forward", bench.forward(size)), ("training", bench.training(size))):
-        spent = seconds(work, setting.device, rounds=3)
+    for name, work in (("forward", workload.forward(size)), ("training", workload.training(size))):
+        spent = timed(work, setting, rounds=3)
         with profiled(activities=activities) as run:
             work()
             wait_for(setting.device)
-        kernels: dict[str, list[float]] = {}
-        for event in run.events():
-            if event.device_type == DeviceType.CUDA:
-                one = kernels.setdefault(event.name, [0.0, 0])
-                one[0] += event.time_range.elapsed_us() / 1e6
-                one[1] += 1
-        shares: dict[str, float] = {}
-        for kernel, (total, _) in kernels.items():
-            kind = next((k for k, words in KINDS.items() if any(w in kernel.lower() for w in words)), "other")
-            shares[kind] = shares.get(kind, 0.0) + total
-        top = sorted(kernels.items(), key=lambda item: -item[1][0])[:12]
-        found[name] = {
-            "seconds": spent,
-            "busy_seconds": sum(total for total, _ in kernels.values()),
-            "launches": int(sum(count for _, count in kernels.values())),
-            "by_kind": shares,
-            "most": [{"kernel": kernel[:90], "seconds": total, "launches": int(n)} for kernel, (total, n) in top],
-        }
+        found[name] = {"seconds": spent, **_kernel_shares(run.events())}
     return found
 
 
+def _kernel_shares(events: Iterable[Any]) -> Measured:
+    """The device's seconds and launches among a profile's events, by kind of kernel, and the kernels that took most."""
+    kernels: dict[str, list[float]] = {}
+    for event in events:
+        if event.device_type == DeviceType.CUDA:
+            one = kernels.setdefault(event.name, [0.0, 0])
+            one[0] += event.time_range.elapsed_us() / 1e6
+            one[1] += 1
+    shares: dict[str, float] = {}
+    for kernel, (total, _) in kernels.items():
+        kind = next((k for k, words in KINDS.items() if any(w in kernel.lower() for w in words)), "other")
+        shares[kind] = shares.get(kind, 0.0) + total
+    top = sorted(kernels.items(), key=lambda item: -item[1][0])[:12]
+    return {
+        "busy_seconds": sum(total for total, _ in kernels.values()),
+        "launches": int(sum(count for _, count in kernels.values())),
+        "by_kind": shares,
+        "most": [{"kernel": kernel[:90], "seconds": total, "launches": int(n)} for kernel, (total, n) in top],
+    }
+
+
 def numerics(setting: Setting) -> Measured:
-    """bf16 against float32 on the same weights: a rollout's latents, its matching errors, the loss's gradient.
+    """Compare bf16 with float32 on the same weights: a rollout's latents, its matching errors, the loss's gradient.
 
     A rehearsal has float32 against float64: not every processor survives a product in bf16.
     """
     size, steps = (2, 2) if setting.tiny else (4, 10)
-    bench = Bench(replace(setting, config=_in_float32(setting.config)))
+    workload = Workload(replace(setting, config=_in_float32(setting.config)))
     torch.manual_seed(1)
-    for parameter in bench.policy.parameters:  # an adapter that does something
+    for parameter in workload.policy.parameters.values():  # an adapter that does something
         parameter.data.add_(torch.randn_like(parameter) * 0.01)
-    latents, drawn = bench.inputs(size)
+    latents, conditioning = workload.inputs(size)
     types = (torch.float64, torch.float32) if setting.tiny else (torch.float32, torch.bfloat16)
-    exact, rounded = (_passes(bench, latents, drawn, steps, dtype) for dtype in types)
+    exact, rounded = (_passes(workload, (latents, conditioning), steps, dtype) for dtype in types)
     found = {f"{key}_relative_difference": _relative(rounded[key], exact[key]) for key in exact}
     return found | {"finite": all(bool(value.isfinite().all()) for value in rounded.values()), "steps": steps}
 
 
-def _passes(bench: Bench, latents: Tensor, drawn: Conditioning, steps: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What is compared, in float64, with the frozen weights in a type; from the larger type to the smaller."""
-    for parameter in bench.model.denoiser.parameters():
+def _passes(
+    workload: Workload, inputs: tuple[Tensor, Conditioning], steps: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What is compared, in float64, with the frozen weights in ``dtype``; to be called with the larger type first."""
+    latents, drawn = inputs
+    for parameter in workload.model.denoiser.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    asked = Conditioning({k: t.to(dtype) if t.is_floating_point() else t for k, t in drawn.tensors.items()})
+    conditioning = Conditioning({k: t.to(dtype) if t.is_floating_point() else t for k, t in drawn.tensors.items()})
     x, sigmas = latents, [1 - n / steps for n in range(steps + 1)]
     with torch.no_grad():
         for now, after in itertools.pairwise(sigmas):
-            x = x + (after - now) * bench.policy.velocity(x, max(now, 1e-3), asked)
+            x = x + (after - now) * workload.policy.velocity(x, max(now, 1e-3), conditioning)
     clean = latents.flip(0)
-    predicted = bench.policy.velocity(0.5 * latents + 0.5 * clean, 0.5, asked)
+    predicted = workload.policy.velocity(0.5 * latents + 0.5 * clean, 0.5, conditioning)
     error = (latents - clean - predicted).square().flatten(1).mean(1)
     error.mean().backward()
-    gradient = torch.cat([p.grad.flatten() for p in bench.policy.parameters if p.grad is not None])
-    for parameter in bench.policy.parameters:
+    gradient = torch.cat([p.grad.flatten() for p in workload.policy.parameters.values() if p.grad is not None])
+    for parameter in workload.policy.parameters.values():
         parameter.grad = None
     return {"latents": x.double(), "error": error.detach().double(), "gradient": gradient.double()}
 
@@ -254,10 +275,10 @@ def _in_float32(config: RunConfig) -> RunConfig:
 
 
 def attention(setting: Setting) -> Measured:
-    """A forward and a training pass by the kernel that computes attention."""
+    """Time a forward and a training pass by the kernel that computes attention."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    bench, size = Bench(setting), 2 if setting.tiny else 8
+    workload, size = Workload(setting), 2 if setting.tiny else 8
     found: Measured = {"images": size}
 
     def under(backend: Any, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -267,14 +288,14 @@ def attention(setting: Setting) -> Measured:
 
         return run
 
-    forward, training = bench.forward(size), bench.training(size)
-    found["default"] = {"forward": seconds(forward, setting.device), "training": seconds(training, setting.device)}
+    forward, training = workload.forward(size), workload.training(size)
+    found["default"] = {"forward": timed(forward, setting), "training": timed(training, setting)}
     for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"):
         backend = getattr(SDPBackend, name)
         try:
             found[name.lower()] = {
-                "forward": seconds(under(backend, forward), setting.device),
-                "training": seconds(under(backend, training), setting.device),
+                "forward": timed(under(backend, forward), setting),
+                "training": timed(under(backend, training), setting),
             }
         except RuntimeError as error:
             found[name.lower()] = str(error).splitlines()[0]
@@ -282,7 +303,7 @@ def attention(setting: Setting) -> Measured:
 
 
 def card(*, tiny: bool) -> Measured:
-    """See :func:`dgpo_bench.gpu.card.measure_card`."""
+    """Measure the device alone; see :func:`dgpo_bench.gpu.card.measure_card`."""
     from dgpo_plugin.distributed.device import best_device
 
     return measure_card(best_device(), tiny=tiny)

@@ -11,69 +11,62 @@ from typing import Any
 import torch
 
 from dgpo_plugin.adapters.load import apply_adapter
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.models.load import load_model
 from dgpo_plugin.models.memory import shard
 
-from .card import peak_memory, seconds, wait_for
-from .measures import Bench, Measured, rates_of
+from ..timing import wait_for
+from .card import peak_memory
+from .measures import Measured, Workload, rates_of, timed
 from .rows import Row
 from .setting import Setting
 
 
 def adapter(setting: Setting) -> Measured:
-    """A quantized base: its rates, its memory, and an adapter saved from it and applied, unmerged, to another."""
-    bench = Bench(setting)
-    found = rates_of(bench, setting)
+    """Measure a quantized base's rates and memory, and an adapter saved from it and applied, unmerged, to another."""
+    workload = Workload(setting)
+    found = rates_of(workload, setting)
     torch.manual_seed(1)
-    for parameter in bench.policy.parameters:
+    for parameter in workload.policy.parameters.values():
         parameter.data.add_(torch.randn_like(parameter) * 0.01)
-    latents, asked = bench.inputs(2)
+    latents, conditioning = workload.inputs(2)
     with torch.no_grad():
-        trained = bench.policy.velocity(latents, 0.5, asked)
-        with bench.policy.as_reference():
-            base = bench.policy.velocity(latents, 0.5, asked)
+        trained = workload.policy.velocity(latents, 0.5, conditioning)
+        with workload.policy.as_reference():
+            base = workload.policy.velocity(latents, 0.5, conditioning)
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "adapter.safetensors"
-        export_adapter(
-            bench.policy,
-            bench.policy.copy_weights(),
-            file,
-            setting.config,
-            steps=0,
-            reward_before=None,
-            reward_after=None,
-        )
-        del bench.policy
+        export_adapter(workload.policy, workload.policy.copy_weights(), file, TrainingFacts(setting.config, 0))
+        del workload.policy
         other = setting.random_model(encoders=False)
         other.place()
         apply_adapter(other, file)
     with torch.no_grad():
-        applied = other.velocity(latents, 0.5, asked)
+        applied = other.velocity(latents, 0.5, conditioning)
     change = (trained - base).norm()
     found["applied_difference"] = float((applied - trained).norm() / change)
     found["change"] = float(change / base.norm())
     return found
 
 
-def split(setting: Setting) -> Measured:
-    """FSDP2 over one process: the same numbers, and what it costs."""
-    bench, size = Bench(setting), 2 if setting.tiny else 8
-    forward, training = bench.forward(size), bench.training(size)
+def shard_denoiser(setting: Setting) -> Measured:
+    """Compare FSDP2 over one process with the whole denoiser: the same numbers, and what it costs."""
+    workload, size = Workload(setting), 2 if setting.tiny else 8
+    forward, training = workload.forward(size), workload.training(size)
     before = forward()
     found: Measured = {"images": size}
-    found["whole"] = {"forward": seconds(forward, setting.device), "training": seconds(training, setting.device)}
-    shard(bench.model.denoiser, bench.policy.parameters, setting.device)
+    found["whole"] = {"forward": timed(forward, setting), "training": timed(training, setting)}
+    shard(workload.model.denoiser, list(workload.policy.parameters.values()), setting.device)
     after = forward()
-    found["split"] = {"forward": seconds(forward, setting.device), "training": seconds(training, setting.device)}
+    found["split"] = {"forward": timed(forward, setting), "training": timed(training, setting)}
     found["relative_difference"] = float((after - before).norm() / before.norm())
     found["backend"] = str(torch.distributed.get_backend())
     return found
 
 
 def load(setting: Setting) -> Measured:
-    """A pipeline of full size from a folder, as users load theirs."""
+    """Load a pipeline of full size from a folder, as users load theirs."""
     model: Any = setting.random_model()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "pipeline"
@@ -98,7 +91,7 @@ ALLOWS_SEVERAL = (2, 30, 0)
 
 
 def _rank(number: int, store: str, backend: str, answers: Any) -> None:
-    """One of two processes that sum a number."""
+    """Be one of two processes that sum a number."""
     from datetime import timedelta
 
     os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] = "1"
@@ -137,53 +130,53 @@ def ranks(*, tiny: bool) -> Measured:
             process.start()
         for process in pair:
             process.join(45)
-        told = []
+        sums = []
         while not answers.empty():
-            told.append(answers.get())
+            sums.append(answers.get())
         for process in pair:
             process.kill()
-    found["works"] = len(told) == 2 and all(value == 2 for _, value, _ in told)
-    found["said"] = sorted({message for _, _, message in told if message})
+    found["works"] = len(sums) == 2 and all(value == 2 for _, value, _ in sums)
+    found["said"] = sorted({message for _, _, message in sums if message})
     return found
 
 
 def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:
-    """The embedded comparison, with as many seeds as the row says; one that was cut off goes on."""
+    """Run the embedded comparison, with as many seeds as the row says; one that was cut off goes on.
+
+    Raises:
+        UserError: what a comparison refuses, or no run that was finished.
+    """
     from ..compare import compare
     from ..plan import Plan
-    from ..preset import load_preset
+    from ..preset import SizeName, load_preset
+    from ..report.verdict import verdict
     from ..results import read_results
-    from ..statistics import verdict
 
-    preset, name = load_preset("shapes"), "quick" if tiny else "default"
-    size = preset.sizes[name].model_copy(update={"seeds": row.options["seeds"]})  # type: ignore[index]
+    name: SizeName = "quick" if tiny else "default"
+    preset = load_preset("shapes")
+    size = preset.sized(name, seeds=row.options["seeds"])
     if tiny:
         few = {**preset.shared["training"], "prompts_per_iteration": 2, "group_size": 4}
         evaluation = preset.evaluation.model_copy(update={"images_per_prompt": 2})
         preset = preset.model_copy(update={"shared": {**preset.shared, "training": few}, "evaluation": evaluation})
         cheap = {"seeds": 1, "evaluations": 6000, "prompts_per_task": 2, "out_of_domain_prompts": 2, "schedule": ()}
         size = size.model_copy(update=cheap)
-    plan = Plan(
-        preset_name="shapes",
-        preset=preset,
-        size_name=name,
-        size=size,
-        algorithms=list(preset.algorithms),
-        seeds=list(range(size.seeds)),
-        jobs=1,
-        threads=max(1, (os.cpu_count() or 2) // 2),
-    )
+    plan = Plan.of("shapes", preset, name, size, list(preset.algorithms), jobs=1)
+    # Half of the cores, as most computers count each twice.
+    plan = plan.model_copy(update={"threads": max(1, plan.threads // 2)})
     started = time.perf_counter()
-    compare(plan, folder, _Quiet())
+    compare(plan, folder, _SilentListener())
     results = read_results(folder / "results.json")
     if not results.runs:
         raise UserError(f"{folder}: no run was finished")
     return {"seconds": time.perf_counter() - started, "runs": len(results.runs), "verdict": verdict(results)}
 
 
-class _Quiet:
+class _SilentListener:
+    """A listener that shows nothing."""
+
     def expect(self, forecast: object) -> None:
-        """Nobody is shown it."""
+        """Ignore the forecast."""
 
     def listen(self, event: object) -> None:
-        """Likewise."""
+        """Ignore the event."""

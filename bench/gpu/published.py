@@ -18,7 +18,7 @@ CLIP_TOKENIZER = {"model_max_length": 77}
 
 
 class Rehearsal(BaseModel):
-    """What of a model is changed to rehearse with it: some values of some parts, and the pictures' size."""
+    """What of a model is changed to rehearse with it: some values of some parts, and the pictures' width in pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,18 +45,18 @@ class Published(BaseModel):
 
     @property
     def rehearsed_resolution(self) -> int:
-        """Pixels a side of a rehearsal's pictures."""
+        """Width and height of a rehearsal's pictures, in pixels."""
         assert self.rehearsal is not None
         return self.rehearsal.resolution
 
     def tiny(self) -> Published:
-        """The same classes with little in them."""
+        """A model of the same classes with little in them."""
         assert self.rehearsal is not None
         changed = {name: {**values, **self.rehearsal.parts.get(name, {})} for name, values in self.parts.items()}
         return self.model_copy(update={"parts": changed})
 
     def write_configurations(self, folder: Path) -> None:
-        """A diffusers folder with no weights in it."""
+        """Write a diffusers folder with no weights in it."""
         index = {"_class_name": self.pipeline, "scheduler": ["diffusers", self.scheduler["_class_name"]]}
         others = {"scheduler": ("scheduler_config.json", self.scheduler)}
         if "num_hidden_layers" in self.parts["text_encoder"] and "projection_dim" in self.parts["text_encoder"]:
@@ -75,7 +75,7 @@ def published(name: str) -> Published:
 
 
 def published_models() -> dict[str, Published]:
-    """All of them by their hub ids."""
+    """All published models by their hub ids."""
     folder = resources.files("dgpo_bench") / "gpu" / "models"
     names = sorted(file.name.removesuffix(".json") for file in folder.iterdir())
     return {model.hub_id: model for model in map(published, names)}

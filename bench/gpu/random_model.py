@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.memory import empty_module, load_quantized
-from dgpo_plugin.models.pipeline import COUNTS
+from dgpo_plugin.models.pipeline import TEXT_LENGTH_TENSORS
 
 from .published import Published
 
@@ -29,7 +30,7 @@ CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
 def random_model(
     model: Published, config: ModelConfig, device: torch.device, *, encoders: bool = True, seed: int = 0
 ) -> Model:
-    """As :func:`dgpo_plugin.models.load.load_model` would make it of the real weights.
+    """A model as :func:`dgpo_plugin.models.load.load_model` would make it of the real weights, with random ones.
 
     Part after part is drawn on the device, and leaves it if it is to be offloaded. A denoiser that is to be quantized
     is written to disk first and loaded from there, as any other is.
@@ -44,12 +45,12 @@ def random_model(
         model.write_configurations(folder)
         dtypes = family.dtypes(config)
         modules: dict[str, nn.Module | None] = {}
-        for part, kind in family.parts.items():
+        for part, kind in family.component_classes.items():
             if part not in model.parts:
                 modules[part] = None
                 continue
             needed = encoders or part == family.prefix
-            # The VAE's and the encoders' configurations are asked even where their weights are not.
+            # The VAE's and the encoders' configurations are read even where their weights are not needed.
             home = device if needed else torch.device("meta")
             with home, _default_dtype(dtypes[part]):
                 # Tables that its code builds in main memory follow.
@@ -61,7 +62,7 @@ def random_model(
             modules[part] = made
         assembled: Any = family.assembled(folder, config, modules, device)
     pipeline = assembled.pipeline
-    slots = [slot for slot in TOKENIZERS if slot in pipeline._get_signature_keys(type(pipeline))[0]]
+    slots = [slot for slot in TOKENIZERS if slot in inspect.signature(type(pipeline)).parameters]
     for slot in slots:
         is_clip = getattr(pipeline, slot.replace("tokenizer", "text_encoder"), None).__class__.__name__.startswith(
             "CLIP"
@@ -74,24 +75,27 @@ def random_model(
 
 
 def family_of(model: Published) -> Any:
-    """The class that runs pipelines of its class."""
+    """The family that runs a published model's pipeline class."""
     return FAMILIES.load(model.pipeline)
 
 
 def random_conditioning(model: Model, texts: int) -> Conditioning:
-    """As the text encoders' output for so many texts of as many tokens as fit, of normal noise."""
+    """Conditioning of normal noise in the shape of the text encoders' output, for texts of as many tokens as fit."""
     blank = model.blank_conditioning(texts)
 
     def drawn(name: str, zeros: Tensor) -> Tensor:
         if name == "length":
             return torch.full_like(zeros, model.blank_conditioning(1).table["context"].shape[1])
-        return torch.ones_like(zeros) if name in COUNTS else torch.randn_like(zeros)
+        return torch.ones_like(zeros) if name in TEXT_LENGTH_TENSORS else torch.randn_like(zeros)
 
     return Conditioning({name: drawn(name, zeros) for name, zeros in blank.table.items()}).on(model.device)
 
 
 def byte_tokenizer(longest: int) -> Any:
-    """Bytes as tokens: any text, no download. Stands in for every tokenizer; the networks do the same work."""
+    """A tokenizer whose tokens are bytes: any text, no download.
+
+    It stands in for every tokenizer; the networks do the same work.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<bos>", *alphabet])}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

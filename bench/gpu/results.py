@@ -1,4 +1,4 @@
-"""What was measured, a JSON line a row; the last line of a row is the one that counts."""
+"""What was measured, one JSON line per row; the last line of a row is the one that counts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Status = Literal["measured", "does not fit", "out of memory", "failed", "timed o
 
 
 class Result(BaseModel):
-    """One row's.
+    """The result of one row.
 
     Attributes:
         row, about: its name and what it is.
-        rehearsal: on the CPU, with tiny models: the numbers mean nothing.
-        anyway: measured although the plan said that it does not fit.
+        rehearsal: whether it ran on the CPU, with tiny models: the numbers mean nothing.
+        anyway: whether it was tried although the plan said that it does not fit.
         reason: why it was not measured.
-        seconds: all of it, with the start of its process.
-        measured: by what; see the functions of :mod:`dgpo_bench.gpu.measures`.
+        seconds: all of its time, with the start of its process.
+        measured: the numbers by name; see the functions of :mod:`dgpo_bench.gpu.measures`.
         device: name, memory, torch.
         state: driver, clock (MHz), temperature (C), power (W) at its end.
     """
@@ -46,7 +46,7 @@ class Result(BaseModel):
 
 
 def read_results(folder: Path) -> dict[str, Result]:
-    """By row; none where there is no file.
+    """A folder's results by row; none where there is no file.
 
     Raises:
         UserError: the file is not one of these.
@@ -68,7 +68,7 @@ def read_results(folder: Path) -> dict[str, Result]:
 
 
 def append_result(folder: Path, result: Result) -> None:
-    """One more line, on the disk when this returns; the rest of one that was cut off goes."""
+    """Append a line, which is on the disk when this returns; the rest of one that was cut off goes."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / FILE).open("ab+") as stream:
         stream.seek(0)

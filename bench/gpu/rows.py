@@ -1,13 +1,20 @@
-"""What is measured, the most valuable first."""
+"""What is measured of a card, the most valuable first."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from dgpo_plugin.common.errors import UserError, did_you_mean
 
 Kind = Literal[
     "card", "iteration", "rates", "profile", "numerics", "attention", "adapter", "shard", "ranks", "load", "comparison"
 ]
+
+
+DGPO = {"name": "dgpo"}
+GRPO = {"name": "flow-grpo", "noise_level": 0.7, "clip": 1e-4, "kl_weight": 0.04, "guidance": 4.5}
 
 
 @dataclass(frozen=True)
@@ -16,12 +23,13 @@ class Row:
 
     Attributes:
         name: ``model/what``, or one word.
-        kind: what measures it.
-        about: for people.
-        model: of :mod:`dgpo_bench.gpu.published`; empty for none.
+        kind: which function measures it.
+        about: what it is, for people.
+        model: its name in :mod:`dgpo_bench.gpu.published`; empty for none.
         settings: changes to the run's configuration, by dotted name.
-        options: the measurement's own.
-        minutes: after which it is ended.
+        options: what the measuring function alone reads.
+        algorithm: the run's, its name and what is not as published.
+        minutes: how long it may take before it is ended.
     """
 
     name: str
@@ -31,6 +39,7 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     minutes: float = 2.0
+    algorithm: Mapping[str, Any] = field(default_factory=lambda: DGPO)
 
 
 SAVING = {"model.offload": True, "training.gradient_checkpointing": True, "training.micro_batch_size": 4}
@@ -39,13 +48,6 @@ LARGE = {
     "training.micro_batch_size": 4,
     "training.group_size": 8,
     "algorithm.rollout_guidance": 1,
-}
-GRPO = {
-    "algorithm.name": "flow-grpo",
-    "algorithm.noise_level": 0.7,
-    "algorithm.clip": 1e-4,
-    "algorithm.kl_weight": 0.04,
-    "algorithm.guidance": 4.5,
 }
 SIZES = [1, 2, 4, 8, 12, 16, 24]
 
@@ -56,7 +58,7 @@ ROWS = (
     Row("sd35/profile", "profile", "its kernels' time by kind", "sd35"),
     Row("sd35/plain-norms", "rates", "with diffusers' RMSNorm", "sd35", options={"sizes": [8], "plain_norms": True}),
     Row("sd35/compile", "rates", "with model.compile", "sd35", {"model.compile": True}, {"sizes": [8]}, 3),
-    Row("sd35/flow-grpo", "iteration", "Flow-GRPO, the same group", "sd35", GRPO),
+    Row("sd35/flow-grpo", "iteration", "Flow-GRPO, the same group", "sd35", algorithm=GRPO),
     Row("sd35/12-gib", "iteration", "DGPO, offload, checkpointing, micro-batch 4", "sd35", SAVING, {"aim": 12}),
     Row("sd35/profile-compile", "profile", "kernels with model.compile", "sd35", {"model.compile": True}, minutes=3),
     Row("sd35/dgpo-compile", "iteration", "DGPO with model.compile", "sd35", {"model.compile": True}, minutes=3),
@@ -106,14 +108,12 @@ ROWS = (
 )
 
 
-def chosen(only: str | None) -> list[Row]:
+def choose_rows(only: str | None) -> list[Row]:
     """The rows that ``--only`` names: whole names, or models; all of them for None.
 
     Raises:
-        UserError: there is none.
+        UserError: a name that is neither.
     """
-    from dgpo_plugin.common.errors import UserError, did_you_mean
-
     if only is None:
         return list(ROWS)
     wanted = [name.strip() for name in only.split(",")]

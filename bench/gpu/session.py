@@ -11,19 +11,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dgpo_plugin.adapters.save import package_versions
 from dgpo_plugin.common.faults import how_it_ended
+from dgpo_plugin.common.provenance import package_versions
 
 from .child import Answer, Task, serve
 from .results import Result, append_result, read_results
 from .rows import Row
 
 LEAST_SECONDS = 15.0
-"""Left of a session, under which no further row is begun."""
+"""Seconds left of a session, under which no further row is begun."""
 
 
 @dataclass
-class _Child:
+class Child:
+    """A process that is ready to measure a row, and this end of its pipe."""
+
     process: Any
     pipe: Any
 
@@ -34,7 +36,9 @@ def measure(
     """Measure rows, and keep each as soon as it is done.
 
     Args:
-        again: also those that are in the folder already.
+        minutes: for all of them.
+        say: is given lines to show.
+        again: whether to measure also those that are in the folder already.
 
     Returns:
         The rows that there was no time for.
@@ -44,35 +48,36 @@ def measure(
     waiting = [row for row in rows if row.name not in done or done[row.name].rehearsal != tiny]
     end = time.monotonic() + 60 * minutes
     tried_too_large = any(result.anyway for result in before.values())
-    with _ahead(tiny=tiny) as next_child:
+    with _children(tiny=tiny) as next_child:
         for number, row in enumerate(waiting):
             left = end - time.monotonic()
             if left < LEAST_SECONDS:
                 return [later.name for later in waiting[number:]]
             say(f"{row.name}: {row.about}, row {number + 1} of {len(waiting)}, {left / 60:.1f} min left")
-            result = _one(next_child(), Task(row, folder), min(60 * row.minutes, left), tiny=tiny)
+            result = measure_row(next_child(), Task(row, folder), min(60 * row.minutes, left), tiny=tiny)
             if result.status == "does not fit" and not tried_too_large and end - time.monotonic() > LEAST_SECONDS:
                 # One of them all the same: it tests the plan.
                 tried_too_large = True
                 seconds = min(60 * row.minutes, end - time.monotonic())
-                result = _one(next_child(), Task(row, folder, anyway=True), seconds, tiny=tiny)
+                result = measure_row(next_child(), Task(row, folder, anyway=True), seconds, tiny=tiny)
             append_result(folder, result)
             reason = f", {result.reason}" if result.reason else ""
             say(f"{row.name}: {result.status}{reason}, after {result.seconds:.0f} s")
     return []
 
 
-def _one(child: _Child, task: Task, seconds: float, *, tiny: bool) -> Result:
+def measure_row(child: Child, task: Task, seconds: float, *, tiny: bool) -> Result:
+    """Have a process measure a row, and end it; one that dies or takes longer than ``seconds`` is a result too."""
     started = time.monotonic()
     answer: Answer
     try:
         child.pipe.send(task)
-        heard = child.pipe.poll(seconds)
-        answer = child.pipe.recv() if heard else Answer("timed out", reason=f"after {seconds:.0f} s")
+        in_time = child.pipe.poll(seconds)
+        answer = child.pipe.recv() if in_time else Answer("timed out", reason=f"after {seconds:.0f} s")
     except (EOFError, OSError):
         child.process.join(5)
         answer = Answer("failed", reason=f"its process {how_it_ended(child.process.exitcode)}")
-    _end(child)
+    end_child(child)
     return Result(
         row=task.row.name,
         about=task.row.about,
@@ -90,35 +95,36 @@ def _one(child: _Child, task: Task, seconds: float, *, tiny: bool) -> Result:
 
 
 @contextlib.contextmanager
-def _ahead(*, tiny: bool) -> Iterator[Callable[[], _Child]]:
-    """A source of processes, of which one is always being made ready while another measures."""
-    ready = [_start(tiny=tiny)]
-    begun: list[_Child] = []
+def _children(*, tiny: bool) -> Iterator[Callable[[], Child]]:
+    """A function that hands out processes, of which one is always being made ready while another measures."""
+    ready = [start_child(tiny=tiny)]
+    taken: list[Child] = []
 
-    def take() -> _Child:
+    def take() -> Child:
         child = ready.pop()
-        begun.append(child)
-        ready.append(_start(tiny=tiny))
+        taken.append(child)
+        ready.append(start_child(tiny=tiny))
         return child
 
     try:
         yield take
     finally:
-        for child in (*begun, *ready):
-            _end(child)
+        for child in (*taken, *ready):
+            end_child(child)
 
 
-def _start(*, tiny: bool) -> _Child:
+def start_child(*, tiny: bool) -> Child:
+    """Start a process, which imports what it needs while nobody waits for it."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs,), kwargs={"tiny": tiny})
     process.start()
     theirs.close()
-    return _Child(process, ours)
+    return Child(process, ours)
 
 
-def _end(child: _Child) -> None:
-    """First kindly: it may have processes of its own to end."""
+def end_child(child: Child) -> None:
+    """End a process, first by SIGTERM: it may have processes of its own to end."""
     child.pipe.close()
     if child.process.is_alive():
         child.process.terminate()

@@ -17,8 +17,8 @@ from dgpo_plugin.distributed.device import best_device, device_memory
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.training.build import settle_precision
 from dgpo_plugin.training.plan import RESERVE, Plan, make_plan
-from dgpo_plugin.training.trainer import settle_precision
 
 from .flops import Flops, count_flops
 from .published import Published, published
@@ -26,15 +26,16 @@ from .random_model import random_conditioning, random_model
 from .rows import Row
 
 RESOLUTION = {"sdxl": 1024}
-"""Pixels a side; 512 for others."""
-PROMPTS = [f"a photo of {number} {thing}" for number in ("two", "three", "four") for thing in ("apples", "dogs")]
+"""Width and height in pixels, by model; 512 for others."""
+PROMPTS = [f"a photo of {number} {noun}" for number in ("two", "three", "four") for noun in ("apples", "dogs")]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A row's.
+    """Everything that one row is measured with.
 
     Attributes:
+        model: its published shapes.
         config: of the run; its model's path holds the configurations alone.
         tiny: whether this is a rehearsal.
     """
@@ -46,25 +47,29 @@ class Setting:
     tiny: bool
 
     def random_model(self, *, encoders: bool = True) -> Model:
-        """Full size, random weights; see :func:`dgpo_bench.gpu.random_model.random_model`."""
+        """The model with random weights; see :func:`dgpo_bench.gpu.random_model.random_model`."""
         return random_model(self.model, self.config.model, self.device, encoders=encoders)
 
     def policy(self, model: Model) -> Policy:
-        """An adapter on it, on the device."""
+        """A model with a fresh adapter, on the device."""
         return Policy(model, self.config.lora, seed=0, unconditional=random_conditioning(model, 1))
 
     def plan(self) -> Plan:
-        """What `dgpo plan` says of it."""
+        """What `dgpo plan` says of the run."""
         return make_plan(self.config)
 
     def flops(self) -> Flops:
-        """Of an image."""
+        """Floating-point operations of one image's passes."""
         return count_flops(self.model, self.config.model, self.config.lora)
 
 
 @contextmanager
 def setting(row: Row, *, tiny: bool) -> Iterator[Setting]:
-    """The row's, for the block."""
+    """Make a row's setting, whose files are there for the block.
+
+    Raises:
+        UserError: a configuration that is not valid, or a precision that does not work here.
+    """
     shapes = published(row.model)
     if tiny:
         shapes = shapes.tiny()
@@ -81,12 +86,12 @@ def setting(row: Row, *, tiny: bool) -> Iterator[Setting]:
 
 
 def fits(plan: Plan) -> bool:
-    """Whether `dgpo plan` would say so here."""
+    """Whether `dgpo plan` would say that a run fits this device."""
     return plan.peak <= device_memory()[1] * (1 - RESERVE)
 
 
 def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool) -> dict[str, Any]:
-    """DGPO's published settings with a group of 24, and what the row changes of them."""
+    """The run's configuration: published settings with a group of 24, and what the row changes of them."""
     values: dict[str, Any] = {
         "model": {
             "path": str(folder / "model"),
@@ -96,9 +101,9 @@ def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool) -> dict[st
         },
         "lora": {"rank": 64, "alpha": 128, "init": "gaussian"},
         "prompts": {"train": str(folder / "prompts.txt")},
-        "reward": {"name": "jpeg-size"},
+        "rewards": {"jpeg-size": {"weight": 1}},
         "rollout": {"steps": 10},
-        "algorithm": {} if "algorithm.name" in row.settings else {"name": "dgpo"},
+        "algorithm": dict(row.algorithm),
         "training": {"prompts_per_iteration": 1, "group_size": 24, "micro_batch_size": 8, "iterations": 1000},
     }
     for name, value in row.settings.items():

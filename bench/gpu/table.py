@@ -1,23 +1,42 @@
-"""What a session found, as a table for people: Markdown, a verdict a row."""
+"""What a session found, as a table for people: Markdown, a verdict per row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.training.plan import GIB
 
 from ..throughput import PARTS
-from .results import Result
+from .results import Result, read_results
+from .rows import ROWS
 
 WITHIN = 0.10
-"""Of what was planned, either way, that still is as planned."""
+"""Share of what was planned by which memory may differ, either way, and still be as planned."""
 UTILIZATION = 0.5
-"""Of the nominal rate: what rollout and training of Stable Diffusion 3.5 Medium aim at."""
+"""Share of the nominal rate that rollout and training of Stable Diffusion 3.5 Medium aim at."""
+
+
+def write_table(folder: Path, missing: Iterable[str]) -> str:
+    """Write ``gpu.md``, the table of all that is in a session's folder, and return its text.
+
+    Args:
+        missing: rows that there was no time for; those that were measured at another time are left out.
+
+    Raises:
+        UserError: the folder's results cannot be read.
+    """
+    results = read_results(folder)
+    text = markdown(results, [row.name for row in ROWS], [name for name in missing if name not in results])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(folder / "gpu.md", text)
+    return text
 
 
 def markdown(results: Mapping[str, Result], names: Iterable[str], missing: Iterable[str]) -> str:
-    """The session's header and its rows, in the order of ``names``."""
+    """A session's header and its rows, in the order of ``names``."""
     shown = [results[name] for name in names if name in results]
     gemm = _measured_rate(results)
     lines = _header(shown)
@@ -32,7 +51,7 @@ def markdown(results: Mapping[str, Result], names: Iterable[str], missing: Itera
 
 
 def verdict(result: Result) -> str:
-    """As planned, worse than planned and by how much, or failed and why."""
+    """What a row showed: as planned, worse than planned and by how much, or failed and why."""
     measured = result.measured
     if result.status == "does not fit":
         return f"skipped: `dgpo plan` says {measured['planned_bytes'] / GIB:.1f} GiB"

@@ -11,28 +11,36 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 
-HALVES = ((".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.weight"))
-"""How the keys of a LoRA's first and second half end, in diffusers' and in kohya's names."""
+LORA_SUFFIXES = ((".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.weight"))
+"""How a layer's two keys end, of (rank, inputs) and of (outputs, rank), in diffusers' and in kohya's names."""
 DIFFUSERS_HEADER = "lora_adapter_metadata"
 OWN_ALPHA = "dgpo.original_alpha"
 REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
 """In a stranger's regular expression: nested repeats can take exponential time, and no layer's name needs them."""
 
 
-def folded(tensors: Mapping[str, Tensor], header: Mapping[str, str], where: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors with a header's alpha / rank multiplied into their second halves, in float32.
+@dataclass(frozen=True, eq=False)
+class ScaledTensors:
+    """An adapter's tensors as loaders are to take them.
 
-    Args:
-        where: opens the message of an error, as ``adapter PATH``.
+    Attributes:
+        tensors: by key, with the scale in them where loaders would not apply it.
+        note: a line for people on what the scale is and where it comes from.
+    """
 
-    Returns:
-        The tensors, and a line for people on where the scale comes from.
+    tensors: dict[str, Tensor]
+    note: str
+
+
+def fold_scale(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> ScaledTensors:
+    """Multiply a header's alpha / rank into the (outputs, rank) matrices, in float32; leave other files as they are.
 
     Raises:
         UserError: a header that cannot be read.
@@ -40,51 +48,52 @@ def folded(tensors: Mapping[str, Tensor], header: Mapping[str, str], where: str)
     alphas = sorted(key for key in tensors if key.endswith(".alpha"))
     if alphas:
         scales = {round(_tensor_scale(tensors, key), 4) for key in alphas}
-        return dict(tensors), f"{_span(scales)}, alpha / rank as tensors, which loaders apply"
+        return ScaledTensors(dict(tensors), f"{_span(scales)}, alpha / rank as tensors, which loaders apply")
     if OWN_ALPHA in header:
-        return dict(tensors), f"1, alpha / rank is in the weights (alpha was {header[OWN_ALPHA]})"
+        return ScaledTensors(dict(tensors), f"1, alpha / rank is in the weights (alpha was {header[OWN_ALPHA]})")
     if DIFFUSERS_HEADER not in header:
-        return dict(tensors), "1, the file states no alpha"
-    settings = _settings(header, where)
-    out, scales = dict(tensors), set()
-    for first, second, module in _pairs(tensors):
+        return ScaledTensors(dict(tensors), "1, the file states no alpha")
+    settings = _settings(header)
+    scaled, scales = dict(tensors), set()
+    for down, up, module in _pairs(tensors):
         try:
-            scale = _header_scale(settings, module, tensors[first].shape[0])
+            scale = _header_scale(settings, module, tensors[down].shape[0])
         except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
-            raise UserError(f"{where}: {DIFFUSERS_HEADER} in its header has no usable alpha ({error})") from error
-        out[second] = tensors[second].float() * scale
+            raise UserError(f"{DIFFUSERS_HEADER} in its header has no usable alpha ({error})") from error
+        scaled[up] = tensors[up].float() * scale
         scales.add(round(scale, 4))
-    return (
-        out,
+    return ScaledTensors(
+        scaled,
         f"{_span(scales)}, alpha / rank from the header, or from peft's adapter_config.json beside the file, "
         f"multiplied in here (loaders that read neither miss it)",
     )
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
-    """(first half's key, second half's key, module) of every adapted layer."""
+    """(key of the (rank, inputs) matrix, key of the (outputs, rank) one, module) of every adapted layer."""
     return [
-        (key, key.removesuffix(first) + second, key.removesuffix(first))
+        (key, key.removesuffix(down) + up, key.removesuffix(down))
         for key in tensors
-        for first, second in HALVES
-        if key.endswith(first) and key.removesuffix(first) + second in tensors
+        for down, up in LORA_SUFFIXES
+        if key.endswith(down) and key.removesuffix(down) + up in tensors
     ]
 
 
 def _tensor_scale(tensors: Mapping[str, Tensor], key: str) -> float:
     """alpha / rank of the layer that an ``.alpha`` tensor is for."""
     module = key.removesuffix(".alpha")
-    ranks = [tensors[module + first].shape[0] for first, _ in HALVES if module + first in tensors]
+    ranks = [tensors[module + down].shape[0] for down, _ in LORA_SUFFIXES if module + down in tensors]
     return float(tensors[key]) / ranks[0] if ranks else float("nan")
 
 
-def _settings(header: Mapping[str, str], where: str) -> dict[str, Any]:
+def _settings(header: Mapping[str, str]) -> dict[str, Any]:
+    """peft's settings in a header of diffusers, by name."""
     try:
         settings = json.loads(header[DIFFUSERS_HEADER])
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {DIFFUSERS_HEADER} in its header is not JSON; export it again") from error
+        raise UserError(f"{DIFFUSERS_HEADER} in its header is not JSON; export it again") from error
     if not isinstance(settings, dict):
-        raise UserError(f"{where}: {DIFFUSERS_HEADER} in its header is no JSON object; export it again")
+        raise UserError(f"{DIFFUSERS_HEADER} in its header is no JSON object; export it again")
     return settings
 
 
@@ -106,5 +115,6 @@ def _header_scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _span(scales: set[float]) -> str:
+    """One number if all are equal, else the least and the largest."""
     low, high = min(scales, default=1.0), max(scales, default=1.0)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"

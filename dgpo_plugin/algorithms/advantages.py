@@ -14,7 +14,7 @@ LIMIT = 5.0
 EPSILON = 1e-4
 
 
-def normalise(rewards: Tensor, std: AdvantageStd, limit: float = LIMIT) -> Tensor:
+def normalize(rewards: Tensor, std: AdvantageStd, limit: float = LIMIT) -> Tensor:
     """A = clip((r - mean of the group) / (std + EPSILON), +-limit); docs/architecture.md, section 4.
 
     Args:
@@ -41,7 +41,7 @@ def aggregate(parts: Tensor, weights: Tensor, std: AdvantageStd, how: Literal["r
             (GDPO, arXiv 2601.05242: each group's mean is 0 already, so there is no other mean to take away).
     """
     if how == "rewards":
-        return normalise((parts * weights).sum(2), std)
-    each = [weight * normalise(part, std, math.inf) for weight, part in zip(weights, parts.unbind(2), strict=True)]
+        return normalize((parts * weights).sum(2), std)
+    each = [weight * normalize(part, std, math.inf) for weight, part in zip(weights, parts.unbind(2), strict=True)]
     total: Tensor = sum(each[1:], each[0])
     return (total / (total.std(correction=0) + EPSILON)).clamp(-LIMIT, LIMIT)

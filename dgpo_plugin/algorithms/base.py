@@ -1,53 +1,89 @@
-"""What the trainer asks of an algorithm."""
+"""What an algorithm is: a configuration, how it samples, how it makes a gradient of advantages, and what that costs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from dgpo_plugin.algorithms.rollout import Rollout
+from dgpo_plugin.algorithms.rollout import Batch, Layout, Rollout
 from dgpo_plugin.common.seeding import derive_seed, seeded_noise
-from dgpo_plugin.config.fields import (
-    AdvantageStd,
-    DGPOConfig,
-    FlowGRPOConfig,
-    FlowGRPOFastConfig,
-    RolloutConfig,
-    RunConfig,
-    Schedule,
-)
+from dgpo_plugin.config.fields import AlgorithmConfig, RunConfig
 from dgpo_plugin.distributed.processes import Processes
-from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.policy import Policy
 
-Metrics = dict[str, float]
 Backward = Callable[[Tensor], None]
 """Differentiates a loss; accelerate's, so that it may scale it."""
 
 
 @dataclass(frozen=True)
-class Draw:
+class Metric:
+    """A key of ``metrics.jsonl``.
+
+    Attributes:
+        key: as in the record; ``reward/NAME`` stands for one key for each of several rewards.
+        unit: what it counts or is measured in; ``1`` for a ratio, a share or what has no unit.
+        how: how it is computed.
+        healthy: what a run that learns shows.
+        optional: whether an iteration may lack it.
+        shown: how an iteration's line on the terminal shows it, as in ``kl {:.4f}``; empty for not at all.
+    """
+
+    key: str
+    unit: str
+    how: str
+    healthy: str
+    optional: bool = False
+    shown: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an iteration of an algorithm takes, with every optional pass and none that is skipped.
+
+    Attributes:
+        sampling: denoiser evaluations for each sample of the rollout.
+        training: denoiser evaluations for each sample in the updates; a forward counts 1, a backward 2.
+        trained_steps: flow times or sampler steps that a sample is trained on.
+        adapter_copies: copies of the adapter's weights that it keeps, besides the policy.
+        latents: tensors of a sample's latents' size that it keeps for each sample.
+        rollout_guidance: classifier-free guidance of the rollout's passes; 1 is none.
+        training_guidance: likewise of the passes that are differentiated.
+    """
+
+    sampling: int
+    training: int
+    trained_steps: int
+    adapter_copies: int
+    latents: int
+    rollout_guidance: float
+    training_guidance: float
+
+
+@dataclass(frozen=True)
+class Random:
     """Where the randomness of one iteration comes from (docs/architecture.md, section 5)."""
 
     seed: int
     iteration: int
 
     def noise(self, shape: Sequence[int], *purpose: int | str) -> Tensor:
+        """Standard normal, of the shape, for one purpose."""
         return seeded_noise(shape, self.seed, self.iteration, *purpose)
 
-    def image_noise(self, shape: Sequence[int], images: Tensor, group_size: int, *purpose: int | str) -> Tensor:
-        """(N, ...): one draw for each of the iteration's images n = p * G + g."""
-        return torch.stack([self.noise(shape, *purpose, *divmod(n, group_size)) for n in images.tolist()])
+    def sample_noise(self, shape: Sequence[int], sample_ids: Tensor, layout: Layout, *purpose: int | str) -> Tensor:
+        """(N, ...): one draw for each sample."""
+        return torch.stack([self.noise(shape, *purpose, *index) for index in layout.indices_of(sample_ids)])
 
-    def group_noise(self, shape: Sequence[int], images: Tensor, group_size: int, *purpose: int | str) -> Tensor:
-        """(N, ...): one draw for each prompt group, the same for all its images."""
-        groups = [n // group_size for n in images.tolist()]
+    def group_noise(self, shape: Sequence[int], sample_ids: Tensor, layout: Layout, *purpose: int | str) -> Tensor:
+        """(N, ...): one draw for each prompt group, the same for all its samples."""
+        groups = layout.groups_of(sample_ids).tolist()
         drawn = {group: self.noise(shape, *purpose, group) for group in sorted(set(groups))}
-        # A process may have no image of a small part of the iteration.
+        # A process may have no sample of a small update.
         return torch.stack([drawn[group] for group in groups]) if groups else torch.zeros(0, *shape)
 
     def choose(self, count: int, among: int, *purpose: int | str) -> list[int]:
@@ -63,70 +99,88 @@ class Draw:
         return torch.Generator().manual_seed(derive_seed(self.seed, self.iteration, *purpose))
 
 
-def begin(
-    policy: Policy, rollout: RolloutConfig, schedule: Schedule, images: Tensor, group_size: int, draw: Draw
-) -> tuple[list[float], Tensor]:
-    """The schedule's sigmas, and the images' noise at the first of them, (N, ...)."""
-    sigmas = policy.model.sigmas(rollout.steps, rollout.shift, schedule)
-    noise = draw.image_noise(policy.model.latent_shape, images, group_size, "initial noise").to(policy.device)
-    return sigmas, noise * policy.model.initial_scale(sigmas[0])
+C = TypeVar("C", bound=AlgorithmConfig)
+R = TypeVar("R", bound=Rollout)
 
 
-def totals(device: torch.device, *names: str) -> dict[str, Tensor]:
-    """Sums to add up where the numbers are; reading one for each micro-batch would wait for the device each time."""
-    return {name: torch.zeros((), device=device) for name in names}
+class Algorithm(ABC, Generic[C, R]):
+    """How to sample, and how to turn advantages into gradients. State lives in the algorithm's own copies.
 
+    Class attributes:
+        Config: what ``algorithm:`` in a configuration becomes.
+        METRICS: what :meth:`gradient` returns.
 
-def average(sums: dict[str, Tensor], count: int, processes: Processes) -> Metrics:
-    """What all processes' sums come to, a mean over ``count``; the one time that they are read."""
-    summed = processes.sum(torch.stack(list(sums.values())))
-    return dict(zip(sums, (summed / count).tolist(), strict=True))
+    Args:
+        backward: differentiates a loss, which adds to the policy's gradients.
+        micro_batch_size: samples through the denoiser at once; None for all. It never changes the result.
+    """
 
+    Config: ClassVar[type[AlgorithmConfig]]
+    METRICS: ClassVar[tuple[Metric, ...]] = ()
 
-class Algorithm(Protocol):
-    """How to sample, and how to turn advantages into gradients. State lives in the algorithm's own copies."""
-
-    advantage_std: AdvantageStd
-
-    def sample(
-        self, policy: Policy, conditioning: Conditioning, images: Tensor, group_size: int, draw: Draw
-    ) -> Rollout:
-        """The given images of the iteration, (N,), each from its row of ``conditioning``; without gradient."""
-
-    def accumulate_gradient(
+    def __init__(
         self,
+        config: C,
         policy: Policy,
-        rollout: Rollout,
-        advantages: Tensor,
-        draw: Draw,
-        backward: Backward,
         processes: Processes,
-    ) -> Metrics:
-        """Add this process's share of one optimizer step's gradient, and say what to log.
+        micro_batch_size: int | None,
+        backward: Backward = torch.autograd.backward,
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.processes = processes
+        self.micro_batch_size = micro_batch_size
+        self.backward = backward
+
+    @staticmethod
+    @abstractmethod
+    def cost(config: RunConfig) -> Cost:
+        """What an iteration of a run takes, whose ``algorithm`` is a :attr:`Config`."""
+
+    @abstractmethod
+    def sample(self, batch: Batch, random: Random) -> R:
+        """A micro-batch's samples, without gradient."""
+
+    @abstractmethod
+    def gradient(self, rollout: R, advantages: Tensor, random: Random) -> dict[str, float]:
+        """Add this process's share of one optimizer step's gradient to the policy's.
 
         Args:
-            rollout: this process's images of one part of the iteration.
-            advantages: (P, G) of that part, of all processes' images.
+            rollout: this process's samples of one update.
+            advantages: (P, G) of that update, of all processes' samples.
+
+        Returns:
+            What to log, by the keys of :attr:`METRICS`.
         """
 
-    def after_step(self, policy: Policy, step: int) -> None:
-        """Called after optimizer step ``step`` (from 0)."""
+    def after_step(self, step: int) -> None:
+        """Take notice of optimizer step ``step`` (from 0)."""
 
-    def state(self) -> dict[str, list[Tensor]]:
-        """Copies of the adapter to checkpoint, by name, restored in place."""
+    def state(self) -> Mapping[str, dict[str, Tensor]]:
+        """Copies of the adapter to checkpoint, by name; they are restored in place."""
+        return {}
 
     def resume(self, steps: int) -> None:
-        """Called when ``state`` was restored to what it was after ``steps`` optimizer steps."""
+        """Take notice that ``state`` was restored to what it was after ``steps`` optimizer steps."""
 
 
-def make_algorithm(config: RunConfig, policy: Policy) -> Algorithm:
-    """The algorithm that the configuration names."""
-    from dgpo_plugin.algorithms.dgpo import DGPO
-    from dgpo_plugin.algorithms.flow_grpo import FlowGRPO
+def initial_noise(policy: Policy, batch: Batch, random: Random) -> Tensor:
+    """The samples' noise at the first sigma, (N, ...)."""
+    noise = random.sample_noise(policy.model.latent_shape, batch.sample_ids, batch.layout, "initial noise")
+    return noise.to(policy.device) * policy.model.initial_scale(batch.sigmas[0])
 
-    size = config.training.micro_batch_size
-    algorithm = config.algorithm
-    if isinstance(algorithm, DGPOConfig):
-        return DGPO(algorithm, config.rollout, config.schedule, policy, size)
-    assert isinstance(algorithm, FlowGRPOConfig | FlowGRPOFastConfig)
-    return FlowGRPO(algorithm, config.rollout, config.schedule, size)
+
+class Totals:
+    """Sums added up where the numbers are; reading one for each micro-batch would wait for the device each time."""
+
+    def __init__(self, device: torch.device, *names: str) -> None:
+        self._sums = {name: torch.zeros((), device=device) for name in names}
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add a scalar."""
+        self._sums[name] += value
+
+    def means(self, count: int, processes: Processes) -> dict[str, float]:
+        """What all processes' sums come to, over ``count``; the one time that they are read."""
+        summed = processes.sum(torch.stack(list(self._sums.values())))
+        return dict(zip(self._sums, (summed / count).tolist(), strict=True))

@@ -1,9 +1,10 @@
-"""Everything sampled in one iteration. Image n = p * G + g is image g of prompt group p, whoever samples it."""
+"""What is sampled in one iteration: which samples, and what came of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,89 +13,104 @@ from dgpo_plugin.models.conditioning import Conditioning
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """The stochastic steps of a rollout, for policy gradients.
+class Layout:
+    """An iteration's samples: sample p * G + g is image g of prompt group p, whoever samples it.
 
     Attributes:
-        steps: indices into the schedule, (T,).
-        noisy_latents: before each step, (T, N, ...), float32.
-        next_latents: after it, (T, N, ...).
-        log_probability: of that step under the policy that took it, (T, N).
+        groups: P, prompt groups.
+        group_size: G, samples of each.
     """
 
-    steps: list[int]
-    noisy_latents: Tensor
-    next_latents: Tensor
-    log_probability: Tensor
+    groups: int
+    group_size: int
 
-    def __getitem__(self, rows: Tensor) -> Trajectory:
-        return Trajectory(
-            self.steps, self.noisy_latents[:, rows], self.next_latents[:, rows], self.log_probability[:, rows]
-        )
+    @property
+    def samples(self) -> int:
+        """P * G."""
+        return self.groups * self.group_size
+
+    def groups_of(self, sample_ids: Tensor) -> Tensor:
+        """The prompt group of each sample, (N,)."""
+        return sample_ids // self.group_size
+
+    def indices_of(self, sample_ids: Tensor) -> list[tuple[int, int]]:
+        """Prompt group and number in it of each sample, N pairs."""
+        return [divmod(sample, self.group_size) for sample in sample_ids.tolist()]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is to be sampled at once: a micro-batch of an iteration's samples.
+
+    Attributes:
+        sample_ids: which they are, (N,), int64, on the CPU.
+        layout: of the iteration.
+        conditioning: of each, N rows.
+        sigmas: the sampler's schedule, steps + 1 falling values.
+    """
+
+    sample_ids: Tensor
+    layout: Layout
+    conditioning: Conditioning
+    sigmas: list[float]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Images of one iteration: all, one process's share of them, or a micro-batch.
+    """Samples of one iteration: all, one process's share of them, a micro-batch, or those of one update.
+
+    Every tensor here, and every one that a subclass adds, has a row for each sample.
 
     Attributes:
-        images: which of the iteration's P * G they are, (N,), int64.
-        conditioning: of each, (N, ...).
+        sample_ids: which of the iteration's they are, (N,), int64, on the CPU.
+        conditioning: of each, N rows.
         latents: clean, (N, ...).
         sigmas: the sampler's schedule, steps + 1 falling values.
-        trajectory: None for deterministic samplers.
-        first_group: where the part of the iteration starts that these images are of.
+        layout: of the iteration.
+        first_group: the first prompt group of the update that they are for.
     """
 
-    images: Tensor
+    sample_ids: Tensor
     conditioning: Conditioning
     latents: Tensor
     sigmas: list[float]
-    trajectory: Trajectory | None = None
+    layout: Layout
     first_group: int = 0
 
-    def __getitem__(self, rows: Tensor) -> Rollout:
-        return Rollout(
-            self.images[rows],
-            self.conditioning[rows],
-            self.latents[rows],
-            self.sigmas,
-            None if self.trajectory is None else self.trajectory[rows],
-            self.first_group,
-        )
+    @property
+    def positions(self) -> Tensor:
+        """Where each sample stands among all samples of its update, (N,), on the CPU."""
+        return self.sample_ids - self.first_group * self.layout.group_size
 
-    def places(self, group_size: int) -> Tensor:
-        """(N,): where each image stands among the images of its part of the iteration."""
-        return self.images - self.first_group * group_size
+    def select(self: R, rows: Tensor) -> R:
+        """Some of them, by their row here."""
+        return replace(self, **{name: value[rows] for name, value in self._per_sample().items()})
 
-    def split(self, groups: int, group_size: int, parts: int) -> Iterator[tuple[slice, Rollout]]:
-        """Equal parts of an iteration's P prompt groups, each with its slice of the groups."""
-        size = groups // parts
-        for first in range(0, groups, size):
-            group = self.images // group_size
+    def per_update(self: R, updates: int) -> Iterator[tuple[slice, R]]:
+        """Equal parts of the prompt groups, each with the slice of the groups that it is of."""
+        size = self.layout.groups // updates
+        group = self.layout.groups_of(self.sample_ids)
+        for first in range(0, self.layout.groups, size):
             inside = ((group >= first) & (group < first + size)).nonzero().flatten()
-            yield slice(first, first + size), replace(self[inside], first_group=first)
+            yield slice(first, first + size), replace(self.select(inside), first_group=first)
+
+    def _per_sample(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor | Conditioning)}
 
 
-def join(parts: Sequence[Rollout]) -> Rollout:
+R = TypeVar("R", bound=Rollout)
+
+
+def join(rollouts: Sequence[R]) -> R:
     """Micro-batches of one iteration, in their order, as one rollout."""
-    first = parts[0]
-    trajectory = None
-    if first.trajectory is not None:
-        tracks = [part.trajectory for part in parts if part.trajectory is not None]
-        trajectory = Trajectory(
-            first.trajectory.steps,
-            torch.cat([track.noisy_latents for track in tracks], dim=1),
-            torch.cat([track.next_latents for track in tracks], dim=1),
-            torch.cat([track.log_probability for track in tracks], dim=1),
-        )
-    return Rollout(
-        torch.cat([part.images for part in parts]),
-        Conditioning.concatenate([part.conditioning for part in parts]),
-        torch.cat([part.latents for part in parts]),
-        first.sigmas,
-        trajectory,
-    )
+    tables = [rollout._per_sample() for rollout in rollouts]
+
+    def joined(name: str) -> Any:
+        values = [table[name] for table in tables]
+        return torch.cat(values) if isinstance(values[0], Tensor) else Conditioning.concatenate(values)
+
+    return replace(rollouts[0], **{name: joined(name) for name in tables[0]})
 
 
 def micro_batches(rows: Tensor, size: int | None) -> tuple[Tensor, ...]:

@@ -13,8 +13,8 @@ from dgpo_plugin.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository, which is the pack."""
-NAME = "dgpo-plugin"
-TESTED = "0.30.0"
+PACK_NAME = "dgpo-plugin"
+TESTED_COMFYUI = "0.30.0"
 OLDEST_PYTHON = (3, 10)
 COMFYUIS_OWN: tuple[str, ...] = (
     *("torch", "transformers", "numpy", "scipy", "pillow", "pyyaml", "pydantic", "safetensors", "psutil"),
@@ -54,34 +54,35 @@ def install(comfyui: Path, python: Path | None = None) -> Report:
     Raises:
         UserError: no ComfyUI there, one without the V3 node API, or something else under the pack's name.
     """
-    version = _comfyui_version(comfyui)
+    comfyui_version = _comfyui_version(comfyui)
     interpreter = python or _interpreter(comfyui)
-    needed = needs()
-    running, found = _probe(interpreter, list(needed))
-    link = _link(comfyui / "custom_nodes" / NAME)
+    needed = oldest_versions()
+    running, installed = probe(interpreter, list(needed))
+    link = _link(comfyui / "custom_nodes" / PACK_NAME)
+    tested = "" if comfyui_version == TESTED_COMFYUI else f" (tested with {TESTED_COMFYUI})"
+    python_version = _text(running)
+    too_old = [name for name, oldest in needed.items() if name in installed and _numbers(installed[name]) < oldest]
+    missing = [name for name in needed if name not in installed]
     rows = [
-        ("ComfyUI", f"{version} in {comfyui}" + ("" if version == TESTED else f" (tested with {TESTED})")),
-        ("python", f"{'.'.join(map(str, running))}, {interpreter}"),
+        ("ComfyUI", f"{comfyui_version} in {comfyui}{tested}"),
+        ("python", f"{python_version}, {interpreter}"),
         ("pack", link),
+        ("packages", f"{len(needed) - len(missing) - len(too_old)} of {len(needed)} as needed"),
     ]
     problems = []
     if running < OLDEST_PYTHON:
-        problems.append(f"python {'.'.join(map(str, running))} is too old, the nodes need 3.10")
-    too_old = [name for name, oldest in needed.items() if name in found and _numbers(found[name]) < oldest]
-    missing = [name for name in needed if name not in found]
-    rows.append(("packages", f"{len(needed) - len(missing) - len(too_old)} of {len(needed)} as needed"))
+        problems.append(f"python {python_version} is too old, the nodes need {_text(OLDEST_PYTHON)}")
     for name in too_old:
-        oldest = ".".join(map(str, needed[name]))
         whose = ", which is ComfyUI's own: upgrade it there" if name in COMFYUIS_OWN else ""
-        problems.append(f"{name} {found[name]} is older than {oldest}{whose}")
+        problems.append(f"{name} {installed[name]} is older than {_text(needed[name])}{whose}")
     if missing:
         command = f"{interpreter} -m pip install --requirement {ROOT / 'requirements.txt'}"
         problems.append(f"not installed: {', '.join(missing)}; {command}")
     return Report(rows, problems)
 
 
-def needs() -> dict[str, tuple[int, ...]]:
-    """The distributions that the nodes import and their oldest versions, from ``pyproject.toml``, where they are kept.
+def oldest_versions() -> dict[str, tuple[int, ...]]:
+    """The distributions that the nodes import, each with its oldest version, from ``pyproject.toml``.
 
     Read from the text: the pack is always a clone, which may be newer than what was installed of it, and Python 3.10
     has no parser for the format.
@@ -99,55 +100,69 @@ def needs() -> dict[str, tuple[int, ...]]:
 
 
 def _comfyui_version(folder: Path) -> str:
+    """The version that a ComfyUI states, once it is found to be one that can load the pack."""
     if not (folder / "main.py").is_file() or not (folder / "custom_nodes").is_dir():
         raise UserError(f"{folder}: no ComfyUI there (no main.py or custom_nodes/); name its folder")
     if not (folder / "comfy_api" / "latest").is_dir():
-        raise UserError(f"{folder}: this ComfyUI has no V3 node API (comfy_api/latest); update it to {TESTED} or newer")
+        raise UserError(
+            f"{folder}: this ComfyUI has no V3 node API (comfy_api/latest); update it to {TESTED_COMFYUI} or newer"
+        )
     file = folder / "comfyui_version.py"
     stated = re.search(r'__version__\s*=\s*"([^"]+)"', file.read_text(encoding="utf-8")) if file.is_file() else None
     return stated.group(1) if stated else "of unknown version"
 
 
 def _interpreter(comfyui: Path) -> Path:
-    """ComfyUI's own python where its usual installations keep it."""
-    places = [
+    """ComfyUI's own python where its usual installations keep it, else this one."""
+    candidates = [
         folder / inner
         for folder in (comfyui / ".venv", comfyui / "venv")
         for inner in ("bin/python", "Scripts/python.exe")
     ]
-    places.append(comfyui.parent / "python_embeded" / "python.exe")
-    return next((place for place in places if place.is_file()), Path(sys.executable))
+    candidates.append(comfyui.parent / "python_embeded" / "python.exe")
+    return next((python for python in candidates if python.is_file()), Path(sys.executable))
 
 
-def _probe(python: Path, names: list[str]) -> tuple[tuple[int, ...], dict[str, str]]:
+def probe(python: Path, distributions: list[str]) -> tuple[tuple[int, ...], dict[str, str]]:
+    """An interpreter's own version, and those of the distributions that are installed for it.
+
+    Raises:
+        UserError: it does not run.
+    """
     try:
-        done = subprocess.run([python, "-c", _PROBE, *names], capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
+        command = [str(python), "-c", _PROBE, *distributions]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
         answer = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise UserError(f"{python}: does not run as a python ({error}); name ComfyUI's with --python") from error
     return tuple(answer["python"]), answer["found"]
 
 
-def _link(place: Path) -> str:
+def _link(link: Path) -> str:
+    """Make a link to the repository, unless it is there; a line on what was done."""
     if not (ROOT / "comfy_nodes").is_dir():
         raise UserError(f"{ROOT}: holds no comfy_nodes/; clone the repository, the pack is not in the wheel")
-    if place.is_symlink() or place.exists():
-        if place.resolve() == ROOT:
-            return f"{place}, there already"
-        raise UserError(f"{place}: is something else already; remove or rename it first")
+    if link.is_symlink() or link.exists():
+        if link.resolve() == ROOT:
+            return f"{link}, there already"
+        raise UserError(f"{link}: is something else already; remove or rename it first")
     try:
         if sys.platform == "win32":  # where a symbolic link takes rights that most people lack
             import _winapi
 
-            _winapi.CreateJunction(str(ROOT), str(place))
+            _winapi.CreateJunction(str(ROOT), str(link))
         else:
-            place.symlink_to(ROOT, target_is_directory=True)
+            link.symlink_to(ROOT, target_is_directory=True)
     except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{place}: cannot be linked ({reason}); clone the repository there instead") from error
-    return f"{place} -> {ROOT}"
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{link}: cannot be linked ({reason}); clone the repository there instead") from error
+    return f"{link} -> {ROOT}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     """(major, minor, ...), at most three, of the release alone."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

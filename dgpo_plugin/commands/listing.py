@@ -27,9 +27,9 @@ def _algorithms() -> Listed:
 
 
 def _rewards() -> Listed:
-    from dgpo_plugin.rewards import reward_names
+    from dgpo_plugin.rewards import REWARDS
 
-    return {name: [info.measures, "; ".join(info.facts())] for name, info in reward_names().items()}
+    return {name: [entry.about, "; ".join(entry.facts())] for name, entry in REWARDS.entries().items()}
 
 
 def _prompts() -> Listed:

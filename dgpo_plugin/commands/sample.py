@@ -50,27 +50,28 @@ def sample(
     from dgpo_plugin.adapters.load import apply_adapter
     from dgpo_plugin.common.files import atomic_path
     from dgpo_plugin.common.pictures import image_grid
-    from dgpo_plugin.config.fields import ModelConfig, RunConfig
+    from dgpo_plugin.config.fields import EvaluationConfig, ModelConfig
     from dgpo_plugin.config.load import load_config, preset_names
     from dgpo_plugin.distributed.device import best_device
     from dgpo_plugin.models import load_model
-    from dgpo_plugin.models.generate import decode_in_batches, fixed_noise, sample_latents
+    from dgpo_plugin.models.generate import fixed_noise, generate
 
     if output.suffix.lower() != ".png":
         raise UserError(f"--output {output}: the name must end in .png")
     if any(not prompt.strip() for prompt in prompts):
         raise UserError("--prompt: is empty; say what to draw")
-    config = load_config(model) if model in preset_names() else RunConfig(model=ModelConfig(path=model))
+    base, evaluation = ModelConfig(path=model), EvaluationConfig()
+    if model in preset_names():
+        preset = load_config(model)
+        base, evaluation = preset.model, preset.evaluation
     # Not in half precision unless asked for: the same pictures on every processor.
-    precise = {"precision": "fp32"} if config.model.precision == "auto" else {}
-    loaded = load_model(config.model.model_copy(update=precise), best_device())
+    precise = {"precision": "fp32"} if base.precision == "auto" else {}
+    loaded = load_model(base.model_copy(update=precise), best_device())
     if adapter is not None:
         apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
     texts = [prompt for prompt in prompts for _ in range(count)]
     noise = fixed_noise(loaded, range(count), seed).repeat(len(prompts), 1, 1, 1)
-    evaluation = config.evaluation
-    latents = sample_latents(loaded, texts, noise, steps or evaluation.steps, guidance or evaluation.guidance)
-    images = decode_in_batches(loaded.decode, latents)
+    images = generate(loaded, texts, noise, steps or evaluation.steps, guidance or evaluation.guidance)
     with atomic_path(output) as temporary:
         image_grid(images, columns=count).save(temporary)
     click.echo(str(output))
@@ -81,7 +82,7 @@ def sample(
 @reports_user_errors
 def inspect(adapter: Path) -> None:
     """Print an adapter's card. ADAPTER is its file."""
-    from dgpo_plugin.adapters.card import describe_adapter
+    from dgpo_plugin.adapters import AdapterCard, read_adapter
     from dgpo_plugin.common.tables import as_table
 
-    click.echo(as_table(describe_adapter(adapter)))
+    click.echo(as_table(AdapterCard.of(read_adapter(adapter)).rows()))

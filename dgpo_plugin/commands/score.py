@@ -17,7 +17,7 @@ from dgpo_plugin.common.errors import UserError
 @click.option("--prompt", help="What all of them should show.")
 @click.option("--prompts", "prompt_file", help="Prompts in the pictures' order: .txt, .jsonl or a set's name.")
 @click.option("--output", type=click.Path(path_type=Path), help=".csv or .json file; standard output if left out.")
-@set_option(help="Set a field of the reward section, as batch_size=8, repeatable.")
+@set_option(help="Set a field of a run's section scoring, as batch_size=8, or rewards.NAME.options.x=1; repeatable.")
 @reports_user_errors
 def score(
     images: tuple[Path, ...],
@@ -32,9 +32,9 @@ def score(
 
     from dgpo_plugin.common.files import write_text_atomically
     from dgpo_plugin.common.prompt import Prompt
-    from dgpo_plugin.config.load import reward_configs
+    from dgpo_plugin.config.load import reward_terms
     from dgpo_plugin.prompts.registry import load_prompts
-    from dgpo_plugin.rewards import load_reward
+    from dgpo_plugin.rewards import load_rewards
     from dgpo_plugin.rewards.picture_files import as_text, find_pictures
     from dgpo_plugin.rewards.picture_files import score as score_pictures
 
@@ -46,14 +46,15 @@ def score(
     prompts = [Prompt(prompt)] * len(pictures) if prompt is not None else load_prompts(prompt_file or "")
     if len(prompts) != len(pictures):
         raise UserError(f"--prompts {prompt_file}: {len(prompts)} prompts for {len(pictures)} pictures; give as many")
-    configs = reward_configs([name.strip() for name in rewards.split(",")], overrides)
+    terms, scoring = reward_terms([name.strip() for name in rewards.split(",")], overrides)
     console = Console(stderr=True)
     with console.status("loading the rewards"):
-        loaded = {name: load_reward(config) for name, config in configs.items()}
+        loaded = load_rewards(terms, scoring)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=len(pictures))
-        size = next(iter(configs.values())).batch_size
-        rows = score_pictures(pictures, prompts, loaded, size, lambda done: bar.update(task, advance=done))
+        rows = score_pictures(
+            pictures, prompts, loaded, scoring.batch_size, lambda done: bar.update(task, advance=done)
+        )
     text = as_text(rows, "csv" if output is None else output.suffix[1:])
     if output is None:
         click.echo(text, nl=False)
@@ -75,9 +76,9 @@ def serve_reward(
     name: str, host: str, port: int, token_variable: str | None, max_megabytes: int, overrides: Changes
 ) -> None:
     """Serve a reward to other processes and machines. NAME as in `dgpo list rewards`, or your own file.py:name."""
-    from dgpo_plugin.config.load import reward_config
+    from dgpo_plugin.config.load import reward_terms
     from dgpo_plugin.rewards.served.server import serve
     from dgpo_plugin.rewards.served.wire import secret
 
     token = secret("--token-variable", token_variable)
-    serve(reward_config(name, overrides), host, port, token, max_megabytes * 2**20, click.echo)
+    serve(*reward_terms([name], overrides), (host, port), token, max_megabytes * 2**20, click.echo)

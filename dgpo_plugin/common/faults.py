@@ -38,7 +38,7 @@ def signal_name(code: int) -> str | None:
 
 
 def how_it_ended(code: int) -> str:
-    """Half a sentence for people: which signal or exit code, and what it most likely means."""
+    """How a process ended, as the end of a sentence: by which signal or exit code, and what that most likely means."""
     name = signal_name(code)
     if name is None:
         return f"ended with exit code {code}"

@@ -29,6 +29,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, whole or not at all."""
+    """Write a UTF-8 text file, whole or not at all.
+
+    Raises:
+        UserError: as :func:`atomic_path`.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

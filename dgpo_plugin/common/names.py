@@ -44,9 +44,9 @@ PROMPT_SETS = Registry(
     "prompt set",
     {
         "geneval/train": Entry("dgpo_plugin.prompts.geneval:train_prompts", "GenEval's six tasks, from templates"),
-        "geneval/test": Entry("dgpo_plugin.prompts.geneval:test_prompts", "the same six, other scenes"),
+        "geneval/test": Entry("dgpo_plugin.prompts.geneval:held_out_prompts", "the same six, other scenes"),
         "ocr/train": Entry("dgpo_plugin.prompts.ocr:train_prompts", "signs and labels with words to render"),
-        "ocr/test": Entry("dgpo_plugin.prompts.ocr:test_prompts", "likewise, other words"),
+        "ocr/test": Entry("dgpo_plugin.prompts.ocr:held_out_prompts", "likewise, other words"),
     },
     Entry,
     hint="name a .txt or .jsonl file, hf:owner/dataset, or your own file.py:function",

@@ -1,4 +1,4 @@
-"""Tensors to pictures."""
+"""Pictures as tensors made into images that can be saved."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def to_image(image: Tensor) -> Image.Image:
-    """One picture (3, H, W) in [0, 1]."""
+    """An image of one picture, (3, H, W) in [0, 1], with 8 bits a channel."""
     return image_grid(image[None], columns=1)
 
 
 def image_grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
-    """Pictures (N, 3, H, W) in [0, 1] row by row on white."""
+    """An image of pictures (N, 3, H, W) in [0, 1], row by row on white, ``gap`` pixels apart."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)

@@ -7,7 +7,7 @@ entry points (group ``dgpo_plugin.<kind>s``), and ``path/to/file.py:name`` works
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -58,7 +58,9 @@ class Registry(Generic[E]):
         hint: what could be named instead, for the message about an unknown name.
     """
 
-    def __init__(self, kind: str, own: Mapping[str, E], entry: type[E], hint: str = "name a file.py:name") -> None:
+    def __init__(
+        self, kind: str, own: Mapping[str, E], entry: Callable[..., E], hint: str = "name a file.py:name"
+    ) -> None:
         self.kind = kind
         self._own = own
         self._entry = entry

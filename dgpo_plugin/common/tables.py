@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def as_table(rows: Sequence[tuple[str, str]]) -> str:
-    """(label, value) rows as lines of text, the values under each other; a value's control characters are written out.
+    """Lines of text for (label, value) rows, the values under each other, their control characters written out.
 
     What a stranger's header says must neither forge a row nor speak to the terminal.
     """

@@ -24,7 +24,7 @@ class _FromBytes(SourceFileLoader):
         super().__init__(fullname, path)
         self._source = source
 
-    def get_code(self, fullname: str) -> CodeType:
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 (importlib calls it so)
         code: CodeType = self.source_to_code(self._source, self.path)
         return code
 

@@ -1,47 +1,91 @@
-"""Mistakes in a configuration, told in one line."""
+"""Mistakes in a configuration, all of them, in one line."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, get_args
+
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from dgpo_plugin.common.errors import did_you_mean
-from dgpo_plugin.config.fields import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig
+from dgpo_plugin.common.names import ALGORITHMS
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.short_forms import instead_of
+
+Location = tuple[int | str, ...]
+WHAT_TO_GIVE = {
+    "model.path": "name a diffusers folder, a hub id or one of `dgpo list models`",
+    "prompts.train": "name a .txt or .jsonl file or one of `dgpo list prompts`",
+    "rewards": "name at least one of `dgpo list rewards`",
+}
+"""For a run's required fields, which have no default because no default would be right."""
 
 
-def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first mistake in one line: where, what, and the near key if it is a typo."""
-    first = error.errors()[0]
-    # pydantic puts the union's tag behind "algorithm"; it is no key of the user's.
-    places = list(first["loc"])
-    if len(places) > 2 and places[0] == "algorithm":
-        del places[1]
-    location = [str(part) for part in places]
-    where = " ".join(".".join(location).split()) or "configuration"
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(root, first["loc"][:-1])
-        return f"unknown key {where}{did_you_mean(location[-1], known)}"
-    if first["type"] == "union_tag_invalid":
-        tag = str(first["ctx"]["tag"])
-        return f"{where}.name: unknown algorithm {tag!r}{did_you_mean(tag, ('dgpo', 'flow-grpo', 'flow-grpo-fast'))}"
-    if first["type"] == "union_tag_not_found":
-        return f"{where}.name is missing; name dgpo, flow-grpo or flow-grpo-fast"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
-    shown = f" (given {given!r})" if isinstance(given, str | int | float | bool | None) else ""
-    return f"{where}: {message}{shown}"
+def explain(error: ValidationError, root: type[BaseModel], given: Mapping[str, Any] | None = None) -> str:
+    """Every mistake that pydantic found: where, what, and the near key if it is a typo.
+
+    Args:
+        root: the model that refused the values.
+        given: the values, for those models whose fields depend on them.
+    """
+    found = error.errors()
+    renamed = root is RunConfig and any(mistake["loc"] == ("reward",) for mistake in found)
+    told = [_told(mistake, root, given or {}) for mistake in found if not (renamed and mistake["loc"] == ("rewards",))]
+    if len(told) == 1:
+        return told[0]
+    return f"{len(told)} mistakes: " + "; ".join(f"({number}) {each}" for number, each in enumerate(told, start=1))
 
 
-def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    algorithms: dict[str, type[BaseModel]] = {
-        "dgpo": DGPOConfig,
-        "flow-grpo": FlowGRPOConfig,
-        "flow-grpo-fast": FlowGRPOFastConfig,
-    }
+def _told(mistake: ErrorDetails, root: type[BaseModel], given: Mapping[str, Any]) -> str:
+    """One mistake."""
+    location = mistake["loc"]
+    where = _dotted(location)
+    if mistake["type"] == "extra_forbidden":
+        if root is RunConfig and location == ("reward",):
+            return f"reward: is called rewards now; write {instead_of(mistake['input'])}"
+        return f"unknown key {where}{did_you_mean(str(location[-1]), _fields_at(root, location[:-1], given))}"
+    if mistake["type"] == "missing":
+        lacking = ".".join([where, *_required_inside(root, location)])
+        return f"{lacking} is missing; {WHAT_TO_GIVE.get(lacking, 'give it')}"
+    value = mistake["input"]
+    shown = f" (given {value!r})" if isinstance(value, str | int | float | bool | None) else ""
+    return f"{where}: {mistake['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _dotted(location: Location) -> str:
+    """Where a mistake is, as ``section.field``, on one line whatever the keys are."""
+    return " ".join(".".join(str(part) for part in location).split()) or "configuration"
+
+
+def _fields_at(root: type[BaseModel], location: Location, given: Mapping[str, Any]) -> list[str]:
+    """What may stand at a place in a configuration."""
+    if location == ("algorithm",):  # imported for this message alone
+        return list(ALGORITHMS.load(given["algorithm"]["name"]).Config.model_fields)
+    model = _model_at(root, location)
+    return [] if model is None else list(model.model_fields)
+
+
+def _required_inside(root: type[BaseModel], location: Location) -> list[str]:
+    """The required field of a section that is missing as a whole, if it has just one."""
+    model = _model_at(root, location)
+    required = [] if model is None else [name for name, field in model.model_fields.items() if field.is_required()]
+    return required if len(required) == 1 else []
+
+
+def _model_at(root: type[BaseModel], location: Location) -> type[BaseModel] | None:
+    """The pydantic model of the section at a place in a configuration; None where there is no section."""
+    kind: Any = root
     for part in location:
-        if part in algorithms:
-            model = algorithms[str(part)]
-            continue
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(model.model_fields)
+        model = _as_model(kind)
+        if model is not None:
+            kind = model.model_fields[str(part)].annotation if part in model.model_fields else None
+        else:  # a label of a mapping or a number in a list, whose values are annotated last
+            kind = (*get_args(kind), None)[-2] if get_args(kind) else None
+    return _as_model(kind)
+
+
+def _as_model(kind: Any) -> type[BaseModel] | None:
+    """The model that an annotation is, or is if it is not None."""
+    models = [each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, BaseModel)]
+    return models[0] if len(models) == 1 and (kind is models[0] or type(None) in get_args(kind)) else None

@@ -5,15 +5,22 @@ One name for one thing (docs/architecture.md). Defaults are the published ones; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.names import ALGORITHMS
+from dgpo_plugin.config.short_forms import spelled_out, weighted_labels
 
 Schedule = Literal["dpm", "native"]
 """Noise levels of DPM-Solver++'s own scheduler, or of the pipeline's."""
 OdeSampler = Literal["euler", "dpm-solver++"]
 AdvantageStd = Literal["group", "iteration"]
-"""Whose rewards' standard deviation advantages are divided by: the prompt group's, or the whole iteration's."""
+ADVANTAGE_STD = "Whose rewards' standard deviation advantages are divided by: the prompt group's, or the iteration's."
+Precision = Literal["fp32", "bf16", "fp16"]
+RewardDevice = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")]
 
 
 class _Config(BaseModel):
@@ -23,9 +30,7 @@ class _Config(BaseModel):
 class ModelConfig(_Config):
     """The base model, and how it is held in memory."""
 
-    path: str = Field(
-        "shapes", description="A world's name (`dgpo list worlds`), a local diffusers folder, or a hub id."
-    )
+    path: str = Field(description="A world's name (`dgpo list worlds`), a local diffusers folder, or a hub id.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "fp32",
         description="Floating-point type of the frozen weights and the forward passes, but the VAE's; the adapter is "
@@ -97,44 +102,64 @@ class LoraConfig(_Config):
     )
 
 
-class RewardConfig(_Config):
-    """What is to be raised.
+class ScoringConfig(_Config):
+    """How rewards are computed; everything but ``aggregate`` may also stand in a reward of its own."""
 
-    Attributes:
-        name: as in ``dgpo list rewards``, or your own: ``path/to/file.py:function``; null with ``sum``.
-        sum: several rewards by name, each with its weight, instead of ``name``.
-        aggregate: of several, the weighted sum of the ``rewards``, whose scales then matter; or of their
-            ``advantages``, each reward normalised by itself first (GDPO, arXiv 2601.05242).
-        options: a reward's own settings by its name, such as ``{hpsv2.1: {weights: /models/HPS_v2.1_compressed.pt}}``.
-        device: where rewards with weights run; ``auto`` is the GPU if there is one.
-        precision: of their weights.
-        batch_size: pictures through them at once.
-        offload: keep their weights in main memory between two uses.
-        retries: further attempts after an exception; after a time-out the late call is waited for once more.
-        timeout: seconds an attempt may take; null for any.
-    """
+    aggregate: Literal["rewards", "advantages"] = Field(
+        "rewards",
+        description="Of several rewards: the weighted sum of the rewards, whose scales then matter; or of their "
+        "advantages, each reward normalised by itself first (GDPO, arXiv 2601.05242).",
+    )
+    device: RewardDevice = Field(
+        "auto", description="Where rewards with weights run: cpu, cuda:1, ...; auto is the GPU if there is one."
+    )
+    precision: Precision = Field("fp32", description="Of the weights of rewards that are networks.")
+    batch_size: int = Field(16, ge=1, description="Pictures through a reward's network at once.")
+    offload: bool = Field(False, description="Keep rewards' weights in main memory between two uses.")
+    retries: int = Field(
+        2,
+        ge=0,
+        description="Further attempts after an exception; after a time-out the late call is waited for once more.",
+    )
+    timeout: float | None = Field(None, gt=0, description="Seconds an attempt may take; null for any.")
 
-    name: str | None = "shapes"
-    sum: dict[str, float] = {}
-    aggregate: Literal["rewards", "advantages"] = "rewards"
-    options: dict[str, dict[str, Any]] = {}
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    batch_size: int = Field(16, ge=1)
-    offload: bool = False
-    retries: int = Field(2, ge=0)
-    timeout: float | None = Field(None, gt=0)
 
-    @model_validator(mode="after")
-    def _one_of_two(self) -> RewardConfig:
-        if bool(self.sum) == (self.name is not None):
-            raise ValueError("give name, or sum with name: null")
-        return self
+class RewardTerm(_Config):
+    """One reward of a run, under a label of the user's."""
 
-    @property
-    def label(self) -> str:
-        """For people and headers."""
-        return self.name or " + ".join(f"{weight:g} {name}" for name, weight in self.sum.items())
+    reward: str | None = Field(
+        None,
+        description="As in `dgpo list rewards`, or one's own, path/to/file.py:function; null where the label says it.",
+    )
+    weight: float = Field(
+        1.0,
+        description="What its values are multiplied by before they are summed; below 0 for what is to fall, never 0.",
+    )
+    options: dict[str, Any] = Field(
+        {}, description="Its own settings, such as {weights: /models/HPS_v2.1_compressed.pt}."
+    )
+    device: RewardDevice | None = Field(None, description="As scoring.device, for this reward; null for that.")
+    precision: Precision | None = Field(None, description="As scoring.precision, for this reward; null for that.")
+    batch_size: int | None = Field(None, ge=1, description="As scoring.batch_size, for this reward; null for that.")
+    offload: bool | None = Field(None, description="As scoring.offload, for this reward; null for that.")
+    retries: int | None = Field(None, ge=0, description="As scoring.retries, for this reward; null for that.")
+    timeout: float | None = Field(None, gt=0, description="As scoring.timeout, for this reward; null for that.")
+
+    def name(self, label: str) -> str:
+        """The registered name, or the file's, of the reward under a label."""
+        return label if self.reward is None else self.reward
+
+    def scoring(self, shared: ScoringConfig) -> ScoringConfig:
+        """How this reward is computed: as the run's are, but for what it says itself."""
+        own = self.model_dump(exclude={"reward", "weight", "options"}, exclude_none=True)
+        return shared.model_copy(update=own)
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, weight: float) -> float:
+        if weight == 0:
+            raise ValueError("must not be 0; leave the reward out instead")
+        return weight
 
 
 class RolloutConfig(_Config):
@@ -157,96 +182,26 @@ class RolloutConfig(_Config):
     )
 
 
-class DGPOConfig(_Config):
-    """DGPO (arXiv 2510.08425); the defaults are its GenEval setting with a guided rollout.
+class AlgorithmConfig(_Config):
+    """What every algorithm's configuration has; the rest is in its file in :mod:`dgpo_plugin.algorithms`."""
 
-    Attributes:
-        sampler: deterministic sampler of the rollout.
-        beta: sharpness of the group weight w_g = sigmoid(S_g); shapes the weight, not the step.
-        kl_weight: on the squared distance between the policy's and the frozen base's velocity.
-        clip: half-width c of the trust region on exp(d_old - d); null for none (saves the old policy's pass).
-        timesteps: M, sampler steps trained on in an iteration, drawn without replacement.
-        noisiest_steps: K, the steps they are drawn from.
-        t_min: instead of sampler steps, train on M flow times drawn uniformly from [t_min, the rollout's first sigma],
-            as in the paper's algorithm 1; ``noisiest_steps`` then has no say. Its authors name shift(0.3) and
-            shift(0.4), .5625 and .6667 at shift 3. Null for sampler steps, as in the released code.
-        text_dropout: share of prompt groups, drawn anew for each timestep, that are trained on the empty prompt instead
-            of their own, under policy, old policy and reference alike; the paper's is 0.05, the released code has none.
-        old_policy_after: the rollout comes from the old policy in iterations that begin after more optimizer steps than
-            this (the released code's ``>``: at 200, from the first iteration that begins with 201 of them done).
-        reference: what d_ref is measured under: the frozen base, or the old policy (TDM-R1).
-        rollout_guidance: classifier-free guidance when sampling; 1 is none.
-        reference_guidance: guidance of the frozen base's velocity; 1 is none.
-    """
+    name: str = Field(description="As in `dgpo list algorithms`, or one's own, path/to/file.py:Algorithm.")
+    advantage_std: AdvantageStd = Field("group", description=ADVANTAGE_STD)
 
-    name: Literal["dgpo"] = "dgpo"
-    sampler: OdeSampler = "dpm-solver++"
-    beta: float = Field(100.0, gt=0)
-    kl_weight: float = Field(0.02, ge=0)
-    clip: float | None = Field(1e-2, gt=0)
-    timesteps: int = Field(4, ge=1)
-    noisiest_steps: int = Field(5, ge=1)
-    t_min: float | None = Field(None, ge=0, lt=1)
-    text_dropout: float = Field(0.0, ge=0, lt=1)
-    old_policy_after: int = Field(500, ge=0)
-    advantage_std: AdvantageStd = "group"
-    reference: Literal["base", "old_policy"] = "base"
-    rollout_guidance: float = Field(4.5, ge=1)
-    reference_guidance: float = Field(1.0, ge=1)
+    @property
+    def default_schedule(self) -> Schedule:
+        """The noise levels that suit its sampler, where ``rollout.schedule`` names none."""
+        return "native"
 
-    @model_validator(mode="after")
-    def _timesteps_fit(self) -> DGPOConfig:
-        if self.t_min is None and self.timesteps > self.noisiest_steps:
-            raise ValueError(f"timesteps ({self.timesteps}) cannot exceed noisiest_steps ({self.noisiest_steps})")
-        return self
+    def check_rollout(self, steps: int, schedule: Schedule) -> None:
+        """Refuse rollouts that it cannot be trained on.
 
+        Args:
+            steps: of the sampler.
 
-class FlowGRPOConfig(_Config):
-    """Flow-GRPO (arXiv 2505.05470): every step is stochastic, all but the last are trained.
-
-    Attributes:
-        noise_level: a of the SDE.
-        clip: half-width of the clipped probability ratio.
-        kl_weight: on the KL divergence from the base of every trained step.
-        guidance: classifier-free guidance, in the rollout and in training.
-        reference_guidance: of the frozen base in the KL term; null for ``guidance``, as published.
-    """
-
-    name: Literal["flow-grpo"] = "flow-grpo"
-    noise_level: float = Field(0.7, gt=0)
-    clip: float = Field(1e-4, gt=0)
-    kl_weight: float = Field(0.04, ge=0)
-    guidance: float = Field(4.5, ge=1)
-    reference_guidance: float | None = Field(None, ge=1)
-    advantage_std: AdvantageStd = "iteration"
-
-
-class FlowGRPOFastConfig(_Config):
-    """Flow-GRPO-Fast: ODE steps, but for a random window of stochastic CPS steps, the only ones trained.
-
-    Attributes:
-        window: stochastic steps; 3 in both published settings without guidance, 2 in the one with guidance 4.5.
-        window_range: the window lies within the first so many steps (the noisier ones).
-    """
-
-    name: Literal["flow-grpo-fast"] = "flow-grpo-fast"
-    noise_level: float = Field(0.8, gt=0, lt=1)
-    clip: float = Field(1e-5, gt=0)
-    kl_weight: float = Field(0.0, ge=0)
-    guidance: float = Field(1.0, ge=1)
-    reference_guidance: float | None = Field(None, ge=1)
-    advantage_std: AdvantageStd = "iteration"
-    window: int = Field(3, ge=1)
-    window_range: int = Field(5, ge=1)
-
-    @model_validator(mode="after")
-    def _window_fits(self) -> FlowGRPOFastConfig:
-        if self.window > self.window_range:
-            raise ValueError(f"window ({self.window}) cannot exceed window_range ({self.window_range})")
-        return self
-
-
-AlgorithmConfig = Annotated[DGPOConfig | FlowGRPOConfig | FlowGRPOFastConfig, Field(discriminator="name")]
+        Raises:
+            ValueError: too few steps, or noise levels that are not for its sampler.
+        """
 
 
 class TrainingConfig(_Config):
@@ -364,7 +319,7 @@ class CheckpointConfig(_Config):
 class PromptsConfig(_Config):
     """Prompt sets: a `.txt` or `.jsonl` file, `hf:owner/dataset`, or a set of `dgpo list prompts`."""
 
-    train: str = Field("shapes/train", description="What reinforcement learning sees.")
+    train: str = Field(description="What reinforcement learning sees.")
     held_out: str | None = Field(
         None,
         description="What `reward before` and `reward after` are measured on, disjoint from train; null for train "
@@ -373,46 +328,62 @@ class PromptsConfig(_Config):
 
 
 class RunConfig(_Config):
-    """Everything a training run depends on."""
+    """Everything a training run depends on.
 
-    model: ModelConfig = ModelConfig()
+    Attributes:
+        rewards: what is to be raised, by labels of the user's; ``ocr``, ``[ocr, hpsv2.1]`` and ``{ocr: 2}`` are short
+            for ``{ocr: {weight: 1}}`` and so on.
+    """
+
+    model: ModelConfig
     lora: LoraConfig = LoraConfig()
-    prompts: PromptsConfig = PromptsConfig()
-    reward: RewardConfig = RewardConfig()
+    prompts: PromptsConfig
+    rewards: dict[str, RewardTerm]
+    scoring: ScoringConfig = ScoringConfig()
     rollout: RolloutConfig = RolloutConfig()
-    algorithm: AlgorithmConfig = DGPOConfig()
+    algorithm: SerializeAsAny[AlgorithmConfig] = Field({"name": "dgpo"}, validate_default=True)
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _named_algorithm(cls, value: Any) -> Any:
+        """Have the algorithm that is named validate what is its own."""
+        if isinstance(value, AlgorithmConfig) or not isinstance(value, Mapping):
+            return value
+        if "name" not in value:
+            raise ValueError(f"name is missing; name {', '.join(ALGORITHMS)}")
+        try:
+            config: type[AlgorithmConfig] = ALGORITHMS.load(str(value["name"])).Config
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return config.model_validate(value)
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _spell_out(cls, rewards: Any) -> Any:
+        return spelled_out(rewards)
+
+    @field_validator("rewards")
+    @classmethod
+    def _at_least_one(cls, rewards: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
+        if not rewards:
+            raise ValueError("is empty; name at least one of `dgpo list rewards`")
+        return rewards
+
+    @property
+    def reward_label(self) -> str:
+        """The rewards for people and headers, as ``ocr`` or ``1 ocr + 0.5 hps``."""
+        return weighted_labels({label: term.weight for label, term in self.rewards.items()}.items())
+
     @property
     def schedule(self) -> Schedule:
-        """The rollout's noise levels: what was asked for, else what fits the sampler."""
-        if self.rollout.schedule is not None:
-            return self.rollout.schedule
-        multistep = isinstance(self.algorithm, DGPOConfig) and self.algorithm.sampler == "dpm-solver++"
-        return "dpm" if multistep else "native"
-
-    @property
-    def trained_steps(self) -> int:
-        """Sampler steps that an iteration trains on."""
-        if isinstance(self.algorithm, DGPOConfig):
-            return self.algorithm.timesteps
-        return self.algorithm.window if isinstance(self.algorithm, FlowGRPOFastConfig) else self.rollout.steps - 1
+        """The rollout's noise levels: what was asked for, else what suits the algorithm's sampler."""
+        return self.rollout.schedule or self.algorithm.default_schedule
 
     @model_validator(mode="after")
-    def _steps_reach(self) -> RunConfig:
-        from_steps = getattr(self.algorithm, "t_min", None) is None
-        need = {
-            "dgpo": ("noisiest_steps", getattr(self.algorithm, "noisiest_steps", 0) if from_steps else 2),
-            "flow-grpo": ("steps", 2),
-            "flow-grpo-fast": ("window_range", getattr(self.algorithm, "window_range", 0) + 1),
-        }
-        name, least = need[self.algorithm.name]
-        if self.rollout.steps < least:
-            raise ValueError(f"rollout.steps ({self.rollout.steps}) must be at least {least} for algorithm.{name}")
-        if self.schedule == "dpm" and self.algorithm.name == "flow-grpo":
-            # The SDE's noise grows without bound towards sigma = 1, which only the native grid starts at exactly.
-            raise ValueError("rollout.schedule dpm: is for deterministic samplers; leave it out for flow-grpo")
+    def _rollout_suits(self) -> RunConfig:
+        self.algorithm.check_rollout(self.rollout.steps, self.schedule)
         return self

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from dgpo_plugin.common.errors import UserError, did_you_mean
 from dgpo_plugin.config.explain import explain
-from dgpo_plugin.config.fields import RewardConfig, RunConfig
+from dgpo_plugin.config.fields import RewardTerm, RunConfig, ScoringConfig
+from dgpo_plugin.config.short_forms import spelled_out
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -37,45 +38,41 @@ def parse_config(values: Mapping[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {explain(error, RunConfig)}") from error
+        raise UserError(f"{where}: {explain(error, RunConfig, values)}") from error
 
 
-def reward_config(name: str, overrides: Sequence[str] = ()) -> RewardConfig:
-    """One reward to be loaded, with ``field=value`` on top: ``device=cuda``, ``batch_size=8``, ``options.weights=...``.
+class _RewardsToLoad(ScoringConfig):
+    """What ``--set`` may say of rewards outside a run: ``scoring`` as its own fields, and the rewards' terms."""
+
+    rewards: dict[str, RewardTerm]
+
+
+def reward_terms(names: Sequence[str], overrides: Sequence[str] = ()) -> tuple[dict[str, RewardTerm], ScoringConfig]:
+    """Rewards to be loaded outside a run, each under its own name, with ``field=value`` on top.
+
+    Args:
+        overrides: for all of them ``device=cuda``, ``batch_size=8``; for one of several
+            ``rewards.hpsv2.1.options.weights=...``; where there is one alone ``options.weights=...`` is enough.
+
+    Returns:
+        The rewards by name, and what holds for all.
 
     Raises:
-        UserError: an unknown key, or a value out of range.
+        UserError: an unknown key, a value out of range, or a setting of a reward that is not among the names.
     """
-    values = _overridden(overrides)
-    return _reward(name, {**values, "options": {name: values.get("options", {})}})
-
-
-def reward_configs(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, RewardConfig]:
-    """Rewards to be loaded one by one, with ``field=value`` on top for all of them; ``options`` are by their names.
-
-    Raises:
-        UserError: an unknown key, a value out of range, or options of a reward that is not among the names.
-    """
-    values = _overridden(overrides)
-    options = values.pop("options", {})
-    for name in options:
-        if name not in names:
-            raise UserError(f"--set options: {name} is not among the rewards{did_you_mean(name, names)}")
-    return {name: _reward(name, {**values, "options": {name: options.get(name, {})}}) for name in names}
-
-
-def _overridden(overrides: Sequence[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"rewards": {name: {} for name in names}}
     for override in overrides:
-        apply_override(values, override)
-    return values
-
-
-def _reward(name: str, values: Mapping[str, Any]) -> RewardConfig:
+        if override.startswith("options") and len(names) > 1:
+            raise UserError(f"--set {override}: of which reward? write rewards.{names[0]}.{override}")
+        apply_override(values, f"rewards.{names[0]}.{override}" if override.startswith("options") else override)
+    for name in values["rewards"]:
+        if name not in names:
+            raise UserError(f"--set: {name} is not among the rewards{did_you_mean(name, names)}")
     try:
-        return RewardConfig.model_validate({**values, "name": name})
+        loaded = _RewardsToLoad.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"--set: {explain(error, RewardConfig)}") from error
+        raise UserError(f"--set: {explain(error, _RewardsToLoad)}") from error
+    return loaded.rewards, ScoringConfig.model_validate(loaded.model_dump(exclude={"rewards"}))
 
 
 def preset_names() -> dict[str, Path]:
@@ -126,11 +123,30 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     """Set ``a.b`` in nested mappings. Naming another algorithm drops the fields of the one before it."""
-    *sections, field = key.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
+    if key.startswith("rewards."):
+        values["rewards"] = spelled_out(values.get("rewards", {}))
+    sections: list[str] = []
+    name, rest = _first_name(key, values, sections)
+    while rest:
+        values = values.setdefault(name, {})
         if not isinstance(values, dict):
-            raise UserError(f"{key}: {section} is a value, not a section")
-    if sections == ["algorithm"] and field == "name" and values.get("name") != value:
+            raise UserError(f"{key}: {name} is a value, not a section")
+        sections.append(name)
+        name, rest = _first_name(rest, values, sections)
+    if sections == ["algorithm"] and name == "name" and values.get("name") != value:
         values.clear()
-    values[field] = value
+    values[name] = value
+
+
+def _first_name(key: str, values: Mapping[str, Any], sections: Sequence[str]) -> tuple[str, str]:
+    """The first name of ``a.b.c`` and what follows it: names may hold dots, as rewards' labels do (``hpsv2.1``).
+
+    It is the longest one that is there already; a new reward's label ends where a field of rewards follows.
+    """
+    parts = key.split(".")
+    splits = [(".".join(parts[:count]), parts[count:]) for count in range(1, len(parts) + 1)]
+    found = [split for split in splits if split[0] in values][-1:]
+    if not found and sections == ["rewards"]:
+        found = [split for split in splits if not split[1] or split[1][0] in RewardTerm.model_fields]
+    name, rest = (found or splits)[0]
+    return name, ".".join(rest)

@@ -11,14 +11,14 @@ import json
 import sys
 from typing import Any
 
-MOST_WIDTH, MOST_FLOPS = 8192, 5e8
-"""Of one product: larger ones are cut, which changes nothing in which type is faster."""
-SECONDS = 0.4
-"""That the timing takes, or as long as two rounds do."""
+MAX_WIDTH, MAX_FLOPS = 8192, 5e8
+"""The largest product that is timed: larger ones are cut, which changes nothing in which type is faster."""
+TIMING_SECONDS = 0.4
+"""How long the timing takes, or as long as two rounds do."""
 
 
-def quietly() -> None:
-    """Die without a core file, and without the dialog that Windows would show."""
+def die_quietly() -> None:
+    """Have this process die, if it does, without a core file, and without the dialog that Windows would show."""
     try:
         import resource
     except ImportError:
@@ -30,15 +30,15 @@ def quietly() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def network(kind: Any) -> list[Any]:
-    """What a diffusion model is made of, forward and backward, on fixed numbers: outputs and gradients, float32."""
+def run_network(dtype: Any) -> list[Any]:
+    """Run what a diffusion model is made of, forward and backward, on fixed numbers: outputs and gradients, float32."""
     import torch
     from torch.nn import functional
 
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Any:
-        return (torch.randn(*shape, generator=generator) / shape[-1] ** 0.5).to(kind)
+        return (torch.randn(*shape, generator=generator) / shape[-1] ** 0.5).to(dtype)
 
     picture = drawn(2, 32, 16, 16).requires_grad_()
     hidden = functional.conv2d(picture, drawn(64, 32, 3, 3), padding=1)
@@ -53,15 +53,15 @@ def network(kind: Any) -> list[Any]:
 
 
 def disagreement() -> float:
-    """Of bf16 with float32, relative; what rounding alone gives is under a hundredth."""
+    """The relative difference between bf16 and float32; what rounding alone gives is under a hundredth."""
     import torch
 
-    pairs = zip(network(torch.bfloat16), network(torch.float32), strict=True)
-    return max(float((half - full).norm() / full.norm()) for half, full in pairs)
+    pairs = zip(run_network(torch.bfloat16), run_network(torch.float32), strict=True)
+    return max(float((bf16 - fp32).norm() / fp32.norm()) for bf16, fp32 in pairs)
 
 
-def timed(work: list[list[int]], threads: int) -> dict[str, float]:
-    """Seconds for all of it: each layer forward, and forward with a backward to its inputs.
+def time_work(work: list[list[int]], threads: int) -> dict[str, float]:
+    """Seconds for all the layers in each type: each layer forward, and forward with a backward to its inputs.
 
     The best of rounds in which the types take turns, so that other work on the machine cannot decide; where one thread
     computes, its own time is taken instead of the clock's (which is too coarse on Windows).
@@ -73,13 +73,13 @@ def timed(work: list[list[int]], threads: int) -> dict[str, float]:
     now = time.thread_time if threads == 1 and sys.platform != "win32" else time.perf_counter
     layers = []
     for rows, inputs, outputs, times in work:
-        inputs, outputs = min(inputs, MOST_WIDTH), min(outputs, MOST_WIDTH)
-        rows = max(1, min(rows, int(MOST_FLOPS / (2 * inputs * outputs))))
+        inputs, outputs = min(inputs, MAX_WIDTH), min(outputs, MAX_WIDTH)
+        rows = max(1, min(rows, int(MAX_FLOPS / (2 * inputs * outputs))))
         x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
-        for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            layers.append((name, times, x.to(kind).requires_grad_(), weight.to(kind), [float("inf")]))
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            layers.append((name, times, x.to(dtype).requires_grad_(), weight.to(dtype), [float("inf")]))
     started, rounds = now(), 0
-    while rounds < 2 or now() - started < SECONDS:
+    while rounds < 2 or now() - started < TIMING_SECONDS:
         for _, _, x, weight, best in layers:
             began = now()
             with torch.no_grad():
@@ -95,16 +95,16 @@ def timed(work: list[list[int]], threads: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """See the top of this file."""
+    """Answer a request on standard input, as the top of this file describes."""
     request = json.load(sys.stdin)
     sys.path[:] = request["path"]
-    quietly()
+    die_quietly()
     import torch
 
     torch.set_num_threads(request["threads"])
     answer = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
     print(json.dumps({"fp16": bool(answer is None or answer())}), flush=True)
-    print(json.dumps({"error": disagreement(), **timed(request["work"], request["threads"])}), flush=True)
+    print(json.dumps({"error": disagreement(), **time_work(request["work"], request["threads"])}), flush=True)
 
 
 if __name__ == "__main__":

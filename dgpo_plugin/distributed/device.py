@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate.utils import parse_flag_from_env
 
 
 def this_device() -> torch.device:
@@ -19,7 +18,7 @@ def this_device() -> torch.device:
 
 
 def numbered(device: torch.device) -> torch.device:
-    """A device with this process's number, if it is a GPU without one."""
+    """A device with this process's number, where it is a GPU without one."""
     if device.type == "cpu" or device.index is not None or not torch.accelerator.is_available():
         return device
     rank = os.environ.get("LOCAL_RANK")
@@ -36,7 +35,9 @@ def make_current(device: torch.device) -> None:
 
 
 def runs_on_cpu() -> bool:
-    """Asked for by ``ACCELERATE_USE_CPU``, or for want of anything else."""
+    """Whether a run here computes on the processor: told to by ``ACCELERATE_USE_CPU``, or for want of anything else."""
+    from accelerate.utils import parse_flag_from_env  # a reward's server does without
+
     return bool(parse_flag_from_env("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
 
 
@@ -59,7 +60,8 @@ def device_names() -> list[str]:
         return [processor_name()]
     kind = torch.accelerator.current_accelerator()
     assert kind is not None  # or runs_on_cpu
-    name_of = getattr(torch.get_device_module(kind.type), "get_device_name", lambda index: kind.type)
+    # Not every kind of accelerator tells its name.
+    name_of = getattr(torch.get_device_module(kind.type), "get_device_name", lambda _index: kind.type)
     return [str(name_of(index)) for index in range(torch.accelerator.device_count())]
 
 

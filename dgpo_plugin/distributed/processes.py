@@ -43,11 +43,11 @@ class Processes:
         return self.rank == 0
 
     def share(self, total: int) -> Tensor:
-        """The indices below ``total`` that are this process's, rising."""
+        """The indices below ``total`` that are this process's, rising, (n,), int64."""
         return torch.arange(self.rank, total, self.count)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """The sum of a tensor over all processes, the same everywhere."""
         if self.count == 1:
             return tensor
         with _others_alive():
@@ -58,10 +58,14 @@ class Processes:
         """The largest of all processes' numbers, each a tensor of no axis."""
         return self.assemble(number[None], torch.tensor([self.rank]), self.count).max()
 
-    def assemble(self, values: Tensor, places: Tensor, total: int) -> Tensor:
-        """Every process's (n, ...) values at their places in one (total, ...) tensor, the same everywhere, exactly."""
+    def assemble(self, values: Tensor, indices: Tensor, total: int) -> Tensor:
+        """Every process's (n, ...) values in one (total, ...) tensor, the same everywhere, exactly.
+
+        Args:
+            indices: where in it this process's values belong, (n,), int64.
+        """
         whole = values.new_zeros(total, *values.shape[1:])
-        whole[places.to(values.device)] = values
+        whole[indices.to(values.device)] = values
         return self.sum(whole)
 
     def fail_together(self, problem: str | None) -> None:
@@ -79,7 +83,11 @@ class Processes:
                 raise UserError(message if self.count == 1 else f"process {rank}: {message}")
 
     def on_main(self, work: Callable[[], object]) -> None:
-        """Do something on the first process alone; a UserError from it is raised on all."""
+        """Do something on the first process alone.
+
+        Raises:
+            UserError: it did, or another process is gone; on all of them.
+        """
         problem: str | None = None
         if self.is_main:
             try:
@@ -93,7 +101,11 @@ class Processes:
             raise UserError(problem)
 
     def decided_by_main(self, work: Callable[[], T]) -> T:
-        """What the first process's ``work`` gives, on all of them; a UserError from it is raised on all."""
+        """What the first process's ``work`` gives, on all of them.
+
+        Raises:
+            UserError: as :meth:`on_main`.
+        """
         found: list[Any] = [None]
 
         def find() -> None:

@@ -24,7 +24,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -44,15 +44,17 @@ Work = tuple[tuple[int, int, int, int], ...]
 COMMON_WORK: Work = ((1024, 512, 512, 1), (1024, 512, 2048, 1))
 """What is timed where no model's own layers are asked about."""
 LAYERS_TIMED = 6
-FASTER = 1.1
+"""Of a model's, those that compute most."""
+MIN_SPEEDUP = 1.1
 """So many times as fast bf16 must be for ``auto`` to take it: less than that is within what a busy machine does."""
-MOST_ERROR = 0.05
+MAX_ERROR = 0.05
 """Relative, of a small network in bf16; rounding alone gives .01."""
-SWITCH, MASKED = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
+ISA_VARIABLE, ISA_WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
 """oneDNN reads it once, when it first computes: no instructions beyond those, so no AMX."""
 FAULTS = ("SIGILL", "SIGSEGV", "SIGBUS")
-PATIENCE = 120.0
-"""Seconds for a trial, which takes three."""
+"""Signals that end a process at an instruction that was refused."""
+TRIAL_TIMEOUT = 120.0
+"""Seconds; a trial takes three."""
 TRIAL = Path(__file__).with_name("bf16_trial.py")
 
 
@@ -78,12 +80,24 @@ class Trial(BaseModel):
 
     @property
     def ratio(self) -> float:
-        """Times as fast as float32."""
+        """How many times as fast bf16 was as float32."""
         return self.fp32 / self.bf16
 
 
-_known: dict[tuple[Work, int], Trial] = {}
-_ready: list[bool] = []
+@dataclass
+class ProcessState:
+    """What this process knows by now.
+
+    Attributes:
+        trials: what was tried, by the work and the number of threads.
+        bf16_is_ready: it can compute in bf16, masked if need be.
+    """
+
+    trials: dict[tuple[Work, int], Trial] = field(default_factory=dict)
+    bf16_is_ready: bool = False
+
+
+state = ProcessState()
 
 
 def settled(
@@ -119,26 +133,26 @@ def settled(
     if problem:
         log.info("%s auto: fp32; bf16 does not work here (%s)", where, problem)
         return "fp32"
-    mask = f"; its AMX, announced and refused, is masked ({SWITCH}={MASKED})" if trial.masked else ""
+    mask = f"; its AMX, announced and refused, is masked ({ISA_VARIABLE}={ISA_WITHOUT_AMX})" if trial.masked else ""
     log.info("%s auto: %s", where, _comparison(trial) + mask)
-    return "bf16" if trial.ratio >= FASTER else "fp32"
+    return "bf16" if trial.ratio >= MIN_SPEEDUP else "fp32"
 
 
 def bf16_is_ready() -> bool:
     """Whether it is known by now that this process can compute in bf16."""
-    return bool(_ready)
+    return state.bf16_is_ready
 
 
 def trust_bf16() -> None:
     """Take the word of the process that started this one, which has tried and, if need be, masked AMX for both."""
-    _ready.append(True)
+    state.bf16_is_ready = True
 
 
 def _comparison(trial: Trial) -> str:
-    if trial.ratio >= FASTER:
+    if trial.ratio >= MIN_SPEEDUP:
         return f"bf16, {trial.ratio:.1f} times as fast as fp32 on this processor"
     if trial.ratio >= 1:
-        return f"fp32; bf16 is {trial.ratio - 1:.0%} faster on this processor, of {FASTER - 1:.0%} that it takes"
+        return f"fp32; bf16 is {trial.ratio - 1:.0%} faster on this processor, of {MIN_SPEEDUP - 1:.0%} that it takes"
     return f"fp32; bf16 takes {1 / trial.ratio:.1f} times as long on this processor"
 
 
@@ -149,24 +163,24 @@ def _make_ready(trial: Trial) -> str:
     do now: if it still says float16, or where its answer tells nothing, the mask is taken not to be in force.
     """
     if trial.masked and not bf16_is_ready():
-        before = os.environ.get(SWITCH)
-        os.environ[SWITCH] = MASKED
+        before = os.environ.get(ISA_VARIABLE)
+        os.environ[ISA_VARIABLE] = ISA_WITHOUT_AMX
         if not trial.mask_shows or computes_in_fp16():
-            os.environ.pop(SWITCH)
+            os.environ.pop(ISA_VARIABLE)
             if before is not None:
-                os.environ[SWITCH] = before
+                os.environ[ISA_VARIABLE] = before
             return (
                 f"the processor refuses the AMX that it announces, which can be masked only before a process first "
-                f"computes: start it with {SWITCH}={MASKED}"
+                f"computes: start it with {ISA_VARIABLE}={ISA_WITHOUT_AMX}"
             )
-    elif SWITCH in os.environ and computes_in_fp16() and not trial.fp16:
-        return f"{SWITCH} was set when this process had computed already: start it with that"
+    elif ISA_VARIABLE in os.environ and computes_in_fp16() and not trial.fp16:
+        return f"{ISA_VARIABLE} was set when this process had computed already: start it with that"
     trust_bf16()
     return ""
 
 
 def computes_in_fp16() -> bool:
-    """Whether oneDNN says that it does, in this process; True where torch has no such question."""
+    """Whether oneDNN says that it computes in float16, in this process; True where torch has no such question."""
     ask = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
     return ask is None or bool(ask())
 
@@ -176,63 +190,71 @@ def computes_in_fp16() -> bool:
 
 def bf16_trial(work: Work, threads: int) -> Trial:
     """Try bf16 here, once a process, and once a machine as long as that stays the same."""
-    if (work, threads) in _known:
-        return _known[work, threads]
-    file = _kept_at(work, threads)
-    trial = _kept(file)
+    if (work, threads) in state.trials:
+        return state.trials[work, threads]
+    file = _trial_file(work, threads)
+    trial = _read_trial(file)
     if trial is None:
-        trial, conclusive = _tried(work, threads)
+        trial, conclusive = _try(work, threads)
         if conclusive and file is not None:
             with contextlib.suppress(UserError):  # a folder that cannot be written to: tried again next time
                 write_text_atomically(file, trial.model_dump_json() + "\n")
-    _known[work, threads] = trial
+    state.trials[work, threads] = trial
     return trial
 
 
 @dataclass(frozen=True)
 class _Ended:
-    """A trial's process: its exit code (None if it was not waited for), the lines it wrote, the last of its errors."""
+    """A trial's process, ended.
+
+    Attributes:
+        code: its exit code; None if it was never started or not waited for.
+        results: the lines it wrote.
+        reason: the last line of its errors.
+    """
 
     code: int | None
-    answers: list[dict[str, float]]
-    said: str
+    results: list[dict[str, float]]
+    reason: str
 
     @property
     def fault(self) -> str | None:
-        """The signal of an instruction that was refused."""
+        """The signal of an instruction that was refused, if that ended it."""
         name = None if self.code is None else signal_name(self.code)
         return name if name in FAULTS else None
 
 
-def _tried(work: Work, threads: int) -> tuple[Trial, bool]:
-    """In a process as it is and, if that dies of it, in one with AMX masked; and whether that is worth keeping."""
+def _try(work: Work, threads: int) -> tuple[Trial, bool]:
+    """Try bf16 in a process as it is and, if that dies of it, in one with AMX masked; and whether to keep what came."""
     plain = _run_trial(work, threads, {})
     if plain.fault is None:
-        return _judged(plain)
+        return _judge(plain)
     died = f"a trial of it was ended by {plain.fault}"
-    if SWITCH in os.environ:
-        return Trial(problem=f"{died}, with {SWITCH}={os.environ[SWITCH]}"), True
-    masked = _run_trial(work, threads, {SWITCH: MASKED})
-    trial, conclusive = _judged(masked)
+    if ISA_VARIABLE in os.environ:
+        return Trial(problem=f"{died}, with {ISA_VARIABLE}={os.environ[ISA_VARIABLE]}"), True
+    masked = _run_trial(work, threads, {ISA_VARIABLE: ISA_WITHOUT_AMX})
+    trial, conclusive = _judge(masked)
     if masked.fault or trial.problem:
         return Trial(problem=died), conclusive
-    shows = bool(plain.answers and plain.answers[0]["fp16"] and not masked.answers[0]["fp16"])
+    shows = bool(plain.results and plain.results[0]["fp16"] and not masked.results[0]["fp16"])
     return trial.model_copy(update={"masked": True, "mask_shows": shows}), True
 
 
-def _judged(ended: _Ended) -> tuple[Trial, bool]:
+def _judge(ended: _Ended) -> tuple[Trial, bool]:
+    """What an ended process shows of bf16; and whether that is worth keeping."""
     if ended.fault:
         return Trial(problem=f"a trial of it was ended by {ended.fault}"), True
-    if ended.code != 0 or len(ended.answers) != 2:
+    if ended.code != 0 or len(ended.results) != 2:
         # Once it has begun to compute, an error is an answer; before that it tells nothing of bf16.
-        return Trial(problem=f"a trial of it failed ({ended.said})"), len(ended.answers) == 1 and ended.code == 1
-    error, fp32, bf16 = (ended.answers[1][name] for name in ("error", "fp32", "bf16"))
-    if not error < MOST_ERROR:
+        return Trial(problem=f"a trial of it failed ({ended.reason})"), len(ended.results) == 1 and ended.code == 1
+    error, fp32, bf16 = (ended.results[1][name] for name in ("error", "fp32", "bf16"))
+    if not error < MAX_ERROR:
         return Trial(problem=f"its results are wrong (relative error {error:.2g})"), True
-    return Trial(fp16=bool(ended.answers[0]["fp16"]), fp32=fp32, bf16=bf16), True
+    return Trial(fp16=bool(ended.results[0]["fp16"]), fp32=fp32, bf16=bf16), True
 
 
 def _run_trial(work: Work, threads: int, variables: dict[str, str]) -> _Ended:
+    """Run the trial with some environment variables besides this process's."""
     request = json.dumps({"path": sys.path, "threads": threads, "work": work})
     try:
         done = subprocess.run(  # noqa: S603
@@ -242,24 +264,24 @@ def _run_trial(work: Work, threads: int, variables: dict[str, str]) -> _Ended:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=PATIENCE,
+            timeout=TRIAL_TIMEOUT,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     except subprocess.TimeoutExpired:
-        return _Ended(None, [], f"not done after {PATIENCE:.0f} s")
+        return _Ended(None, [], f"not done after {TRIAL_TIMEOUT:.0f} s")
     except OSError as error:
         return _Ended(None, [], f"no process could be started: {error.strerror}")
-    answers = []
+    results = []
     with contextlib.suppress(ValueError):  # a line that was cut off
         for line in done.stdout.splitlines():
-            answers.append(json.loads(line))
-    return _Ended(done.returncode, answers, (done.stderr.strip().splitlines() or ["no reason given"])[-1])
+            results.append(json.loads(line))
+    return _Ended(done.returncode, results, (done.stderr.strip().splitlines() or ["no reason given"])[-1])
 
 
 # ---- what is kept of it
 
 
-def _kept(file: Path | None) -> Trial | None:
+def _read_trial(file: Path | None) -> Trial | None:
     if file is None:
         return None
     try:
@@ -268,17 +290,17 @@ def _kept(file: Path | None) -> Trial | None:
         return None  # never written, or damaged: tried again
 
 
-def _kept_at(work: Work, threads: int) -> Path | None:
-    """The file for this machine as it is and this work; None for a user without a home."""
-    what = json.dumps([*machine(), work, threads])
+def _trial_file(work: Work, threads: int) -> Path | None:
+    """The file that keeps the trial of some work on this machine as it is; None for a user without a home."""
+    key = json.dumps([*machine(), work, threads])
     try:
-        return cache_folder() / f"bf16-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
+        return cache_folder() / f"bf16-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     except RuntimeError:
         return None
 
 
 def cache_folder() -> Path:
-    """Where the user's system keeps what can be made again.
+    """The folder where the user's system keeps what can be made again.
 
     Raises:
         RuntimeError: the user has no home.
@@ -296,14 +318,14 @@ def machine() -> list[str]:
     The same processor may refuse AMX under one host and not under another, so a start of the system is part of it: a
     home folder may be shared, and a virtual machine may come up elsewhere.
     """
-    settings = [os.environ.get(name, "") for name in (SWITCH, "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")]
+    settings = [os.environ.get(name, "") for name in (ISA_VARIABLE, "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")]
     started = _first_line("/proc/sys/kernel/random/boot_id", "")
     return [*_processor(), platform.node(), platform.release(), started, torch.__version__, *settings]
 
 
 @functools.cache
 def _processor() -> tuple[str, str]:
-    """Model and flags."""
+    """The processor's model and its flags."""
     names = [name for name in dir(torch.cpu) if name.startswith("_is_") and name.endswith("_supported")]
     flags = " ".join(f"{name}={getattr(torch.cpu, name)()}" for name in names)
     model = _first_line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
@@ -311,7 +333,7 @@ def _processor() -> tuple[str, str]:
 
 
 def _first_line(path: str, start: str) -> str:
-    """The first line of one of Linux's files that starts so; nothing elsewhere."""
+    """The first line with a given start of one of Linux's files; empty elsewhere."""
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -326,10 +348,10 @@ def linear_work(module: nn.Module, run: Callable[[], object]) -> Work:
     """The module's linear layers as a call uses them, those that compute most; free on the meta device."""
     seen: Counter[tuple[int, int, int]] = Counter()
 
-    def note(layer: nn.Linear, given: object, out: torch.Tensor) -> None:
+    def count(layer: nn.Linear, _inputs: object, out: torch.Tensor) -> None:
         seen[out.numel() // layer.out_features, layer.in_features, layer.out_features] += 1
 
-    hooks = [layer.register_forward_hook(note) for layer in module.modules() if isinstance(layer, nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, nn.Linear)]
     run()
     for hook in hooks:
         hook.remove()

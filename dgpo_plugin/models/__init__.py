@@ -1,4 +1,4 @@
-"""One file a diffusers family; the only place that knows a pipeline class."""
+"""Base models: what they all offer, one file for each diffusers family, and the policy that trains one."""
 
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.conditioning import Conditioning

@@ -1,9 +1,10 @@
-"""The face that every family shows to the rest of the library."""
+"""What a model is to the rest of the library, whatever its family: :class:`Model`."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,70 +21,100 @@ def dtype_of(config: ModelConfig) -> torch.dtype:
     return DTYPES["fp32" if config.precision == "auto" else config.precision]
 
 
-class Model(Protocol):
-    """A loaded base model.
+class Model(ABC):
+    """A loaded base model: all that the rest of the library uses of one, whatever its family.
 
     Attributes:
         denoiser: the network that the adapter is attached to.
         vae, encoders: what else has weights.
-        prefix: the denoiser's folder (``transformer``).
+        prefix: the denoiser's folder (``transformer``), and the beginning of its keys in an adapter file.
         lora_targets: module name endings that get an adapter by default.
         architecture: ModelSpec's name of the base.
-        latent_shape: of one image, without the batch axis.
+        latent_shape: of one image's latents, (C, H, W), without the batch axis.
+        resolution: pixels a side of the pictures.
         device: where latents and conditioning belong.
         identity: ``path`` and ``weights_hash`` of the base, as written into adapters.
     """
 
+    prefix: ClassVar[str] = "transformer"
+    lora_targets: ClassVar[tuple[str, ...]]
+    architecture: ClassVar[str]
+
     denoiser: nn.Module
     vae: nn.Module
     encoders: list[nn.Module]
-    prefix: str
-    lora_targets: tuple[str, ...]
-    architecture: str
     latent_shape: tuple[int, ...]
     resolution: int
     device: torch.device
     identity: dict[str, str]
 
+    @abstractmethod
     def place(self) -> None:
-        """Put the denoiser on its device, unless something else does."""
+        """Put the denoiser on its device, unless quantizing or sharding it does."""
 
-    def encode(self, texts: Sequence[str], home: torch.device | None = None) -> Conditioning:
-        """The text encoders' output, one row a text, kept on ``home``; None for the model's device."""
+    @abstractmethod
+    def encode(self, texts: Sequence[str], output_device: torch.device | None = None) -> Conditioning:
+        """The text encoders' output, one row a text.
 
+        Args:
+            output_device: where to keep it; None for the model's device.
+        """
+
+    @abstractmethod
+    def blank_conditioning(self, count: int) -> Conditioning:
+        """What :meth:`encode` would return for so many texts, of zeros."""
+
+    @abstractmethod
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        """The denoiser's velocity, (N, ...) like ``latents``, float32."""
+        """The denoiser's velocity, (N, C, H, W) like ``latents``, float32.
+
+        Args:
+            conditioning: N rows.
+        """
 
     def guided(self, without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
-        """One velocity from the empty prompt's and the prompt's; classifier-free guidance or the family's own."""
+        """One velocity from the empty prompt's and the prompt's: v_empty + g (v_prompt - v_empty), or a family's own.
 
+        Args:
+            without, with_prompt: (N, C, H, W) each.
+        """
+        return without + guidance * (with_prompt - without)
+
+    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W), float32 in [0, 1]."""
+        """Pictures (N, 3, height, width) of latents (N, C, H, W), float32 in [0, 1].
 
+        Raises:
+            UserError: the VAE overflows in fp16.
+        """
+
+    @abstractmethod
     def tile(self) -> int | None:
         """Pixels a side of the tiles that a picture of this size is decoded in; None if it is decoded whole."""
 
-    def blank_conditioning(self, count: int) -> Conditioning:
-        """What ``encode`` would return for so many texts, of zeros."""
-
     def adapter_key(self, name: str) -> str:
         """An adapter file's key for ``<module>.lora_A`` or ``.lora_B``, as diffusers and ComfyUI both read it."""
+        return f"{self.prefix}.{name}.weight"
 
-    def initial_scale(self, sigma: float) -> float:
-        """What standard normal noise is multiplied by to start at a schedule's first sigma; 1 for flows."""
-
-    def error_weight(self, sigma: float) -> float:
-        """The squared error of the model's own prediction over that of its velocity, at a sigma; 1 for flows."""
-
+    @abstractmethod
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
-        """steps + 1 falling values, the last 0: of the pipeline's own schedule, or of DPM-Solver++'s.
+        """A schedule's noise levels: steps + 1 falling values, the last 0.
 
         Args:
-            shift: of a flow's timesteps; None for the model's own, which may grow with the picture.
+            shift: of a flow's timesteps towards noise; None for the model's own, which may grow with the picture.
+            schedule: the pipeline's own, or DPM-Solver++'s.
 
         Raises:
-            UserError: the model's noise levels are fixed and a shift was asked for.
+            UserError: the model's noise levels are fixed and a shift was given.
         """
+
+    def initial_scale(self, sigma: float) -> float:  # noqa: ARG002 (other families need it)
+        """What standard normal noise is multiplied by to start at a schedule's first sigma; 1 for flows."""
+        return 1.0
+
+    def error_weight(self, sigma: float) -> float:  # noqa: ARG002 (other families need it)
+        """The squared error of the model's own prediction over that of its velocity, at a sigma; 1 for flows."""
+        return 1.0
 
 
 def guided_velocity(
@@ -94,9 +125,11 @@ def guided_velocity(
     unconditional: Conditioning,
     guidance: float,
 ) -> Tensor:
-    """The velocity under guidance g, in one pass of twice the batch; plain at g = 1.
+    """A model's velocity under guidance g, (N, C, H, W), in one pass of twice the batch; plain at g = 1.
 
     Args:
+        latents: (N, C, H, W).
+        conditioning: N rows.
         unconditional: one row, the empty prompt's.
     """
     if guidance == 1:

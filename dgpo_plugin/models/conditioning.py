@@ -1,4 +1,4 @@
-"""What the text encoders said, kept beside the denoiser so that they run once over a prompt set."""
+"""The text encoders' output, kept beside the denoiser so that they run once over a prompt set."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ class Conditioning:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """(N, ...) each."""
+        """The rows written out, (N, ...) each, by name."""
         rows = self._rows
         return self.table if rows is None else {name: tensor[rows] for name, tensor in self.table.items()}
 
     @property
-    def _index(self) -> Tensor:
+    def index(self) -> Tensor:
+        """Which row of the table each of the N is, (N,), int64."""
         first = next(iter(self.table.values()))
         return torch.arange(len(first), device=first.device) if self._rows is None else self._rows
 
     def __getitem__(self, rows: Tensor | Sequence[int] | slice) -> Conditioning:
-        index = self._index
+        index = self.index
         if isinstance(rows, slice):
             return Conditioning(self.table, index[rows])
         return Conditioning(self.table, index[torch.as_tensor(rows, dtype=torch.int64, device=index.device)])
@@ -47,23 +48,28 @@ class Conditioning:
         return len(next(iter(self.table.values()))) if self._rows is None else len(self._rows)
 
     def on(self, device: torch.device) -> Conditioning:
-        """The rows alone, each once, on a device."""
+        """These rows on a device, each that is used once; the table's others stay behind."""
         if self._rows is None:
             return Conditioning({name: tensor.to(device) for name, tensor in self.table.items()})
-        used, place = torch.unique(self._rows, return_inverse=True)
-        return Conditioning({name: tensor[used].to(device) for name, tensor in self.table.items()}, place.to(device))
+        used, index = torch.unique(self._rows, return_inverse=True)
+        return Conditioning({name: tensor[used].to(device) for name, tensor in self.table.items()}, index.to(device))
 
     def replaced(self, where: Tensor, row: Conditioning) -> Conditioning:
-        """Another text's one row in the place of those that ``where``, (N,), boolean, is true for."""
+        """The same with another text's row in some places.
+
+        Args:
+            where: the places, (N,), boolean.
+            row: one row.
+        """
         last = len(next(iter(self.table.values())))
         table = {name: torch.cat([tensor, row.tensors[name]]) for name, tensor in self.table.items()}
-        return Conditioning(table, self._index.masked_fill(where, last))
+        return Conditioning(table, self.index.masked_fill(where, last))
 
     @staticmethod
-    def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-        """One after the other; parts of one table stay in it."""
-        first = parts[0]
-        if all(part.table is first.table for part in parts):
-            return Conditioning(first.table, torch.cat([part._index for part in parts]))
-        written = [part.tensors for part in parts]
+    def concatenate(conditionings: Sequence[Conditioning]) -> Conditioning:
+        """The rows of several, one after the other; those of one table stay in it."""
+        first = conditionings[0]
+        if all(each.table is first.table for each in conditionings):
+            return Conditioning(first.table, torch.cat([each.index for each in conditionings]))
+        written = [each.tensors for each in conditionings]
         return Conditioning({name: torch.cat([tensors[name] for tensors in written]) for name in first.table})

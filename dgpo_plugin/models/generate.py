@@ -15,8 +15,22 @@ from dgpo_plugin.samplers.ode import sample_ode
 
 
 def fixed_noise(model: Model, pictures: Sequence[int], seed: int) -> Tensor:
-    """(N, ...): the noise of the numbered pictures, each seeded alone."""
+    """Noise of the numbered pictures, each seeded alone, (N, ...)."""
     return torch.stack([seeded_noise(model.latent_shape, seed, "picture", number) for number in pictures])
+
+
+def generate(
+    model: Model,
+    texts: Sequence[str],
+    noise: Tensor,
+    steps: int,
+    guidance: float,
+    batch_size: int = 256,
+    encoded: EncodedTexts | None = None,
+) -> Tensor:
+    """Pictures (N, 3, H, W) in [0, 1], float32 on the CPU, for N texts from N noises; see :func:`sample_latents`."""
+    latents = sample_latents(model, texts, noise, steps, guidance, batch_size, encoded)
+    return decode_in_batches(model.decode, latents, batch_size)
 
 
 @torch.no_grad()
@@ -39,18 +53,18 @@ def sample_latents(
     encoded = encoded or EncodedTexts(model, ["", *texts])
     empty = encoded[[""]].on(model.device)
     sigmas = model.sigmas(steps, None)
-    parts = []
+    batches = []
     for start in range(0, len(texts), batch_size):
         conditioning = encoded[texts[start : start + batch_size]].on(model.device)
 
-        def velocity(x: Tensor, sigma: float, asked: Conditioning = conditioning) -> Tensor:
-            return guided_velocity(model, x, sigma, asked, empty, guidance)
+        def velocity(x: Tensor, sigma: float, conditioning: Conditioning = conditioning) -> Tensor:
+            return guided_velocity(model, x, sigma, conditioning, empty, guidance)
 
         start_noise = noise[start : start + batch_size].to(model.device) * model.initial_scale(sigmas[0])
-        parts.append(sample_ode(velocity, start_noise, sigmas, "euler"))
-    return torch.cat(parts)
+        batches.append(sample_ode(velocity, start_noise, sigmas, "euler"))
+    return torch.cat(batches)
 
 
 def decode_in_batches(decode: Callable[[Tensor], Tensor], latents: Tensor, batch_size: int = 256) -> Tensor:
     """Pictures (N, 3, H, W) in [0, 1], float32 on the CPU."""
-    return torch.cat([decode(part).cpu() for part in latents.split(batch_size)])
+    return torch.cat([decode(batch).cpu() for batch in latents.split(batch_size)])

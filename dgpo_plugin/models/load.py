@@ -1,4 +1,4 @@
-"""The face that every family shows to the rest of the library, and how a path becomes one."""
+"""How a path becomes a model: found on the disk or the hub, its family picked, its weights loaded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place
 
 
 def model_skeleton(config: ModelConfig) -> Model:
-    """A model with the shapes and no weights, from its configuration files alone; make it under a fake tensor mode.
+    """The shapes of a model without its weights, from its configuration files; make it under a fake tensor mode.
 
     Raises:
         UserError: as :func:`load_model`.
@@ -53,7 +53,7 @@ def model_skeleton(config: ModelConfig) -> Model:
 
 
 def settled_model(config: ModelConfig, device: torch.device, images: int, threads: int | None = None) -> ModelConfig:
-    """With the precision that ``auto`` stands for on a device, and any other found to work there.
+    """A model's configuration with the precision that ``auto`` stands for on a device; another is seen to work there.
 
     Args:
         images: through the denoiser at once, which is what ``auto`` is timed on.
@@ -76,8 +76,8 @@ def denoiser_work(config: ModelConfig, images: int) -> Work:
     """
     with torch.device("meta"), torch.no_grad():
         model = model_skeleton(config)
-        latents, asked = torch.zeros(images, *model.latent_shape), model.blank_conditioning(images)
-        return linear_work(model.denoiser, lambda: model.velocity(latents, 0.5, asked))
+        latents, conditioning = torch.zeros(images, *model.latent_shape), model.blank_conditioning(images)
+        return linear_work(model.denoiser, lambda: model.velocity(latents, 0.5, conditioning))
 
 
 def _family(folder: Path, path: str) -> Any:
@@ -129,13 +129,29 @@ def _pipeline_class(folder: Path) -> str:
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 of the denoiser's weight files, so that an adapter can tell its base from another."""
+    """SHA-256 of the denoiser's weight files, so that an adapter can tell its base from another.
+
+    Once a process they are read whole, and again if one of them has changed in size or time of writing.
+
+    Raises:
+        UserError: there are none.
+    """
     files = sorted([*folder.glob("transformer/*.safetensors"), *folder.glob("unet/*.safetensors")])
     if not files:
         raise UserError(f"model {folder}: no safetensors weights under transformer/ or unet/")
+    states = [path.stat() for path in files]
+    stamps = (
+        (str(path.resolve()), state.st_size, state.st_mtime_ns) for path, state in zip(files, states, strict=True)
+    )
+    return _files_sha256(tuple(stamps))
+
+
+@functools.cache
+def _files_sha256(stamped: tuple[tuple[str, int, int], ...]) -> str:
+    """SHA-256 of files one after the other, each given as (path, bytes, time of writing in nanoseconds)."""
     digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
+    for path, _, _ in stamped:
+        with Path(path).open("rb") as stream:
             for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()

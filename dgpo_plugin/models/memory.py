@@ -8,35 +8,37 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import nn
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import ModelConfig
+from dgpo_plugin.models.base import dtype_of
 from dgpo_plugin.models.speed import blocks
 
 
 @contextlib.contextmanager
-def at_work(parts: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+def on_device(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Have modules on a device for the block, and back where they were after it; nothing moves that is there."""
-    homes = [place_of(part) for part in parts]
-    away = [(part, home) for part, home in zip(parts, homes, strict=True) if home != device]
+    origins = [device_of(module) for module in modules]
+    moved = [(module, origin) for module, origin in zip(modules, origins, strict=True) if origin != device]
     try:
-        for part, _ in away:
-            part.to(device)
+        for module, _ in moved:
+            module.to(device)
         yield
     finally:
-        for part, home in away:
-            part.to(home)
+        for module, origin in moved:
+            module.to(origin)
 
 
-def place_of(module: nn.Module) -> torch.device:
-    """Where its weights are."""
+def device_of(module: nn.Module) -> torch.device:
+    """The device that a module's weights are on."""
     return next(module.parameters()).device
 
 
-def can_leave(config: ModelConfig) -> bool:
-    """Whether the denoiser can make room for a while: not if it is split, nor with 8 bits of bitsandbytes.
+def can_offload_denoiser(config: ModelConfig) -> bool:
+    """Whether the denoiser can make room for a while: not if it is sharded, nor with 8 bits of bitsandbytes.
 
     Those could not be moved before its version 0.48.
     """
@@ -71,21 +73,19 @@ def shard(denoiser: nn.Module, kept_whole: Sequence[nn.Parameter], device: torch
             setattr(module, name, buffer.to(device))
 
 
-def load_quantized(kind: Any, folder: Path, config: ModelConfig, device: torch.device) -> nn.Module:
+def load_quantized(module_class: Any, folder: Path, config: ModelConfig, device: torch.device) -> nn.Module:
     """A denoiser with its linear layers in 8 or 4 bits, through diffusers.
 
     Args:
-        kind: its diffusers class.
+        module_class: the denoiser's, of diffusers.
         folder: of its weights.
 
     Raises:
         UserError: the backend is not installed, or cannot do it on this device.
     """
-    from dgpo_plugin.models.base import dtype_of
-
     dtype = dtype_of(config)
     try:
-        module: nn.Module = kind.from_pretrained(
+        module: nn.Module = module_class.from_pretrained(
             folder,
             torch_dtype=dtype,
             local_files_only=True,
@@ -99,8 +99,6 @@ def load_quantized(kind: Any, folder: Path, config: ModelConfig, device: torch.d
 
 
 def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
-    import diffusers
-
     if config.quantization == "torchao-int8":
         from torchao.quantization import Int8WeightOnlyConfig
 
@@ -110,13 +108,19 @@ def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
     return diffusers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """A diffusers or transformers module as its configuration says, with whatever is in its weights."""
+def empty_module(module_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A diffusers or transformers module as its configuration says, with whatever is in its weights.
+
+    Raises:
+        UserError: the folder's ``config.json`` cannot be read.
+    """
     file = folder / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read; fetch the model again") from error
-    made = kind.from_config(values) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(values))
-    module: nn.Module = made if all(p.dtype == dtype for p in made.parameters()) else made.to(dtype)
-    return module
+    if issubclass(module_class, diffusers.ModelMixin):
+        module: nn.Module = module_class.from_config(values)
+    else:
+        module = module_class(module_class.config_class.from_dict(values))
+    return module if all(p.dtype == dtype for p in module.parameters()) else module.to(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,10 +19,10 @@ from transformers.utils import logging as transformers_logging
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import ModelConfig, Schedule
-from dgpo_plugin.models.base import DTYPES, dtype_of
+from dgpo_plugin.models.base import DTYPES, Model, dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.in_turn import in_turn
-from dgpo_plugin.models.memory import at_work, can_leave, empty_module, load_quantized
+from dgpo_plugin.models.memory import can_offload_denoiser, empty_module, load_quantized, on_device
+from dgpo_plugin.models.sequential_offload import one_module_at_a_time
 from dgpo_plugin.models.speed import fuse_norms
 from dgpo_plugin.samplers.ode import dpm_flow_sigmas
 
@@ -38,37 +39,45 @@ ATTENTION = (
 """The projections of joint attention over text and picture, as diffusers names them."""
 
 
-ENCODED_AT_ONCE = 32
-"""Texts."""
-COUNTS = ("mask", "length")
-"""Conditioning tensors that say how much of a padded text is text."""
+TEXT_BATCH_SIZE = 32
+"""Texts that go through the text encoders at once."""
+TEXT_LENGTH_TENSORS = ("mask", "length")
+"""Conditioning tensors that say how much of a padded text is text; they are of integers."""
 
 
-def filled(value: float, latents: Tensor) -> Tensor:
-    """(N,) of one value, on the latents' device: a denoiser's timestep or guidance."""
+def per_image(value: float, latents: Tensor) -> Tensor:
+    """One value for each image, (N,), on the latents' device: a denoiser's timestep or guidance."""
     return torch.full((len(latents),), value, device=latents.device)
 
 
-class PipelineModel:
-    """See :class:`dgpo_plugin.models.base.Model`; a family is a subclass.
+class PipelineModel(Model):
+    """A :class:`~dgpo_plugin.models.base.Model` out of a diffusers pipeline; a family is a subclass.
 
-    Class attributes of a family:
+    Class attributes of a family, besides :class:`~dgpo_plugin.models.base.Model`'s:
         pipeline_class: of diffusers.
-        parts: class of every folder with weights; the denoiser's is ``prefix``, the encoders' start ``text_encoder``.
-        prefix: the denoiser's folder, and of its keys in an adapter file.
-        lora_targets: module name endings that get an adapter by default.
-        architecture: ModelSpec's name of the base.
+        component_classes: class of every folder with weights; the denoiser's is ``prefix``, the encoders' names start
+            with ``text_encoder``.
         load_options: for diffusers' ``from_pretrained``.
         linear_sigmas: the pipeline gives its scheduler 1 .. 1/steps even where that does not shift them dynamically.
+
+    Args:
+        pipeline: of ``pipeline_class``, its modules loaded.
+        identity: ``path`` and ``weights_hash`` of the base.
+        device: where latents and conditioning belong.
+
+    Raises:
+        UserError: ``model.resolution`` is no multiple of what the denoiser's tokens cover.
     """
 
     pipeline_class: ClassVar[Any]
-    parts: ClassVar[dict[str, Any]]
-    prefix: ClassVar[str] = "transformer"
-    lora_targets: ClassVar[tuple[str, ...]]
-    architecture: ClassVar[str]
+    component_classes: ClassVar[dict[str, Any]]
     load_options: ClassVar[dict[str, Any]] = {}
     linear_sigmas: ClassVar[bool] = False
+
+    # They are diffusers' and transformers' classes, whose configurations are read.
+    denoiser: Any
+    vae: Any
+    encoders: list[Any]
 
     def __init__(self, pipeline: Any, config: ModelConfig, identity: dict[str, str], device: torch.device) -> None:
         pipeline.set_progress_bar_config(disable=True)
@@ -84,113 +93,95 @@ class PipelineModel:
         if device.type != "cpu":  # a plan, on the meta device, is a GPU's
             fuse_norms(self.denoiser)
         self.vae = pipeline.vae
-        named = [getattr(pipeline, name) for name in self.parts if name.startswith("text_encoder")]
+        named = [getattr(pipeline, name) for name in self.component_classes if name.startswith("text_encoder")]
         self.encoders = [encoder for encoder in named if encoder is not None]
-        for part in (self.vae, *self.encoders):
-            part.requires_grad_(False).eval()
+        for module in (self.vae, *self.encoders):
+            module.requires_grad_(False).eval()
         self.resolution = config.resolution or self.default_resolution()
-        grid = self.pixels_a_latent() * self.latents_a_token()
-        if self.resolution % grid:
-            raise UserError(f"model.resolution {self.resolution}: must be a multiple of {grid}")
-        side = self.resolution // self.pixels_a_latent()
-        self.latent_shape: tuple[int, ...] = (self.latent_channels(), side, side)
+        pixels_per_token = self.pixels_per_latent() * self.latents_per_token()
+        if self.resolution % pixels_per_token:
+            raise UserError(f"model.resolution {self.resolution}: must be a multiple of {pixels_per_token}")
+        side = self.resolution // self.pixels_per_latent()
+        self.latent_shape = (self.latent_channels(), side, side)
 
-    # ---- what a family says
+    # ---- what a family says, besides `velocity`
 
-    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
-        """The text encoders' output, one row a text; they are on the model's device."""
-        raise NotImplementedError
+    @abstractmethod
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+        """The text encoders' output for one batch of texts, one row a text; the encoders are on the model's device."""
 
+    @abstractmethod
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of one text's tensors from ``encode``, by name; those in :data:`COUNTS` are of integers."""
-        raise NotImplementedError
-
-    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        """The denoiser's velocity, (N, ...) like ``latents``, float32."""
-        raise NotImplementedError
+        """The shape of each of one text's tensors from :meth:`encode`, by name."""
 
     def default_resolution(self) -> int:
+        """Pixels a side of the pictures that the base was trained on."""
         return int(self.pipeline.default_sample_size) * int(self.pipeline.vae_scale_factor)
 
-    def pixels_a_latent(self) -> int:
+    def pixels_per_latent(self) -> int:
+        """Pixels along a side that one latent stands for."""
         return int(self.pipeline.vae_scale_factor)
 
-    def latents_a_token(self) -> int:
-        """Along a side."""
+    def latents_per_token(self) -> int:
+        """Latents along a side that make one token of the denoiser."""
         return 2
 
     def latent_channels(self) -> int:
+        """C of the latents, (N, C, H, W)."""
         return int(self.denoiser.config.in_channels)
 
     def unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the VAE decodes them."""
+        """Latents as the VAE decodes them, from (N, C, H, W)."""
         vae = self.vae.config
         scale, shift = float(vae.scaling_factor), float(getattr(vae, "shift_factor", None) or 0)
         return latents / scale + shift
 
-    def adapter_key(self, name: str) -> str:
-        """An adapter file's key for ``<module>.lora_A`` or ``.lora_B``, as diffusers and ComfyUI both read it."""
-        return f"{self.prefix}.{name}.weight"
-
-    def guided(self, without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
-        """One velocity from the empty prompt's and the prompt's: v_empty + g (v_prompt - v_empty)."""
-        return without + guidance * (with_prompt - without)
-
-    def initial_scale(self, sigma: float) -> float:
-        """What standard normal noise is multiplied by to start at a schedule's first sigma."""
-        return 1.0
-
-    def error_weight(self, sigma: float) -> float:
-        """The squared error of the model's own prediction over that of its velocity, at a sigma."""
-        return 1.0
+    @classmethod
+    def component_overrides(cls, folder: Path) -> dict[str, Any]:  # noqa: ARG003 (FLUX.2's need it)
+        """Components to give the pipeline instead of its own, which would need more than text does."""
+        return {}
 
     # ---- what all share
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], home: torch.device | None = None) -> Conditioning:
-        """The text encoders' output, one row a text; offloaded encoders come one by one, each once for all texts.
+    def encode(self, texts: Sequence[str], output_device: torch.device | None = None) -> Conditioning:
+        def encode_batch(batch: Sequence[str]) -> Conditioning:
+            return self.encode_texts(batch).on(output_device or self.device)
 
-        Args:
-            home: where to keep it; None for the model's device.
-        """
-
-        def ask(batch: Sequence[str]) -> Conditioning:
-            return self.ask_encoders(batch).on(home or self.device)
-
-        jobs = [
-            functools.partial(ask, texts[at : at + ENCODED_AT_ONCE]) for at in range(0, len(texts), ENCODED_AT_ONCE)
-        ]
+        starts = range(0, len(texts), TEXT_BATCH_SIZE)
+        jobs = [functools.partial(encode_batch, texts[start : start + TEXT_BATCH_SIZE]) for start in starts]
         if not self.config.offload:
             return Conditioning.concatenate([job() for job in jobs])
-        with at_work([self.denoiser] if can_leave(self.config) else [], torch.device("cpu")):
-            return Conditioning.concatenate(in_turn(jobs, self.encoders, self.device))
+        # Offloaded encoders come one by one, each once for all texts.
+        with on_device([self.denoiser] if can_offload_denoiser(self.config) else [], torch.device("cpu")):
+            return Conditioning.concatenate(one_module_at_a_time(jobs, self.encoders, self.device))
 
     def blank_conditioning(self, count: int) -> Conditioning:
-        """What ``encode`` would return for so many texts, of zeros."""
         shapes = self.conditioning_shapes()
-        types = {name: torch.long if name in COUNTS else self.denoiser.dtype for name in shapes}
+        types = {name: torch.long if name in TEXT_LENGTH_TENSORS else self.denoiser.dtype for name in shapes}
         return Conditioning({name: torch.zeros(count, *shape, dtype=types[name]) for name, shape in shapes.items()})
 
     def embedded_guidance(self, latents: Tensor) -> Tensor | None:
         """What a guidance-distilled denoiser is told, (N,); None for others."""
-        return filled(self.config.embedded_guidance, latents) if self.denoiser.config.guidance_embeds else None
-
-    @classmethod
-    def lighter_parts(cls, folder: Path) -> dict[str, Any]:
-        """Parts to give the pipeline instead of its own, which would need more than text asks for."""
-        return {}
+        return per_image(self.config.embedded_guidance, latents) if self.denoiser.config.guidance_embeds else None
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig, identity: dict[str, str], device: torch.device) -> PipelineModel:
-        """From a diffusers folder, placed as the configuration says, but for the denoiser (:meth:`place`)."""
+        """Load a diffusers folder, placed as the configuration says, but for the denoiser (:meth:`place`).
+
+        Raises:
+            UserError: the folder's weights cannot be loaded, or not quantized as the configuration says.
+        """
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         try:
-            lighter = cls.lighter_parts(folder)
+            overrides = cls.component_overrides(folder)
             # Given as None first: diffusers would check them against classes that may not be importable.
-            replaced: dict[str, Any] = dict.fromkeys(lighter)
+            replaced: dict[str, Any] = dict.fromkeys(overrides)
             if config.quantization is not None:
-                replaced[cls.prefix] = load_quantized(cls.parts[cls.prefix], folder / cls.prefix, config, device)
+                replaced[cls.prefix] = load_quantized(
+                    cls.component_classes[cls.prefix], folder / cls.prefix, config, device
+                )
             pipeline = cls.pipeline_class.from_pretrained(
                 folder,
                 dtype={"default": dtype_of(config), "vae": DTYPES[config.vae_precision]},
@@ -198,7 +189,7 @@ class PipelineModel:
                 **cls.load_options,
                 **replaced,
             )
-            pipeline.register_modules(**lighter)
+            pipeline.register_modules(**overrides)
         except (OSError, ValueError) as error:
             raise UserError(f"model {config.path}: cannot be loaded ({str(error).splitlines()[0]})") from error
         # Convolutions are faster with channels last, on CPUs and GPUs alike; the numbers are the same.
@@ -206,49 +197,53 @@ class PipelineModel:
             pipeline.vae.to(memory_format=torch.channels_last)
         model = cls(pipeline, config, identity, device)
         if not config.offload:
-            for part in (model.vae, *model.encoders):
-                part.to(device)
+            for module in (model.vae, *model.encoders):
+                module.to(device)
         return model
 
     def place(self) -> None:
-        """Put the denoiser on its device; a quantized one is there already, one to be split is put there by that."""
         if self.config.quantization is None and not self.config.shard:
             self.denoiser.to(self.device)
 
     @classmethod
     def skeleton(cls, folder: Path, config: ModelConfig) -> PipelineModel:
-        """From the configuration files alone; make it under ``torch.device("meta")``."""
+        """A model without weights, from a folder's configuration files; make it under ``torch.device("meta")``.
+
+        Raises:
+            UserError: a configuration file cannot be read.
+        """
         modules = {
-            name: empty_module(kind, folder / name, cls.dtypes(config)[name]) if (folder / name).is_dir() else None
-            for name, kind in cls.parts.items()
+            name: empty_module(module_class, folder / name, cls.dtypes(config)[name])
+            if (folder / name).is_dir()
+            else None
+            for name, module_class in cls.component_classes.items()
         }
         return cls.assembled(folder, config, modules, torch.device("meta"))
 
     @classmethod
     def dtypes(cls, config: ModelConfig) -> dict[str, torch.dtype]:
-        """Of the weights of each part."""
-        return dict.fromkeys(cls.parts, dtype_of(config)) | {"vae": DTYPES[config.vae_precision]}
+        """The type of each component's weights, by its folder."""
+        return dict.fromkeys(cls.component_classes, dtype_of(config)) | {"vae": DTYPES[config.vae_precision]}
 
     @classmethod
     def assembled(
         cls, folder: Path, config: ModelConfig, modules: Mapping[str, nn.Module | None], device: torch.device
     ) -> PipelineModel:
-        """From modules that are there already, and the rest of a folder's configuration; it has no tokenizers.
+        """A model of modules that are there already and the rest of a folder's configuration, without tokenizers.
 
         Args:
-            modules: one for each of ``parts``.
+            modules: one for each of ``component_classes``; None for one that the folder lacks.
         """
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        others = [name for name, value in index.items() if isinstance(value, list) and name not in modules]
-        others += [
-            name for name in cls.pipeline_class._get_signature_keys(cls.pipeline_class)[0] if name not in modules
-        ]
+        absent = [name for name, value in index.items() if isinstance(value, list) and name not in modules]
+        required, _ = cls.pipeline_class._get_signature_keys(cls.pipeline_class)  # noqa: SLF001 (no public way)
+        absent += [name for name in required if name not in modules]
         settings = {name: value for name, value in index.items() if not name.startswith("_") and name not in modules}
         settings = {name: value for name, value in settings.items() if not isinstance(value, list)}
         if (folder / "scheduler").is_dir():
             with torch.device("cpu"):  # its tables are values
                 settings["scheduler"] = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler")
-        pipeline = cls.pipeline_class(**{**dict.fromkeys(others), **modules, **settings, **cls.load_options})
+        pipeline = cls.pipeline_class(**{**dict.fromkeys(absent), **modules, **settings, **cls.load_options})
         if (folder / "tokenizer" / "tokenizer_config.json").exists():
             tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
             pipeline.tokenizer_max_length = tokenizer["model_max_length"]
@@ -256,12 +251,7 @@ class PipelineModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W), float32 in [0, 1].
-
-        Raises:
-            UserError: the VAE overflows in fp16.
-        """
-        with at_work([self.vae], latents.device):
+        with on_device([self.vae], latents.device):
             decoded: Tensor = self.vae.decode(self.unscaled(latents).to(self.vae.dtype), return_dict=False)[0]
         if decoded.ndim == 5:  # a video VAE's single frame
             decoded = decoded[:, :, 0]
@@ -271,7 +261,6 @@ class PipelineModel:
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
-        """See :meth:`dgpo_plugin.models.base.Model.sigmas`."""
         if schedule == "dpm":
             return dpm_flow_sigmas(steps, self.shift(steps) if shift is None else shift)
         settings = self.pipeline.scheduler.config
@@ -281,7 +270,8 @@ class PipelineModel:
         linear = np.linspace(1.0, 1 / steps, steps)
         if dynamic:
             # The shift grows with the picture.
-            scheduler.set_timesteps(sigmas=linear, mu=self.dynamic_shift(steps) if shift is None else self._mu(shift))
+            mu = self.dynamic_shift(steps) if shift is None else self._scheduler_mu(shift)
+            scheduler.set_timesteps(sigmas=linear, mu=mu)
         elif self.linear_sigmas:
             scheduler.set_timesteps(sigmas=linear)
         else:
@@ -289,20 +279,19 @@ class PipelineModel:
         return [float(sigma) for sigma in scheduler.sigmas]
 
     def shift(self, steps: int) -> float:
-        """By which the model's own schedule of so many steps shifts its timesteps towards noise."""
+        """The factor by which the model's own schedule of so many steps shifts its timesteps towards noise."""
         settings = self.pipeline.scheduler.config
         if not settings.get("use_dynamic_shifting"):
             return float(settings.get("shift", 1.0))
         mu = self.dynamic_shift(steps)
         return mu if settings.get("time_shift_type") == "linear" else math.exp(mu)
 
-    def _mu(self, shift: float) -> float:
-        """What a dynamically shifting scheduler must be told for it: an exponential one the logarithm."""
+    def _scheduler_mu(self, shift: float) -> float:
+        """The ``mu`` for which a dynamically shifting scheduler shifts by a factor: its logarithm if exponential."""
         linear = self.pipeline.scheduler.config.get("time_shift_type") == "linear"
         return shift if linear else math.log(shift)
 
     def tile(self) -> int | None:
-        """Pixels a side of the tiles that a picture of this size is decoded in; None if it is decoded whole."""
         if not self.config.tiled_decode:
             return None
         factor = int(self.pipeline.vae_scale_factor)
@@ -310,10 +299,14 @@ class PipelineModel:
         size = getattr(self.vae, "tile_latent_min_size", None) or self.vae.tile_sample_min_height // factor
         return int(size) * factor if self.resolution > int(size) * factor else None
 
-    def dynamic_shift(self, steps: int) -> float:
-        """mu: a line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift)."""
+    def dynamic_shift(self, steps: int) -> float:  # noqa: ARG002 (FLUX.2's depends on it)
+        """The ``mu`` of a schedule that is shifted with the picture's size, for as many tokens as this one has.
+
+        It lies on a line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift).
+        """
         settings = self.pipeline.scheduler.config
-        tokens = (self.latent_shape[1] // self.latents_a_token()) * (self.latent_shape[2] // self.latents_a_token())
+        _, height, width = self.latent_shape
+        tokens = (height // self.latents_per_token()) * (width // self.latents_per_token())
         low, high = settings.get("base_image_seq_len", 256), settings.get("max_image_seq_len", 4096)
         least, most = settings.get("base_shift", 0.5), settings.get("max_shift", 1.15)
         return float(least + (most - least) * (tokens - low) / (high - low))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import peft
 import torch
@@ -56,6 +57,25 @@ def attach(layer: nn.Linear, down: Tensor, up: Tensor, scale: float) -> None:
     layer.register_forward_hook(add)
 
 
+@dataclass(eq=False)
+class Evaluations:
+    """Denoiser evaluations, the unit of cost: images through the denoiser; a forward counts 1, a backward 2.
+
+    Attributes:
+        total: all of them.
+        differentiated: those of passes with a backward.
+    """
+
+    total: int = 0
+    differentiated: int = 0
+
+    def add(self, passes: int, *, differentiated: bool) -> None:
+        """Count a pass."""
+        self.total += passes
+        if differentiated:
+            self.differentiated += passes
+
+
 class Policy:
     """A model whose denoiser carries a trainable adapter.
 
@@ -65,10 +85,7 @@ class Policy:
     Attributes:
         model: the base; its own weights stay frozen.
         unconditional: the empty prompt's conditioning, one row.
-        names: the adapter's parameters, ``<module>.lora_A`` / ``<module>.lora_B``.
-        parameters: in the order of ``names``, float32.
-        denoiser_evaluations: images through the denoiser so far; a forward counts 1, a backward 2.
-        differentiated: how many of those were of passes with a backward.
+        parameters: the adapter's, float32, by ``<module>.lora_A`` / ``<module>.lora_B``.
     """
 
     def __init__(self, model: Model, config: LoraConfig, seed: int, unconditional: Conditioning | None = None) -> None:
@@ -90,12 +107,12 @@ class Policy:
         trainable = {name: p for name, p in model.denoiser.named_parameters() if p.requires_grad}
         for parameter in trainable.values():
             parameter.data = parameter.data.float()
-        self.names = [name.replace(f".{ADAPTER}.weight", "") for name in trainable]
-        self.parameters: list[nn.Parameter] = list(trainable.values())
+        self.parameters: dict[str, nn.Parameter] = {
+            name.replace(f".{ADAPTER}.weight", ""): parameter for name, parameter in trainable.items()
+        }
         self._layers = [m for m in model.denoiser.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
         self.unconditional = (unconditional or model.encode([""])).on(model.device)
-        self.denoiser_evaluations = 0
-        self.differentiated = 0
+        self._counts: list[Evaluations] = []
 
     @property
     def device(self) -> torch.device:
@@ -106,8 +123,8 @@ class Policy:
         passes = len(latents) * (1 if guidance == 1 else 2)
         if torch.is_grad_enabled():
             passes *= 3
-            self.differentiated += passes
-        self.denoiser_evaluations += passes
+        for count in self._counts:
+            count.add(passes, differentiated=torch.is_grad_enabled())
         return guided_velocity(self.model, latents, sigma, conditioning, self.unconditional, guidance)
 
     @contextlib.contextmanager
@@ -124,20 +141,31 @@ class Policy:
                 layer._disable_adapters = False
 
     @contextlib.contextmanager
-    def with_weights(self, copy: Sequence[Tensor]) -> Iterator[None]:
-        """Run with another copy of the adapter, without gradient."""
-        live = [parameter.data for parameter in self.parameters]
-        for parameter, other in zip(self.parameters, copy, strict=True):
-            parameter.data = other
+    def with_weights(self, copy: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run with another copy of the adapter, by the names of ``parameters``, without gradient."""
+        live = {name: parameter.data for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            parameter.data = copy[name]
         try:
             with torch.no_grad():
                 yield
         finally:
-            for parameter, own in zip(self.parameters, live, strict=True):
-                parameter.data = own
+            for name, parameter in self.parameters.items():
+                parameter.data = live[name]
 
-    def copy_weights(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.parameters]
+    def copy_weights(self) -> dict[str, Tensor]:
+        """The adapter as it is now, by the names of ``parameters``."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[Evaluations]:
+        """Count the denoiser evaluations of the block; blocks may lie in each other."""
+        count = Evaluations()
+        self._counts.append(count)
+        try:
+            yield count
+        finally:
+            self._counts.remove(count)
 
 
 def _ends_with(name: str, targets: Sequence[str], module: nn.Module) -> bool:
@@ -145,6 +173,6 @@ def _ends_with(name: str, targets: Sequence[str], module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def move_towards(copy: list[Tensor], parameters: Sequence[Tensor], decay: float) -> None:
+def move_towards(copy: Mapping[str, Tensor], parameters: Mapping[str, Tensor], decay: float) -> None:
     """copy <- decay copy + (1 - decay) parameters, in place and in float32: EMA and old policy."""
-    torch._foreach_lerp_(copy, list(parameters), 1 - decay)
+    torch._foreach_lerp_(list(copy.values()), [parameters[name] for name in copy], 1 - decay)

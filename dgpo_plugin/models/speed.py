@@ -28,12 +28,13 @@ def compile_blocks(denoiser: nn.Module) -> None:
     Block by block it takes a fraction of the time that the whole denoiser would.
     """
     # One forward serves blocks of several makes, with and without the adapter, gradients and guidance's second half.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    dynamo = torch._dynamo.config  # noqa: SLF001 (torch names it in its own messages)
+    dynamo.recompile_limit = max(64, dynamo.recompile_limit)
     for block in blocks(denoiser, "_repeated_blocks") or blocks(denoiser, "_no_split_modules"):
         block.compile()
 
 
-def blocks(denoiser: nn.Module, kinds: str) -> list[nn.Module]:
-    """The modules of the classes that a diffusers denoiser lists under a name."""
-    names = getattr(denoiser, kinds, None) or []
+def blocks(denoiser: nn.Module, attribute: str) -> list[nn.Module]:
+    """The modules of the classes that a diffusers denoiser lists under an attribute; none if it lists no class."""
+    names = getattr(denoiser, attribute, None) or []
     return [module for module in denoiser.modules() if type(module).__name__ in names]

@@ -13,7 +13,7 @@ COLUMNS = ("prompt", "text", "caption", "Prompt")
 
 
 def read_dataset(source: str) -> list[Prompt]:
-    """``owner/name[:split[:column]]``; each text once; the other columns that are JSON types become metadata.
+    """Prompts of ``owner/name[:split[:column]]``, each text once; other columns of JSON types become metadata.
 
     Raises:
         UserError: the package or the dataset is not there, or no column holds texts.

@@ -1,6 +1,6 @@
-"""Prompts: what the model is asked for, and what a reward needs to know to judge the answer.
+"""Prompts out of files, and the hash of a set of them.
 
-A prompt is a text and a JSON-like metadata dictionary. Two file formats are read: ``.txt`` (one
+Two file formats are read: ``.txt`` (one
 prompt a line) and ``.jsonl`` (one object a line, ``prompt`` and anything else; everything but the
 text becomes metadata).
 """
@@ -40,7 +40,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of texts, metadata and order."""
+    """SHA-256 of a set of prompts: texts, metadata and order."""
     lines = [json.dumps([prompt.text, dict(prompt.metadata)], sort_keys=True) for prompt in prompts]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -12,12 +12,12 @@ import itertools
 from typing import Any
 
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.prompts.split import in_any_order, test_side
+from dgpo_plugin.prompts.split import held_out_keys, shuffled_by_hash
 from dgpo_plugin.prompts.words import read_words
 
 OBJECTS = read_words("geneval_objects.txt")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-UNCOLOURED = ("person",)
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+UNCOLORED = ("person",)
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 IRREGULAR = {
@@ -42,7 +42,7 @@ Scene = dict[str, Any]
 
 
 def train_prompts() -> list[Prompt]:
-    """8,500 prompts in the published ratio; a task with too few scenes for its share (counting) repeats them evenly."""
+    """The training set: 8,500 prompts in the published ratio; a task with too few scenes repeats them evenly."""
     scenes = _scenes()
     return [
         prompt
@@ -51,53 +51,53 @@ def train_prompts() -> list[Prompt]:
     ]
 
 
-def test_prompts() -> list[Prompt]:
-    """Up to 60 of each of the six task types, of scenes that are in no training prompt."""
+def held_out_prompts() -> list[Prompt]:
+    """The test set: up to 60 of each of the six task types, of scenes that are in no training prompt."""
     return [prompt for scenes in _scenes().values() for prompt in _side(scenes, test=True)[:TEST_PER_TASK]]
 
 
 def _side(scenes: list[Scene], *, test: bool) -> list[Prompt]:
     """The prompts of a task type's scenes on one side, shuffled by their words."""
-    held_out = test_side([_key(scene) for scene in scenes], TEST_SHARE)
+    held_out = held_out_keys([_key(scene) for scene in scenes], TEST_SHARE)
     side = [scene for scene in scenes if (_key(scene) in held_out) == test]
-    return [Prompt(caption(scene), scene) for scene in in_any_order(side, caption)]
+    return [Prompt(caption(scene), scene) for scene in shuffled_by_hash(side, caption)]
 
 
 def _scenes() -> dict[str, list[Scene]]:
     """Every scene of every task type, as GenEval's metadata has it."""
     pairs = list(itertools.permutations(OBJECTS, 2))
-    coloured = [name for name in OBJECTS if name not in UNCOLOURED]
-    colour_pairs = [
+    colored = [name for name in OBJECTS if name not in UNCOLORED]
+    color_pairs = [
         (a, b, one, other)
-        for n, (a, b) in enumerate(pair for pair in pairs if not {*pair} & {*UNCOLOURED})
-        for one, other in [_colour_pair(n)]
+        for n, (a, b) in enumerate(pair for pair in pairs if not {*pair} & {*UNCOLORED})
+        for one, other in [_color_pair(n)]
     ]
     return {
-        "single_object": [_scene("single_object", [_thing(name)]) for name in OBJECTS],
-        "two_object": [_scene("two_object", [_thing(a), _thing(b)]) for a, b in pairs],
+        "single_object": [_scene("single_object", [_object(name)]) for name in OBJECTS],
+        "two_object": [_scene("two_object", [_object(a), _object(b)]) for a, b in pairs],
         "counting": [
-            {**_scene("counting", [_thing(name, count=n)]), "exclude": [{"class": name, "count": n + 1}]}
+            {**_scene("counting", [_object(name, count=n)]), "exclude": [{"class": name, "count": n + 1}]}
             for name in OBJECTS
             for n in NUMBERS
         ],
-        "colors": [_scene("colors", [_thing(name, color=colour)]) for name in coloured for colour in COLOURS],
+        "colors": [_scene("colors", [_object(name, color=color)]) for name in colored for color in COLORS],
         "position": [
             # "a below b" is about a, which is the second that is looked for.
-            _scene("position", [_thing(b), _thing(a, position=[RELATIONS[n % len(RELATIONS)], 0])])
+            _scene("position", [_object(b), _object(a, position=[RELATIONS[n % len(RELATIONS)], 0])])
             for n, (a, b) in enumerate(pairs)
         ],
         "color_attr": [
-            _scene("color_attr", [_thing(a, color=one), _thing(b, color=other)]) for a, b, one, other in colour_pairs
+            _scene("color_attr", [_object(a, color=one), _object(b, color=other)]) for a, b, one, other in color_pairs
         ],
     }
 
 
-def _colour_pair(number: int) -> tuple[str, str]:
-    pairs = list(itertools.permutations(COLOURS, 2))
+def _color_pair(number: int) -> tuple[str, str]:
+    pairs = list(itertools.permutations(COLORS, 2))
     return pairs[(7 * number) % len(pairs)]
 
 
-def _thing(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
+def _object(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
     return {"class": name, "count": count, **more}
 
 
@@ -107,30 +107,30 @@ def _scene(tag: str, include: list[dict[str, Any]]) -> Scene:
 
 def caption(scene: Scene) -> str:
     """The words for a scene: "a photo of two benches", "a photo of a dog right of a teddy bear"."""
-    things = scene["include"]
+    items = scene["include"]
     if scene["tag"] == "position":
-        looked_for, subject = things
+        looked_for, subject = items
         return f"a photo of {_words(subject)} {subject['position'][0]} {_words(looked_for)}"
-    return "a photo of " + " and ".join(_words(thing) for thing in things)
+    return "a photo of " + " and ".join(_words(item) for item in items)
 
 
-def _words(thing: dict[str, Any]) -> str:
-    name, count = thing["class"], thing["count"]
+def _words(item: dict[str, Any]) -> str:
+    name, count = item["class"], item["count"]
     if count > 1:
         return f"{NUMBERS[count]} {plural(name)}"
-    described = f"{thing['color']} {name}" if "color" in thing else name
+    described = f"{item['color']} {name}" if "color" in item else name
     if name in PAIRED:
-        described = f"{thing['color']} pair of {name}" if "color" in thing else f"pair of {name}"
+        described = f"{item['color']} pair of {name}" if "color" in item else f"pair of {name}"
     return f"{'an' if described[0] in 'aeiou' else 'a'} {described}"
 
 
 def plural(name: str) -> str:
-    """Of an object's name."""
+    """The plural of an object's name."""
     if name in IRREGULAR:
         return IRREGULAR[name]
     return f"{name}es" if name.endswith(("s", "x", "ch", "sh")) else f"{name}s"
 
 
 def _key(scene: Scene) -> str:
-    """What the scene holds, whatever the order."""
-    return "|".join(sorted(f"{thing['class']} {thing['count']} {thing.get('color')}" for thing in scene["include"]))
+    """A scene's key: what it holds, whatever the order."""
+    return "|".join(sorted(f"{item['class']} {item['count']} {item.get('color')}" for item in scene["include"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.prompts.split import in_any_order, test_side
+from dgpo_plugin.prompts.split import held_out_keys, shuffled_by_hash
 from dgpo_plugin.prompts.words import read_words
 
 PLACES = (
@@ -38,19 +38,19 @@ TRAIN, TEST = 2000, 200
 
 
 def train_prompts() -> list[Prompt]:
-    """2,000 prompts."""
+    """The training set, 2,000 prompts."""
     return _prompts(test=False, limit=TRAIN)
 
 
-def test_prompts() -> list[Prompt]:
-    """200 prompts whose words are in no training prompt (the tails apart)."""
+def held_out_prompts() -> list[Prompt]:
+    """The test set: 200 prompts whose words are in no training prompt (the tails apart)."""
     return _prompts(test=True, limit=TEST)
 
 
 def _prompts(*, test: bool, limit: int) -> list[Prompt]:
-    held_out = test_side([*FIRST, *SECOND], TEST_SHARE)
+    held_out = held_out_keys([*FIRST, *SECOND], TEST_SHARE)
     first, second = ([word for word in words if (word in held_out) == test] for words in (FIRST, SECOND))
     pairs = [f"{a} {b}" for a, b in itertools.product(first, second)]
     texts = [*first, *second, *pairs, *(f"{pair} {tail}" for pair, tail in itertools.product(pairs, TAILS))]
     prompts = [Prompt(place.format(text), {"text": text}) for place, text in itertools.product(PLACES, texts)]
-    return in_any_order(prompts, lambda prompt: prompt.text)[:limit]
+    return shuffled_by_hash(prompts, lambda prompt: prompt.text)[:limit]

@@ -17,10 +17,10 @@ DATASET = "hf:"
 
 
 def load_prompts(source: str) -> list[Prompt]:
-    """A prompt set by name, a ``.txt`` / ``.jsonl`` file, ``hf:`` and a dataset's name, or one's own file.py:function.
+    """Load a prompt set by name, a ``.txt`` / ``.jsonl`` file, ``hf:`` and a dataset's name, or your file.py:function.
 
     Raises:
-        UserError: none of them, or what cannot be read.
+        UserError: it is none of them, or cannot be read.
     """
     if source.startswith(DATASET):
         return read_dataset(source.removeprefix(DATASET))
@@ -28,18 +28,18 @@ def load_prompts(source: str) -> list[Prompt]:
         return read_prompts(source)
     world, _, name = source.rpartition("/")
     if world in WORLDS or (is_from_file(world) and not is_from_file(name)):
-        return _worlds_prompts(world, name)
+        return _prompts_of_world(world, name)
     found: list[Prompt] = _checked(PROMPT_SETS.load(source)(), source)
     return found
 
 
 def prompt_set_names() -> dict[str, str]:
-    """What each set is, by name: this package's, other packages' and the worlds'."""
+    """What each prompt set is, by name: this package's, other packages' and the worlds'."""
     worlds = {f"{world}/{name}": "" for world in WORLDS for name in WORLDS.load(world).prompt_sets}
     return {**{name: entry.about for name, entry in PROMPT_SETS.entries().items()}, **worlds}
 
 
-def _worlds_prompts(world: str, name: str) -> list[Prompt]:
+def _prompts_of_world(world: str, name: str) -> list[Prompt]:
     sets = WORLDS.load(world).prompt_sets
     if name not in sets:
         known = [f"{world}/{each}" for each in sets]

@@ -1,4 +1,4 @@
-"""Train and test sides of what can be asked for, the same on every machine and in every version."""
+"""Which prompts are held out for tests, the same on every machine and in every version."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def test_side(keys: Iterable[str], share: float) -> frozenset[str]:
-    """A share of the different keys, rounded up."""
-    ordered = in_any_order(sorted(set(keys)), str)
+def held_out_keys(keys: Iterable[str], share: float) -> frozenset[str]:
+    """A share of the different keys, rounded up, picked by their hashes."""
+    ordered = shuffled_by_hash(sorted(set(keys)), str)
     return frozenset(ordered[: math.ceil(len(ordered) * share)])
 
 
-def in_any_order(items: Sequence[T], name: Callable[[T], str]) -> list[T]:
-    """Shuffled by the hash of their names."""
+def shuffled_by_hash(items: Sequence[T], name: Callable[[T], str]) -> list[T]:
+    """Items in the order of their names' hashes, which is as good as any, and always the same."""
     return sorted(items, key=lambda item: hashlib.blake2b(name(item).encode(), digest_size=8).digest())

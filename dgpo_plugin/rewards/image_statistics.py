@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dgpo_plugin.common.pictures import to_image
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.rewards.base import Reward
 
 Pictures = NDArray[np.float32]
 
@@ -22,7 +23,7 @@ def sharpness(images: Pictures) -> NDArray[np.float64]:
     return np.array([ndimage.laplace(image.mean(0)).std() for image in images], dtype=np.float64)
 
 
-def colour_entropy(images: Pictures) -> NDArray[np.float64]:
+def color_entropy(images: Pictures) -> NDArray[np.float64]:
     """-> (N,): bits of the 8 x 8 x 8 RGB histogram, in [0, 9]; a fall is a poorer picture."""
     levels = np.minimum((images * 8).astype(int), 7)
     entropies = []
@@ -59,13 +60,13 @@ def diversity(groups: Pictures) -> float:
 
 STATISTICS: dict[str, Callable[[Pictures], NDArray[np.float64]]] = {
     "sharpness": sharpness,
-    "colour-entropy": colour_entropy,
+    "color-entropy": color_entropy,
     "brightness": brightness,
     "jpeg-size": jpeg_size,
 }
 
 
-class Statistic:
+class Statistic(Reward):
     """One of :data:`STATISTICS` as a reward; the prompts do not matter."""
 
     def __init__(self, statistic: str) -> None:

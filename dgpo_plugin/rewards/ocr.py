@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.rewards.base import Reward, problems
 
 LEAST_SIDE = 128
 """Pixels; smaller pictures are enlarged to it, as small words are not found otherwise."""
@@ -24,7 +26,7 @@ SETTINGS = {
 }
 
 
-class OcrReward:
+class OcrReward(Reward):
     """1 - edit distance / length of what was asked for, in [0, 1], as in Flow-GRPO's text rendering reward.
 
     Both texts lose their spaces and their case; where the words asked for stand whole in what is read, the distance is
@@ -41,6 +43,9 @@ class OcrReward:
         return images.new_tensor(
             [closeness(self.read(image), text) for image, text in zip(images, wanted, strict=True)]
         )
+
+    def check(self, prompts: Sequence[Prompt]) -> list[str]:
+        return problems(prompts, asked_text)
 
     def read(self, image: Tensor) -> str:
         """Everything found in one picture (3, H, W), in the reader's order."""
@@ -62,7 +67,7 @@ def asked_text(prompt: Prompt) -> str:
     quoted = re.search(r'"([^"]+)"', prompt.text)
     text = given if isinstance(given, str) else quoted.group(1) if quoted else ""
     if not _bare(text):
-        raise UserError(f'reward ocr: prompt {prompt.text!r} asks for no words; put them in "double quotes"')
+        raise UserError(f'prompt {prompt.text!r} asks for no words; put them in "double quotes"')
     return text
 
 
@@ -80,9 +85,4 @@ def _bare(text: str) -> str:
 
 def edit_distance(a: str, b: str) -> int:
     """Insertions, deletions and substitutions that make one text the other (Levenshtein)."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        before, row[0] = row[0], i
-        for j, y in enumerate(b, start=1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
-    return row[-1]
+    return Levenshtein.distance(a, b)

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError, in_one_line
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.rewards import Reward, checked_rewards
+from dgpo_plugin.rewards.base import Reward, RewardSet, checked_rewards
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MOST_PIXELS = 50_000_000
@@ -61,7 +61,7 @@ def read_picture(path: Path) -> Tensor:
 
 
 def _values(picture: Image.Image, path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """(H, W, 3) in [0, 1]."""
+    """A picture's values, (H, W, 3) in [0, 1]."""
     if picture.mode.startswith("I"):  # grey in 16 bits: Pillow's own conversion would cut it off at 255
         return _gray(np.asarray(picture, dtype=np.float32) / np.float32(65535), path)
     if picture.mode == "F":
@@ -81,7 +81,7 @@ def _gray(values: np.ndarray[Any, np.dtype[np.float32]], path: Path) -> np.ndarr
 def score(
     pictures: Sequence[Path],
     prompts: Sequence[Prompt],
-    rewards: Mapping[str, Reward],
+    rewards: RewardSet,
     batch_size: int,
     advance: Callable[[int], object],
 ) -> list[dict[str, str | float]]:
@@ -98,9 +98,12 @@ def score(
         done = 0
         for _, run in itertools.groupby(tensors, key=lambda tensor: tensor.shape):
             images = torch.stack(list(run))
-            asked = prompts[start + done : start + done + len(images)]
-            columns = {name: _asked(reward, images, asked, name, files[done]) for name, reward in rewards.items()}
-            for row, prompt in enumerate(asked):
+            shown = prompts[start + done : start + done + len(images)]
+            columns = {
+                label: _scores(member.reward, images, shown, label, files[done])
+                for label, member in rewards.members.items()
+            }
+            for row, prompt in enumerate(shown):
                 values = {name: column[row].item() for name, column in columns.items()}
                 rows.append({"file": str(files[done + row]), "prompt": prompt.text, **values})
             done += len(images)
@@ -108,7 +111,8 @@ def score(
     return rows
 
 
-def _asked(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str, first: Path) -> Tensor:
+def _scores(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str, first: Path) -> Tensor:
+    """One reward's scores (N,) of pictures, the first of which is a file that the message of an error can name."""
     try:
         return checked_rewards(reward, images, prompts, name)
     except (UserError, MemoryError, torch.OutOfMemoryError):
@@ -118,7 +122,7 @@ def _asked(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str,
 
 
 def as_text(rows: Sequence[dict[str, str | float]], kind: str) -> str:
-    """``csv`` or ``json``."""
+    """The rows as a file's text; ``kind`` is ``csv`` or ``json``."""
     if kind == "json":
         return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     out = io.StringIO()

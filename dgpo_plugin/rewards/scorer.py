@@ -9,99 +9,108 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dgpo_plugin.common.errors import StopNow, UserError, in_one_line
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import to_image
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
 from dgpo_plugin.distributed.device import best_device, make_current
-from dgpo_plugin.rewards.base import Reward, as_sum
+from dgpo_plugin.rewards.base import RewardSet, WeightedReward, checked_rewards
 
 RETRY_PAUSE = 1.0
 """Seconds before the first retry; doubled before each further one."""
 
 
 class Scorer:
-    """Scores micro-batches in their order, one at a time, in a thread of its own.
+    """Scores micro-batches in their order, one reward at a time, in a thread of its own.
 
     Args:
         failures: folder for the pictures and prompts of a reward that failed for good; None to save nothing.
+
+    Attributes:
+        rewards: what it scores with.
     """
 
-    def __init__(self, reward: Reward, config: RewardConfig, failures: Path | None = None) -> None:
-        self.reward = reward
-        self._config = config
+    def __init__(self, rewards: RewardSet, failures: Path | None = None) -> None:
+        self.rewards = rewards
         self._failures = failures
         self._device = best_device()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reward")
-        self._given_up = False
+        self._unreturned = ""  # the label of a reward whose call was given up
 
-    def submit(self, images: Tensor, prompts: Sequence[Prompt]) -> Future[tuple[Tensor, float]]:
-        """Rewards (N, K) of float32 (N, 3, H, W) pictures, K = 1 or a sum's terms, and the seconds they took.
+    def submit(self, pictures: Tensor, prompts: Sequence[Prompt]) -> Future[tuple[Tensor, float]]:
+        """Scores (N, K) of float32 (N, 3, H, W) pictures by the K rewards, and the seconds they took.
 
         A reward that fails is asked again, ``retries`` times. One that takes longer than ``timeout`` is waited for as
         long again instead, because two calls at once in one network would spoil each other; a late answer counts.
 
         The future raises UserError if every attempt failed; for the second time-out (the first without retries),
-        after which the reward is asked nothing more; and for what :func:`~dgpo_plugin.rewards.checked_rewards`
+        after which no reward is asked anything more; and for what :func:`~dgpo_plugin.rewards.checked_rewards`
         refuses, which is not tried again.
         """
-        return self._pool.submit(self._score, images, prompts)
+        return self._pool.submit(self._score, pictures, prompts)
 
-    def _score(self, images: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, float]:
-        if self._given_up:
-            raise UserError(f"reward {self._config.label}: an earlier call has not returned; start the program again")
+    def _score(self, pictures: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, float]:
+        if self._unreturned:
+            raise UserError(f"reward {self._unreturned}: an earlier call has not returned; start the program again")
         started = time.perf_counter()
+        try:
+            columns = [self._column(label, member, pictures, prompts) for label, member in self.rewards.members.items()]
+        except UserError as error:
+            raise UserError(f"{error}{self._save(pictures, prompts)}") from error
+        return torch.stack(columns, dim=1), time.perf_counter() - started
+
+    def _column(self, label: str, member: WeightedReward, pictures: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """One reward's scores (N,), after as many attempts as it may take."""
+        scoring = member.scoring
         call: Future[Tensor] | None = None
         problem, late = "", 0
-        for attempt in range(self._config.retries + 1):
+        for attempt in range(scoring.retries + 1):
             if attempt:
                 time.sleep(RETRY_PAUSE * 2 ** (attempt - 1))
-            call = call or self._call(images, prompts)
-            if call not in wait([call], self._config.timeout).done:
+            call = call or self._call(label, member, pictures, prompts)
+            if call not in wait([call], scoring.timeout).done:
                 late += 1
                 if late == 2:
                     break
                 continue
             try:
-                return call.result(), time.perf_counter() - started
-            except StopNow:
+                return call.result()
+            except (StopNow, UserError):
                 raise
-            except UserError as error:
-                raise UserError(f"{error}{self._save(images, prompts)}") from error
             except BaseException as error:  # whatever a user's reward raises; Ctrl-C reaches the main thread alone
                 call, problem = None, f"failed {attempt + 1} times, last with {in_one_line(error)}"
         if call is not None:
-            self._given_up = True
+            self._unreturned = label
             problem = (
-                f"timed out {'twice' if late == 2 else 'once'}, no answer in {self._config.timeout:g} s and the call "
-                f"goes on; raise reward.timeout, or find out what the reward waits for"
+                f"timed out {'twice' if late == 2 else 'once'}, no answer in {scoring.timeout:g} s and the call "
+                f"goes on; raise scoring.timeout, or find out what the reward waits for"
             )
-        raise UserError(f"reward {self._config.label}: {problem}{self._save(images, prompts)}")
+        raise UserError(f"reward {label}: {problem}")
 
-    def _call(self, images: Tensor, prompts: Sequence[Prompt]) -> Future[Tensor]:
+    def _call(self, label: str, member: WeightedReward, pictures: Tensor, prompts: Sequence[Prompt]) -> Future[Tensor]:
         """Ask in a daemon thread: a reward that never returns must not keep the program from ending."""
         answer: Future[Tensor] = Future()
 
         def call() -> None:
             try:
                 make_current(self._device)
-                answer.set_result(as_sum(self.reward, self._config.label).parts(images, prompts))
+                answer.set_result(checked_rewards(member.reward, pictures, prompts, label))
             except BaseException as error:
                 answer.set_exception(error)
 
         threading.Thread(target=call, daemon=True).start()
         return answer
 
-    def _save(self, images: Tensor, prompts: Sequence[Prompt]) -> str:
-        """Keep what the reward was asked to judge, and say where."""
+    def _save(self, pictures: Tensor, prompts: Sequence[Prompt]) -> str:
+        """Keep what the rewards were asked to judge, and say where."""
         if self._failures is None:
             return ""
-        for index, image in enumerate(images):
+        for index, picture in enumerate(pictures):
             with atomic_path(self._failures / f"{index:04d}.png") as temporary:
-                to_image(image).save(temporary)
+                to_image(picture).save(temporary)
         lines = [json.dumps({"prompt": p.text, **p.metadata}) for p in prompts]
         write_text_atomically(self._failures / "prompts.jsonl", "\n".join(lines) + "\n")
         return f"; its pictures and prompts are in {self._failures}"

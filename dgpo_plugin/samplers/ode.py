@@ -29,7 +29,7 @@ def dpm_flow_sigmas(steps: int, shift: float) -> list[float]:
 
 
 def euler_step(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """x' = x + (sigma' - sigma) v."""
+    """One Euler step: x' = x + (sigma' - sigma) v, (N, ...)."""
     return x + (sigma_next - sigma) * velocity
 
 
@@ -51,7 +51,10 @@ def dpm_solver_pp_2m_step(
     Args:
         x: noisy latents at ``sigma``, (N, ...).
         clean: the clean prediction there, x - sigma v.
-        previous_clean: the clean prediction of the step before, at ``sigma_previous``; None on the first step.
+        previous_clean, sigma_previous: the clean prediction of the step before and its sigma; None on the first step.
+
+    Returns:
+        Noisy latents at ``sigma_next``, (N, ...).
     """
     if sigma_next == 0:
         return clean
@@ -69,7 +72,7 @@ def _log_snr(sigma: float) -> float:
 
 
 def sample_ode(velocity: Velocity, noise: Tensor, sigmas: list[float], sampler: OdeSampler) -> Tensor:
-    """Integrate from noise to clean latents.
+    """Integrate a velocity from noise to clean latents, (N, ...).
 
     Args:
         velocity: the (guided) velocity; called once a step.

@@ -17,7 +17,7 @@ SdeSampler = Literal["flow-sde", "cps"]
 
 @dataclass(frozen=True)
 class SdeStep:
-    """The Gaussian of one step.
+    """The Gaussian that one stochastic step draws from.
 
     Attributes:
         mean: (N, ...), differentiable in the velocity.
@@ -63,13 +63,13 @@ def cps_step(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float, noise
 
 
 def flow_sde_log_probability(x_next: Tensor, step: SdeStep) -> Tensor:
-    """Mean Gaussian log-density, (N,): -(x' - mean)^2 / (2 std^2) - log std - log(2 pi) / 2."""
+    """The mean Gaussian log-density of a step, (N,): -(x' - mean)^2 / (2 std^2) - log std - log(2 pi) / 2."""
     exponent = -((_at_least_float32(x_next) - step.mean) ** 2) / (2 * step.std**2)
     return exponent.flatten(1).mean(1) - math.log(step.std) - 0.5 * math.log(2 * math.pi)
 
 
 def cps_log_probability(x_next: Tensor, step: SdeStep) -> Tensor:
-    """-mean (x' - mean)^2, (N,): CPS leaves out the variance, which is constant in the policy."""
+    """How likely a CPS step went there, (N,): -mean (x' - mean)^2, without the variance, which no policy changes."""
     return -((_at_least_float32(x_next) - step.mean) ** 2).flatten(1).mean(1)
 
 

@@ -6,35 +6,13 @@ A line of that file is one iteration, over all processes together where nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-DGPO = ("dgpo",)
-FLOW_GRPO = ("flow-grpo", "flow-grpo-fast")
+from dgpo_plugin.algorithms.base import Metric
+from dgpo_plugin.common.names import ALGORITHMS
+
 OWN_PROCESS = "of the first process alone"
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One key of a record.
-
-    Attributes:
-        key: as in the record; ``reward/NAME`` stands for one key for each of several rewards.
-        unit: what it counts or is measured in; ``1`` for a ratio, a share or what has no unit.
-        how: how it is computed.
-        healthy: what a run that learns shows.
-        algorithms: those that write it; empty for all.
-        optional: whether an iteration may lack it.
-    """
-
-    key: str
-    unit: str
-    how: str
-    healthy: str
-    algorithms: tuple[str, ...] = ()
-    optional: bool = False
-
-
-METRICS: tuple[Metric, ...] = (
+METRICS = (
     Metric(
         "iteration",
         "count",
@@ -67,62 +45,22 @@ METRICS: tuple[Metric, ...] = (
         "Low. Near 1 at the start: the task is too hard, or too easy, for this base; at 1 a line on the screen says "
         "so.",
     ),
-    Metric("reward/NAME", "that reward's", "As reward, for each of several rewards by itself.", "As reward.", (), True),
+    Metric(
+        "reward/NAME", "that reward's", "As reward, for each of several rewards by itself.", "As reward.", optional=True
+    ),
     Metric(
         "reward_group_std/NAME",
         "that reward's",
         "As reward_group_std, of one reward.",
         "As reward_group_std.",
-        (),
-        True,
+        optional=True,
     ),
     Metric(
-        "constant_groups/NAME", "share, 0 to 1", "As constant_groups, of one reward.", "As constant_groups.", (), True
-    ),
-    Metric(
-        "loss",
-        "1",
-        "DGPO: mean over images and timesteps of w A d + kl_weight kl. Flow-GRPO: the same of its clipped policy loss. "
-        "Mean over the iteration's updates.",
-        "Near 0 and without a trend: advantages have mean 0 in each group, and what is learned from is its gradient.",
-    ),
-    Metric(
-        "kl",
-        "DGPO: velocity squared; Flow-GRPO: nats",
-        "Distance from the frozen base, before kl_weight: DGPO's mean squared distance of the velocities; Flow-GRPO's "
-        "mean over dims of (mean - mean of the base)^2 / (2 sd^2). 0 where kl_weight is 0.",
-        "Rises from its start and levels off; one that runs away leaves the base behind: raise kl_weight or lower the "
-        "learning rate. With algorithm.reference_guidance the start is not 0.",
-    ),
-    Metric(
-        "clip_fraction",
+        "constant_groups/NAME",
         "share, 0 to 1",
-        "DGPO: images and timesteps outside the trust region around the old policy, which give no gradient. Flow-GRPO: "
-        "images and steps whose probability ratio is further than clip from 1.",
-        "Low. In DGPO 0 while the old policy is the policy, or with clip: null. Near 1 nothing is learned: clip is too "
-        "narrow for the learning rate.",
-    ),
-    Metric(
-        "group_weight",
-        "share, 0 to 1",
-        "Mean of w = sigmoid(S) over the prompt groups, S = (beta / G) times the sum of A (d - d_ref).",
-        "Around 0.5 at the start. Below it the groups are ranked better than by the reference, above it worse.",
-        DGPO,
-    ),
-    Metric(
-        "ratio",
-        "1",
-        "Mean over images and steps of the probability ratio, policy over the one that sampled.",
-        "Within about clip of 1; exactly 1 in an iteration's first update.",
-        FLOW_GRPO,
-    ),
-    Metric(
-        "ratio_deviation",
-        "1",
-        "Largest distance from 1 that the ratio of an iteration's first update would have if it were taken against the "
-        "rollout's own log-probability: what rounding makes of a batch of another size.",
-        "Well below algorithm.clip; in float32 about 1e-7. In bf16 up to 2e-4 was measured.",
-        FLOW_GRPO,
+        "As constant_groups, of one reward.",
+        "As constant_groups.",
+        optional=True,
     ),
     Metric(
         "grad_norm",
@@ -135,8 +73,7 @@ METRICS: tuple[Metric, ...] = (
         "seconds",
         f"Encoding prompts in the middle of a run, {OWN_PROCESS}; only where the sets hold more than 1,024 texts.",
         "Absent from most iterations.",
-        (),
-        True,
+        optional=True,
     ),
     Metric("rollout_seconds", "seconds", f"Sampling latents, {OWN_PROCESS}.", "Steady."),
     Metric("decode_seconds", "seconds", f"The VAE's decoding, {OWN_PROCESS}.", "Steady."),
@@ -185,13 +122,18 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
+def metrics_of(algorithm: str) -> tuple[Metric, ...]:
+    """Every key of an algorithm's records: what all have, and its own."""
+    return (*METRICS, *ALGORITHMS.load(algorithm).METRICS)
+
+
 def keys(algorithm: str, rewards: Sequence[str] = ()) -> tuple[set[str], set[str]]:
     """Keys that every record of an algorithm has, and those that it may have besides.
 
     Args:
         rewards: their labels, if there are several.
     """
-    own = [metric for metric in METRICS if not metric.algorithms or algorithm in metric.algorithms]
+    own = metrics_of(algorithm)
     always = {metric.key for metric in own if not metric.optional}
     sometimes = {metric.key for metric in own if metric.optional and not metric.key.endswith("/NAME")}
     each = [metric.key.removesuffix("NAME") for metric in own if metric.key.endswith("/NAME")]

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dgpo_plugin.algorithms import algorithm_of
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.names import FAMILIES
-from dgpo_plugin.config.fields import DGPOConfig, ModelConfig, RunConfig
+from dgpo_plugin.config.fields import ModelConfig, RunConfig
 from dgpo_plugin.models.base import DTYPES, Model, refuse_seams
 from dgpo_plugin.models.load import model_skeleton
-from dgpo_plugin.models.memory import can_leave
+from dgpo_plugin.models.memory import can_offload_denoiser
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.rewards import REWARDS
 
@@ -139,6 +140,7 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
         raise UserError(f"{processes} processes for {images} images an iteration; plan for at most {images}")
     share = -(-images // processes)
     size = min(config.training.micro_batch_size or share, share)
+    cost = algorithm_of(config.algorithm).cost(config)
     with torch.device("meta"), _fused_attention():
         model = model_skeleton(config.model)
         refuse_seams(model, config.model)
@@ -149,20 +151,21 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
         policy = Policy(model, config.lora, seed=0, unconditional=model.blank_conditioning(1))
         if config.training.gradient_checkpointing:
             model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        trainable = sum(p.numel() for p in policy.parameters)
-        # The adapter, its gradient, AdamW's two moments, the average; DGPO's old policy.
-        copies = 6 if isinstance(config.algorithm, DGPOConfig) else 5
-        weights["adapter and optimizer"] = copies * 4 * trainable
+        trainable = sum(p.numel() for p in policy.parameters.values())
+        # The adapter, its gradient, AdamW's two moments, the average; the algorithm's own copies.
+        weights["adapter and optimizer"] = (5 + cost.adapter_copies) * 4 * trainable
         if rewards := _reward_bytes(config):
             weights["rewards"] = rewards
-        weights["an iteration's latents"] = _rollout_bytes(config, model, share)
+        weights["an iteration's latents"] = _rollout_bytes(config, model, share, cost.latents)
         phases = {
-            "sampling": _sampling(policy, config, size),
+            "sampling": _sampling(policy, size, cost.rollout_guidance),
             "decoding": _decoding(model, config, size),
-            "training": _training(policy, config, size),
+            "training": _training(policy, size, cost.training_guidance),
         }
         encoding = _encoding(config.model, model, weights) if config.model.offload else 0
-    return Plan(parameters, trainable, weights, phases, images, _evaluations(config), size, encoding)
+    return Plan(
+        parameters, trainable, weights, phases, images, images * (cost.sampling + cost.training), size, encoding
+    )
 
 
 def _bytes(module: nn.Module) -> int:
@@ -171,7 +174,7 @@ def _bytes(module: nn.Module) -> int:
 
 def _encoding(config: ModelConfig, model: Model, weights: dict[str, int]) -> int:
     """Encoders come one by one; in the middle of a run, as for large prompt sets, what stays is there too."""
-    staying = ["adapter and optimizer", "rewards", *([] if can_leave(config) else ["denoiser"])]
+    staying = ["adapter and optimizer", "rewards", *([] if can_offload_denoiser(config) else ["denoiser"])]
     return max(map(_bytes, model.encoders)) + sum(weights.get(name, 0) for name in staying)
 
 
@@ -186,17 +189,17 @@ def _denoiser_bytes(model: Model, config: RunConfig) -> int:
 
 def _reward_bytes(config: RunConfig) -> int:
     """Of our rewards' networks, which score beside the sampling; what a user's own takes is not known."""
-    if config.reward.device == "cpu":
-        return 0
-    named = [*config.reward.sum, config.reward.name or ""]
-    return sum(REWARDS[n].parameters for n in named if n in REWARDS) * DTYPES[config.reward.precision].itemsize
+    size = 0
+    for label, term in config.rewards.items():
+        scoring = term.scoring(config.scoring)
+        if scoring.device != "cpu":
+            size += REWARDS.get(term.name(label)).parameters * DTYPES[scoring.precision].itemsize
+    return size
 
 
-def _rollout_bytes(config: RunConfig, model: Model, share: int) -> int:
-    """Clean latents, and Flow-GRPO's trajectories; the conditioning of the iteration's prompts."""
+def _rollout_bytes(config: RunConfig, model: Model, share: int, kept: int) -> int:
+    """What is kept of an iteration's samples, so many latents each, and the conditioning of its prompts."""
     one = 4 * torch.Size(model.latent_shape).numel()
-    # Clean, noise, noisy, target; or clean, and both ends of every trained step.
-    kept = 4 if isinstance(config.algorithm, DGPOConfig) else 2 * config.trained_steps + 1
     asked = model.blank_conditioning(config.training.prompts_per_iteration).table
     return share * kept * one + sum(t.numel() * t.element_size() for t in asked.values())
 
@@ -210,9 +213,7 @@ def _counting(*modules: nn.Module) -> Iterator[MemoryCount]:
         yield count
 
 
-def _sampling(policy: Policy, config: RunConfig, size: int) -> int:
-    algorithm = config.algorithm
-    guidance = algorithm.rollout_guidance if isinstance(algorithm, DGPOConfig) else algorithm.guidance
+def _sampling(policy: Policy, size: int, guidance: float) -> int:
     with _counting(policy.model.denoiser) as count, torch.no_grad():
         asked = policy.model.blank_conditioning(1)[[0] * size]
         policy.velocity(torch.zeros(size, *policy.model.latent_shape), 0.5, asked, guidance)
@@ -225,31 +226,12 @@ def _decoding(model: Model, config: RunConfig, size: int) -> int:
     return count.peak + (_bytes(model.vae) if config.model.offload else 0)
 
 
-def _training(policy: Policy, config: RunConfig, size: int) -> int:
-    # DGPO's policy is differentiated without guidance; a policy gradient goes through the guided velocity that sampled.
-    guidance = 1.0 if isinstance(config.algorithm, DGPOConfig) else config.algorithm.guidance
+def _training(policy: Policy, size: int, guidance: float) -> int:
     with _counting(policy.model.denoiser) as count:
         asked = policy.model.blank_conditioning(1)[[0] * size]
         policy.velocity(torch.zeros(size, *policy.model.latent_shape), 0.5, asked, guidance).square().mean().backward()
     # The adapter's gradient is counted with the adapter.
-    return count.peak - sum(4 * p.numel() for p in policy.parameters)
-
-
-def _evaluations(config: RunConfig) -> int:
-    """A forward 1, a backward 2, guidance twice."""
-    images, algorithm, steps = config.training.images, config.algorithm, config.rollout.steps
-    if isinstance(algorithm, DGPOConfig):
-        passes = 3
-        if algorithm.reference == "base" or algorithm.kl_weight > 0:
-            passes += 2 if algorithm.reference_guidance > 1 else 1
-        if algorithm.reference == "old_policy" or algorithm.clip is not None:
-            passes += 1
-        split = config.training.micro_batch_size is not None and config.training.micro_batch_size < images
-        sampling = steps * (2 if algorithm.rollout_guidance > 1 else 1)
-        return images * (sampling + config.trained_steps * (passes + split))
-    both = 2 if algorithm.guidance > 1 else 1
-    reference = 2 if (algorithm.reference_guidance or algorithm.guidance) > 1 else 1
-    return images * (steps * both + config.trained_steps * (3 * both + (reference if algorithm.kl_weight > 0 else 0)))
+    return count.peak - sum(4 * p.numel() for p in policy.parameters.values())
 
 
 def rows(plan: Plan, device_bytes: int, device: str) -> list[tuple[str, str]]:

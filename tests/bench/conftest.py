@@ -50,6 +50,8 @@ def synthetic_results(curves: Curves, step: float = 10.0, **changes: Any) -> Res
         "budget": Budget(size="made-up", evaluations=280),
         "seeds": list(dict.fromkeys(seed for _, seed in curves)),
         "algorithms": list(dict.fromkeys(algorithm for algorithm, _ in curves)),
+        "challenger": "dgpo",
+        "labels": {"dgpo": "DGPO", "flow-grpo": "Flow-GRPO", "flow-grpo-fast": "Flow-GRPO-Fast"},
         "metrics": METRICS,
         "primary": "score",
         "settings": {},

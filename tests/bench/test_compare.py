@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import yaml
 from click.testing import CliRunner, Result
-from safetensors.torch import load_file
 
-from dgpo_bench.cli import main, sized
-from dgpo_bench.evaluate import palette_error
-from dgpo_bench.plan import Event, Forecast, Plan, base_file, run_file, run_folder
-from dgpo_bench.preset import bench_preset_names, load_preset
-from dgpo_bench.results import Results, read_results
-from dgpo_bench.single import measure_base, run_one
-from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.worlds.shapes.render import BACKGROUND, Thing, draw
+from dgpo_bench.commands import main
+from dgpo_bench.preset import bench_preset_names
+from dgpo_bench.results import read_results
 
 EVALUATIONS = 1500
 
@@ -37,7 +28,7 @@ def small_preset(folder: Path) -> str:
         values["algorithms"][name]["training"]["updates_per_iteration"] = 2
     values["evaluation"] |= {"images_per_prompt": 2, "steps": 3, "guidances": [1, 2]}
     for size in values["sizes"].values():
-        size |= {"prompts_per_task": 1, "out_of_domain_prompts": 1, "schedule": [0.5]}
+        size |= {"prompts_per_task": 1, "out_of_domain_prompts": 1, "schedule": [0.5], "guidances": None}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)
@@ -150,151 +141,3 @@ def test_a_budget_for_no_iteration_is_refused(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "one iteration of dgpo takes" in result.stderr
     assert not (tmp_path / "out" / "results.json").exists()
-
-
-@pytest.mark.fast
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["compare", "shape"], "did you mean 'shapes'"),
-        (["compare", "shapes", "--algorithms", "dgpo,flowgrpo"], "did you mean 'flow-grpo'"),
-        (["compare", "shapes", "--size", "ful"], "choose quick, default or full; did you mean 'full'"),
-        (["compare", "shapes", "--evaluations", "0"], "more than nothing"),
-        (["report", "nowhere"], "nowhere/results.json"),
-        (["evaluate", "shapes", "--adapter", "no.safetensors"], "no.safetensors"),
-    ],
-)
-def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 2, result.output
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-
-
-@pytest.mark.fast
-def test_every_shipped_size_is_larger_than_the_one_before() -> None:
-    for name in bench_preset_names():
-        preset = load_preset(name)
-        quick, default, full = (preset.sizes[size] for size in ("quick", "default", "full"))
-        assert quick.evaluations < default.evaluations < full.evaluations
-        assert quick.prompts_per_task < default.prompts_per_task <= full.prompts_per_task
-        assert "prove" in quick.caution
-        assert not full.caution
-        assert preset.evaluation.guidance in preset.evaluation.guidances
-
-
-@pytest.mark.fast
-def test_a_preset_without_a_size_is_refused(tmp_path: Path) -> None:
-    values = yaml.safe_load(bench_preset_names()["shapes"].read_text())
-    del values["sizes"]["full"]
-    path = tmp_path / "p.yaml"
-    path.write_text(yaml.safe_dump(values))
-    with pytest.raises(UserError, match="sizes: .*lacks full"):
-        load_preset(str(path))
-
-
-@pytest.mark.fast
-def test_algorithms_that_start_from_different_bases_are_refused(tmp_path: Path) -> None:
-    values = yaml.safe_load(bench_preset_names()["shapes"].read_text())
-    values["algorithms"]["dgpo"]["model"] = {"resolution": 32}
-    path = tmp_path / "p.yaml"
-    path.write_text(yaml.safe_dump(values))
-    with pytest.raises(UserError, match="must start from one base"):
-        load_preset(str(path))
-
-
-@pytest.mark.fast
-def test_the_command_line_changes_a_size() -> None:
-    preset = load_preset("shapes")
-    assert sized(preset, "full", None, None) == preset.sizes["full"]
-    changed = sized(preset, "full", 7, 1234)
-    assert (changed.seeds, changed.evaluations) == (7, 1234)
-    assert changed.prompts_per_task == preset.sizes["full"].prompts_per_task
-
-
-@pytest.mark.fast
-def test_shipped_presets_share_what_must_be_equal() -> None:
-    for name in bench_preset_names():
-        preset = load_preset(name)
-        configs = [preset.run_config(algorithm, 0) for algorithm in preset.algorithms]
-        assert {config.lora for config in configs} == {configs[0].lora}
-        assert {config.prompts for config in configs} == {configs[0].prompts}
-        assert {config.model for config in configs} == {configs[0].model}
-        geometry = {(c.training.prompts_per_iteration, c.training.group_size, c.rollout.steps) for c in configs}
-        assert len(geometry) == 1
-
-
-@pytest.mark.fast
-def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(UserError, match="schema version 99"):
-        read_results(tmp_path / "results.json")
-    assert Results.model_fields["schema_version"].default == 2
-
-
-def picture(*things: Thing) -> np.ndarray:
-    return draw(list(things))
-
-
-@pytest.mark.fast
-def test_the_palette_error_notices_other_colours() -> None:
-    sharp = picture(Thing("square", "red", 20, 20, 8), Thing("circle", "blue", 44, 44, 8))
-    faded = sharp * 0.6
-    assert palette_error(faded[None]) > palette_error(sharp[None]) + 0.05
-    blank = np.broadcast_to(BACKGROUND[:, None, None], sharp.shape).astype(np.float32)
-    assert palette_error(blank[None]) == 0
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class Ear:
-    """A listener that notes, and kills after so many evaluations."""
-
-    def __init__(self, kill_after: int | None = None) -> None:
-        self.heard: list[Event] = []
-        self._kill_after = kill_after
-
-    def expect(self, forecast: Forecast) -> None:
-        raise AssertionError("a run forecasts nothing")
-
-    def listen(self, event: Event) -> None:
-        self.heard.append(event)
-        if not event.evaluated and sum(each.evaluated for each in self.heard) == self._kill_after:
-            raise Killed
-
-
-@pytest.mark.slow
-def test_a_run_killed_half_way_goes_on_from_its_last_evaluation(tmp_path: Path) -> None:
-    """Equal evaluations make it exact: the adapter is that of a run that was not killed, bit for bit."""
-    preset = load_preset(small_preset(tmp_path))
-    plan = Plan(
-        preset_name="small",
-        preset=preset,
-        size_name="quick",
-        size=sized(preset, "quick", 1, EVALUATIONS),
-        algorithms=["dgpo"],
-        seeds=[0],
-        jobs=1,
-        threads=1,
-    )
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    measure_base(plan, whole)
-    broken.mkdir()
-    shutil.copy(base_file(whole), base_file(broken))
-    run_one(plan, whole, "dgpo", 0, Ear())
-    with pytest.raises(Killed):
-        run_one(plan, broken, "dgpo", 0, Ear(kill_after=1))
-    assert not run_file(broken, "dgpo", 0).exists()
-    ear = Ear()
-    run_one(plan, broken, "dgpo", 0, ear)
-    assert sum(event.evaluated for event in ear.heard) == 1  # the last; the one before is kept
-    folders = [run_folder(folder, "dgpo", 0) for folder in (whole, broken)]
-    done = [json.loads((folder / "run.json").read_text())["evaluations"] for folder in folders]
-    assert [e["metrics"] for e in done[0]] == [e["metrics"] for e in done[1]]
-    lines = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders]
-    assert [line["reward"] for line in lines[0]] == [line["reward"] for line in lines[1]]
-    adapters = [load_file(folder / "adapter.safetensors") for folder in folders]
-    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
-    assert not (folders[1] / "checkpoints").exists()

@@ -9,9 +9,7 @@ from rich.console import Console
 
 from dgpo_bench import display
 from dgpo_bench.display import Display, duration
-from dgpo_bench.forecast import Timing, forecast
-from dgpo_bench.plan import Event, Forecast, Plan
-from dgpo_bench.preset import load_preset
+from dgpo_bench.plan import Event, Forecast
 
 pytestmark = pytest.mark.fast
 
@@ -29,7 +27,7 @@ def test_what_it_will_take_is_said_first_and_kept_up(monkeypatch: pytest.MonkeyP
         shown.listen(Event("dgpo-seed0", 0.55, "held-out accuracy 0.700", evaluated=True))
     lines = [line for line in out.getvalue().splitlines() if line]  # old versions of rich end with an empty one
     assert lines == [
-        "2 runs, about 10 min here (measured: 0.91 ms a denoiser evaluation in training, 0.74 ms in sampling)",
+        "2 runs, about 10 min here (measured: 0.91 ms per denoiser evaluation in training, 0.74 ms in sampling)",
         "dgpo-seed0               5%  iteration 1, reward 0.500  (about 10 min left)",
         "dgpo-seed0              55%  held-out accuracy 0.700  (about 19 min left)",
     ]
@@ -37,26 +35,3 @@ def test_what_it_will_take_is_said_first_and_kept_up(monkeypatch: pytest.MonkeyP
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (3.4, 119, 120, 601)] == ["3 s", "119 s", "2 min", "10 min"]
-
-
-def test_a_forecast_adds_up_what_was_timed() -> None:
-    """3 runs of 1,000 evaluations, two at once: (5 + 1 + .2) twice for dgpo, (5 + 2 + .2) for flow-grpo."""
-    preset = load_preset("shapes")
-    size = preset.sizes["quick"].model_copy(update={"evaluations": 1000})
-    plan = Plan(
-        preset_name="shapes",
-        preset=preset,
-        size_name="quick",
-        size=size,
-        algorithms=["dgpo", "flow-grpo"],
-        seeds=[0, 1],
-        jobs=2,
-        threads=1,
-    )
-    timings = {
-        "dgpo": Timing(start=5, training=0.001, sampling=0.0005, evaluating=400),
-        "flow-grpo": Timing(start=5, training=0.002, sampling=0.0005, evaluating=400),
-    }
-    found = forecast(plan, [("dgpo", 0), ("flow-grpo", 0), ("dgpo", 1)], timings)
-    assert found.seconds == pytest.approx((6.2 + 7.2 + 6.2) / 2)
-    assert (found.runs, found.training, found.sampling) == (3, pytest.approx(1.5), pytest.approx(0.5))

@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from dgpo_bench.cli import main
+from dgpo_bench.commands import main
 from dgpo_bench.gpu import session
 from dgpo_bench.gpu.card import nominal_tflops
 from dgpo_bench.gpu.child import Answer, Task
@@ -24,7 +24,7 @@ from dgpo_bench.gpu.flops import count_flops
 from dgpo_bench.gpu.published import published, published_models
 from dgpo_bench.gpu.random_model import family_of, random_model
 from dgpo_bench.gpu.results import FILE, Result, append_result, read_results
-from dgpo_bench.gpu.rows import ROWS, Row, chosen
+from dgpo_bench.gpu.rows import ROWS, Row, choose_rows
 from dgpo_bench.gpu.table import markdown, verdict
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.names import FAMILIES
@@ -73,7 +73,7 @@ def test_a_row_that_is_not_there_is_an_error_with_the_near_one(tmp_path: Path) -
     run = CliRunner().invoke(main, ["gpu", "--rehearsal", "--only", "sd35/dpgo", "--output", str(tmp_path)])
     assert run.exit_code == 2
     assert "sd35/dgpo" in run.output
-    assert [row.name for row in chosen("sdxl,card")] == ["card", "sdxl/dgpo"]
+    assert [row.name for row in choose_rows("sdxl,card")] == ["card", "sdxl/dgpo"]
 
 
 class FakeChildren:
@@ -88,9 +88,9 @@ class FakeChildren:
             answer = self.answers[task.row.name].pop(0)
             return result(task.row.name, answer.status, answer.measured, anyway=task.anyway)
 
-        monkeypatch.setattr(session, "_one", one)
-        monkeypatch.setattr(session, "_start", lambda **_: None)
-        monkeypatch.setattr(session, "_end", lambda child: None)
+        monkeypatch.setattr(session, "measure_row", one)
+        monkeypatch.setattr(session, "start_child", lambda **_: None)
+        monkeypatch.setattr(session, "end_child", lambda child: None)
 
 
 def result(row: str, status: Any, measured: dict[str, Any] | None = None, **more: Any) -> Result:
@@ -134,7 +134,7 @@ def test_the_same_command_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypat
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught there")
 def test_a_session_that_is_ended_keeps_what_it_measured_and_leaves_no_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dgpo_bench.cli", "gpu", "--rehearsal", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "dgpo_bench.commands", "gpu", "--rehearsal", "--output", str(tmp_path)]
     running = subprocess.Popen([*command, "--only", "card,sd35/dgpo,sdxl"], stderr=subprocess.PIPE, text=True)
     assert running.stderr is not None
     for line in running.stderr:
@@ -153,14 +153,14 @@ def test_a_session_that_is_ended_keeps_what_it_measured_and_leaves_no_process(tm
 @pytest.mark.slow
 def test_a_process_that_dies_or_hangs_is_a_result(tmp_path: Path) -> None:
     """Real processes: one whose measurement kills it, one that outlasts its time."""
-    dying = session._start(tiny=True)
+    dying = session.start_child(tiny=True)
     dying.process.kill()
     dying.process.join()
-    died = session._one(dying, Task(ROWS[0], tmp_path), 30, tiny=True)
+    died = session.measure_row(dying, Task(ROWS[0], tmp_path), 30, tiny=True)
     assert died.status == "failed"
     assert "SIGKILL" in died.reason
-    late = session._start(tiny=True)
-    assert session._one(late, Task(ROWS[0], tmp_path), 0.01, tiny=True).status == "timed out"
+    late = session.start_child(tiny=True)
+    assert session.measure_row(late, Task(ROWS[0], tmp_path), 0.01, tiny=True).status == "timed out"
     assert not late.process.is_alive()
 
 

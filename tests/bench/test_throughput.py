@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from dgpo_bench import throughput
-from dgpo_bench.cli import main
+from dgpo_bench.commands import main
 from dgpo_bench.throughput import Throughput
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.training.trainer import Trainer
@@ -50,19 +52,22 @@ def test_the_ceiling_is_timed_on_the_trainers_own_denoiser_before_every_iteratio
     """And the peak of memory is read before the first of them, whose passes are not training's."""
     order: list[str] = []
     seen: list[nn.Module] = []
-    iterate, ceilings, peak = Trainer._iterate, throughput._ceilings, throughput._peak_memory
+    iterate, ceilings, peak = Trainer.iterations, throughput.bare_rates, throughput.peak_bytes
 
-    def noting_iterate(trainer: Trainer, iteration: int) -> dict[str, float]:
-        order.append("iteration")
-        return iterate(trainer, iteration)
+    def noting_iterations(trainer: Trainer) -> Iterator[dict[str, float]]:
+        for record in iterate(trainer):
+            order.append("iteration")
+            yield record
 
     def noting_ceilings(trainer: Trainer, *rest: Any) -> tuple[float, float]:
         order.append("ceiling")
         velocity = trainer.model.velocity
+        layers = [layer for layer in trainer.model.denoiser.modules() if isinstance(layer, BaseTunerLayer)]
 
         def watched(*inputs: Any) -> torch.Tensor:
             seen.append(trainer.model.denoiser)
-            assert all(layer._disable_adapters for layer in trainer.policy._layers)
+            assert layers
+            assert all(layer.disable_adapters for layer in layers)
             return velocity(*inputs)
 
         monkeypatch.setattr(trainer.model, "velocity", watched)
@@ -74,9 +79,9 @@ def test_the_ceiling_is_timed_on_the_trainers_own_denoiser_before_every_iteratio
         order.append("peak")
         return peak(on_cpu)
 
-    monkeypatch.setattr(Trainer, "_iterate", noting_iterate)
-    monkeypatch.setattr(throughput, "_ceilings", noting_ceilings)
-    monkeypatch.setattr(throughput, "_peak_memory", noting_peak)
+    monkeypatch.setattr(Trainer, "iterations", noting_iterations)
+    monkeypatch.setattr(throughput, "bare_rates", noting_ceilings)
+    monkeypatch.setattr(throughput, "peak_bytes", noting_peak)
     throughput.measure("shapes", load_config("shapes", SMALL), 2, lambda text: None)
     assert order == ["iteration", "iteration", "peak", "ceiling", "iteration", "ceiling", "iteration"]
     assert len(set(map(id, seen))) == 1

@@ -18,7 +18,7 @@ from dgpo_bench.preset import load_preset
 from dgpo_bench.results import read_results
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.distributed import processor
-from dgpo_plugin.distributed.processor import SWITCH
+from dgpo_plugin.distributed.processor import ISA_VARIABLE
 from tests.bench.test_compare import small_preset
 from tests.conftest import needs_bf16
 from tests.dgpo_plugin.test_processor import DEAD, FAST, SLOW, TRAPS, Imitate, imitate
@@ -29,7 +29,7 @@ RUN = """
 import os, signal
 from dgpo_bench.plan import Event
 
-def run_one(plan, folder, algorithm, seed, listener):
+def run_cell(plan, folder, algorithm, seed, listener):
     listen = listener.listen
     listen(Event(f"{algorithm}-seed{seed}", 0.5, "half", evaluated=False))
     folder = folder / "runs" / f"{algorithm}-seed{seed}"
@@ -61,17 +61,17 @@ class Ear:
 
 
 def do_all(folder: Path, monkeypatch: pytest.MonkeyPatch, happens: str, **changes: object) -> list[Event]:
-    """All runs of a plan, in real processes that do something else than train: a module in the place of ``single``."""
+    """All runs of a plan, in real processes that do something else than train: a module in the place of ``cell``."""
     stand_in = folder / "stand_in"
     stand_in.mkdir(parents=True)
-    (stand_in / "other_single.py").write_text(RUN % happens)
+    (stand_in / "other_cell.py").write_text(RUN % happens)
     (stand_in / "sitecustomize.py").write_text("""
 import importlib.abc, importlib.util, sys
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "dgpo_bench.single":
-            return importlib.util.spec_from_file_location(name, __file__.replace("sitecustomize", "other_single"))
+        if name == "dgpo_bench.cell":
+            return importlib.util.spec_from_file_location(name, __file__.replace("sitecustomize", "other_cell"))
 
 sys.meta_path.insert(0, Finder())
 """)
@@ -80,8 +80,8 @@ sys.meta_path.insert(0, Finder())
         monkeypatch.setenv(name, "1")
     chosen, ear = plan(**changes), Ear()
     tasks = [workers.Task("run", algorithm, seed) for algorithm, seed in chosen.runs]
-    with workers.started(chosen, folder, min(chosen.jobs, len(tasks))) as started:
-        workers.work_off(started, tasks, ear, lambda: None)
+    with workers.start_workers(chosen, folder, min(chosen.jobs, len(tasks))) as started:
+        workers.run_tasks(started, tasks, ear, lambda: None)
     return ear.heard
 
 
@@ -192,7 +192,7 @@ if __name__ == "__main__":  # the workers import this file too
 def test_a_comparison_decides_once(imitate: Imitate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told to the workers in the plan, stands in the folder, and is kept by the same command later."""
     told: list[Plan] = []
-    monkeypatch.setattr(comparing, "_run", lambda plan, *_: told.append(plan))
+    monkeypatch.setattr(comparing, "run_missing", lambda plan, *_: told.append(plan))
     monkeypatch.setattr(comparing, "collect", lambda plan, folder: folder)
     asked = plan()
     assert asked.preset.shared["model"]["precision"] == "auto"
@@ -213,7 +213,7 @@ def test_a_precision_by_name_is_no_decision(imitate: Imitate, tmp_path: Path, mo
     asked = plan()
     shared = {**asked.preset.shared, "model": {**asked.preset.shared["model"], "precision": "fp32"}}
     named = asked.model_copy(update={"preset": asked.preset.model_copy(update={"shared": shared})})
-    assert comparing._claim(named, tmp_path / "out") == named
+    assert comparing.claim_folder(named, tmp_path / "out") == named
 
 
 TRAPPING = """
@@ -222,8 +222,8 @@ from pathlib import Path
 from dgpo_plugin.distributed import processor
 processor.TRIAL, processor.cache_folder = Path(sys.argv[1]), lambda: Path(sys.argv[1]).with_name("kept")
 if __name__ == "__main__":
-    from dgpo_bench import cli
-    cli.main(sys.argv[2:])
+    from dgpo_bench import commands
+    commands.main(sys.argv[2:])
 """
 
 
@@ -236,7 +236,7 @@ def test_a_comparison_where_bf16_is_refused(says: str, precision: str, tmp_path:
     (tmp_path / "main.py").write_text(TRAPPING)
     command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "trial.py"), "compare", small_preset(tmp_path)]
     command += ["--output", str(tmp_path / "out"), "--seeds", "1", "--threads", "1", "--algorithms", "dgpo"]
-    clean = {name: value for name, value in os.environ.items() if name != SWITCH}
+    clean = {name: value for name, value in os.environ.items() if name != ISA_VARIABLE}
     ended = subprocess.run([*command, "--evaluations", "1500"], env=clean, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if "model.precision auto" in line]

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dgpo_plugin.adapters.save import export_adapter
-from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.load import world_pipeline
 from dgpo_plugin.models.policy import Policy
 from tests.comfy_nodes import environment
 from tests.comfy_nodes.server import Server
-from tests.conftest import spread
+from tests.conftest import shapes_run, spread
 
 SHAPES = world_pipeline("shapes")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -48,11 +48,10 @@ def cut_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_adapters(model: str, folder: Path, name: str) -> None:
     """Two files with the same effect: ``NAME.safetensors`` as we write it, ``NAME-old`` as diffusers and peft do."""
     policy = spread(Policy(load_model(ModelConfig(path=model, max_sequence_length=1)), LORA, seed=0), std=0.2)
-    config = RunConfig(model=ModelConfig(path=model), lora=LORA)
+    config = shapes_run(model=ModelConfig(path=model), lora=LORA)
     weights = policy.copy_weights()
-    export_adapter(
-        policy, weights, folder / f"{name}.safetensors", config, steps=7, reward_before=0.25, reward_after=0.75
-    )
+    facts = TrainingFacts(config, 7, reward_before=0.25, reward_after=0.75)
+    export_adapter(policy, weights, folder / f"{name}.safetensors", facts)
     layers = {
         policy.model.adapter_key(key).removeprefix("transformer."): weight.contiguous()
         for key, weight in zip(policy.names, weights, strict=True)

@@ -77,6 +77,7 @@ def flux2_native(weights, hidden):
 
 def main(family, weights, config, adapter):
     from comfy_nodes.matching import apply_strictly
+    from dgpo_plugin.adapters import AdapterFile
 
     kind, settings, named = network(family, comfy.utils.load_torch_file(weights), json.loads(Path(config).read_text()))
     state = {f"diffusion_model.{key}": value for key, value in named.items()}
@@ -108,12 +109,13 @@ def main(family, weights, config, adapter):
         for part in path:
             place = place.__dict__.setdefault(part, type("Place", (), {})())
         place.__dict__[last] = value
-    tensors = comfy.utils.load_torch_file(adapter)
+    file = AdapterFile.read(Path(adapter))
+    tensors = file.tensors
     names = comfy.lora.model_lora_keys_unet(Patcher.model, {})
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), names, log_missing=False)
     there = {name: patch for name, patch in patches.items() if (name[0] if isinstance(name, tuple) else name) in state}
     theirs = set().union(*(patch.loaded_keys for patch in patches.values()))
-    ours = apply_strictly(Patcher(), tensors, 1.0, {}, f"adapter {family}")
+    ours = apply_strictly(Patcher(), file, 1.0)
     sys.stdout.write(
         json.dumps(
             {

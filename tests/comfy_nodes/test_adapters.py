@@ -211,7 +211,7 @@ def test_the_card_node(server: Server) -> None:
     assert rows["base model"] == "shapes"
     assert rows["algorithm"] == "dgpo"
     assert rows["reward"] == "shapes"
-    assert rows["licence"] == "not stated in the file"
+    assert rows["license"] == "not stated in the file"
     assert rows["content hash"].endswith("(matches)")
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from dgpo_plugin.adapters.save import export_adapter
-from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from tests.comfy_nodes import environment
 from tests.comfy_nodes.server import Server
+from tests.conftest import shapes_run
 from tests.dgpo_plugin.families import FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -41,8 +42,8 @@ def matched(family: str, folder: Path) -> subprocess.CompletedProcess[str]:
         settings = ModelConfig(path=str(folder / "model"), max_sequence_length=FAMILIES[family].tokens)
     policy = Policy(load_model(settings), LoraConfig(rank=2, alpha=4), seed=0)
     adapter = folder / "adapter.safetensors"
-    config = RunConfig(model=settings)
-    export_adapter(policy, policy.copy_weights(), adapter, config, steps=0, reward_before=None, reward_after=None)
+    config = shapes_run(model=settings)
+    export_adapter(policy, policy.copy_weights(), adapter, TrainingFacts(config, 0))
     model: Any = policy.model
     denoiser = environment.ROOT / "dgpo_plugin/worlds/shapes/pipeline" if family == "sd3" else folder / "model"
     denoiser = denoiser / model.prefix

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dgpo_plugin.commands.comfy_install import needs
+from dgpo_plugin.commands.comfy_install import oldest_versions
 from tests.comfy_nodes import environment
 from tests.comfy_nodes.node_definitions import LOCALE, node_definitions
 from tests.comfy_nodes.server import BadPrompt, Server, node
@@ -207,7 +207,7 @@ def test_dgpo_comfy_install_finds_the_real_one_ready(server: Server, tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "0.30.0 in" in done.stdout
-    assert f"{len(needs())} of {len(needs())} as needed" in done.stdout
+    assert f"{len(oldest_versions())} of {len(oldest_versions())} as needed" in done.stdout
     assert (comfyui / "custom_nodes" / "dgpo-plugin").resolve() == environment.ROOT
 
 

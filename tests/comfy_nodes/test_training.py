@@ -112,16 +112,17 @@ def test_it_is_the_librarys_run(server: Server, tmp_path: Path) -> None:
     assert values[-1] == 3
     assert sum(m["type"] == "preview" for m in heard) >= 3
     loras = server.base / "output" / "loras"
-    made, header = read_adapter(loras / "first.safetensors")
+    file = read_adapter(loras / "first.safetensors")
+    made, header = file.tensors, file.header
     config = load_config(str(server.base / "output" / "dgpo" / "first" / "config.yaml"))
-    again, _ = read_adapter(train(config, tmp_path / "first", Console(quiet=True)))
+    again = read_adapter(train(config, tmp_path / "first", Console(quiet=True))).tensors
     assert made.keys() == again.keys()
     for key, value in made.items():
         torch.testing.assert_close(value, again[key], rtol=1e-4, atol=1e-6)
     assert any(value.abs().max() > 0 for key, value in made.items() if "lora_B" in key)
     assert header["dgpo.reward"] == "shapes"
     (by_comfy,) = loras.glob("by-comfy*.safetensors")
-    theirs, _ = read_adapter(by_comfy)
+    theirs = read_adapter(by_comfy).tensors
     assert all(torch.equal(made[key], theirs[key]) for key in made)
     report = outputs["compared"]["text"][0]
     assert "gain" in report
@@ -150,8 +151,8 @@ def test_stopping_saves_and_resuming_gives_the_same_adapter(server: Server) -> N
     read_adapter(server.base / "output" / "loras" / "stopped.safetensors")
     server.run(training("stopped", 6, group_size=16, resume=True))
     assert [line["iteration"] for line in lines(server, "stopped")] == [1, 2, 3, 4, 5, 6]
-    expected, _ = read_adapter(server.base / "output" / "loras" / "whole.safetensors")
-    resumed, _ = read_adapter(server.base / "output" / "loras" / "stopped.safetensors")
+    expected = read_adapter(server.base / "output" / "loras" / "whole.safetensors").tensors
+    resumed = read_adapter(server.base / "output" / "loras" / "stopped.safetensors").tensors
     assert all(torch.equal(expected[key], resumed[key]) for key in expected)
 
 
@@ -178,7 +179,7 @@ def test_a_taken_name_gets_a_number(server: Server) -> None:
     for seed in (0, 1):
         server.run(training("twice", 1, seed=seed))
     loras = server.base / "output" / "loras"
-    first, second = (read_adapter(loras / f"{name}.safetensors")[0] for name in ("twice", "twice-2"))
+    first, second = (read_adapter(loras / f"{name}.safetensors").tensors for name in ("twice", "twice-2"))
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
 

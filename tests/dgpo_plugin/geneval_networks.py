@@ -71,7 +71,7 @@ def tiny_clip(folder: Path) -> Path:
     network = transformers.CLIPModel(config)
     for parameter in network.vision_model.encoder.parameters():
         if parameter.ndim == 2:
-            parameter.data *= 4  # so that different pictures get different colours
+            parameter.data *= 4  # so that different pictures get different colors
     network.save_pretrained(folder)
     tokenizer.model_max_length = 77
     tokenizer.save_pretrained(folder)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dgpo_plugin.algorithms.advantages import aggregate, normalise
+from dgpo_plugin.algorithms.advantages import aggregate, normalize
 from dgpo_plugin.config.fields import AdvantageStd
 
 pytestmark = pytest.mark.fast
@@ -29,7 +29,7 @@ matrices = st.integers(1, 4).flatmap(
 
 
 def advantages_of(rewards: Array, mode: AdvantageStd, limit: float = 5.0) -> Array:
-    result: Array = normalise(torch.tensor(rewards, dtype=torch.float64), mode, limit).numpy()
+    result: Array = normalize(torch.tensor(rewards, dtype=torch.float64), mode, limit).numpy()
     return result
 
 
@@ -100,7 +100,7 @@ def test_constant_groups_are_exactly_zero(mode: AdvantageStd, kind: torch.dtype)
     for size in range(2, 33):  # the mean of equal numbers is often not that number, in the last bit
         varied = torch.linspace(0, 1, size, dtype=kind)
         rewards = torch.stack([torch.full((size,), value, dtype=kind) for value in (0.1, 1 / 3, 1e6)] + [varied])
-        advantages = normalise(rewards, mode)
+        advantages = normalize(rewards, mode)
         assert (advantages[:3] == 0).all()
         assert (advantages[3] != 0).any()
 
@@ -114,8 +114,8 @@ def test_bounded(rewards: Array, mode: AdvantageStd, limit: float) -> None:
 def test_the_bound_is_five_and_is_reached() -> None:
     outlier = np.array([[1.0] + [0.0] * 49])  # (1 - 1/50) / 0.14 = 7 standard deviations
     for mode in MODES:
-        assert normalise(torch.tensor(outlier), mode).max() == 5
-        assert normalise(-torch.tensor(outlier), mode).min() == -5
+        assert normalize(torch.tensor(outlier), mode).max() == 5
+        assert normalize(-torch.tensor(outlier), mode).min() == -5
     assert advantages_of(outlier, "group", limit=10).max() == pytest.approx(0.98 / (0.14 + 1e-4))
 
 
@@ -168,7 +168,7 @@ def test_a_rewards_scale_does_not_drown_another_in_decoupled_advantages() -> Non
     scaled = aggregate(torch.stack([small, 1000 * large], -1), weights, "group", "advantages")
     torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-3)
     summed = aggregate(torch.stack([small, 1000 * large], -1), weights, "group", "rewards")
-    torch.testing.assert_close(summed, normalise(large, "group"), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(summed, normalize(large, "group"), rtol=1e-2, atol=1e-2)
 
 
 def test_rewards_that_all_are_constant_prefer_nothing() -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,15 +19,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.adapters import AdapterCard, read_adapter
 from dgpo_plugin.common.errors import Stopped, UserError
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.families.sd3 import SD3Model
 from dgpo_plugin.training import checkpoint as module
-from dgpo_plugin.training import run
-from dgpo_plugin.training import trainer as trainer_module
-from dgpo_plugin.training.checkpoint import State, checkpoints, load_checkpoint, save_checkpoint
+from dgpo_plugin.training import prompt_groups, run
+from dgpo_plugin.training.build import build_trainer
+from dgpo_plugin.training.checkpoint import Progress, checkpoints, load_checkpoint, save_checkpoint
+from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan
+from dgpo_plugin.training.run_folder import trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL
 from tests.dgpo_plugin.test_trainer import ALGORITHMS, config_for
@@ -35,34 +37,38 @@ from tests.dgpo_plugin.test_trainer import ALGORITHMS, config_for
 FULL = "No space left on device"
 
 
-def state(iteration: int, mean_reward: float = 0.0) -> State:
-    return State(
-        iteration=iteration,
-        steps=iteration,
-        mean_reward=mean_reward,
-        started="2026-01-01T00:00:00+00:00",
-        config={},
-        base_weights_hash="base",
-        prompts_sha256="prompts",
-        packages={},
+IDENTITY = RunIdentity(config={}, base_weights_hash="base", prompts_sha256="prompts", packages={})
+
+
+def progress(iteration: int, mean_reward: float = 0.0) -> Progress:
+    return Progress(iteration=iteration, steps=iteration, mean_reward=mean_reward, started="2026-01-01T00:00:00+00:00")
+
+
+def tensors(iteration: int) -> dict[str, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(iteration)
+    names = [f"blocks.{n}.attn.to_q.lora_A" for n in range(12)]
+    return {
+        copy: {name: torch.randn(3, 4, generator=generator) for name in names} for copy in ("policy", "optimizer.step")
+    }
+
+
+def same(first: Mapping[str, Mapping[str, Tensor]], second: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    """Whether two trainers' states are equal to the bit."""
+    assert first.keys() == second.keys()
+    return all(
+        named.keys() == second[copy].keys() and all(torch.equal(t, second[copy][name]) for name, t in named.items())
+        for copy, named in first.items()
     )
 
 
-def tensors(iteration: int) -> dict[str, list[Tensor]]:
-    generator = torch.Generator().manual_seed(iteration)
-    return {name: [torch.randn(3, 4, generator=generator) for _ in range(12)] for name in ("policy", "optimizer.step")}
-
-
 def save(folder: Path, iteration: int, *, keep: int = 9, mean_reward: float = 0.0) -> Path:
-    return save_checkpoint(folder, state(iteration, mean_reward), tensors(iteration), keep)
+    return save_checkpoint(folder, IDENTITY, progress(iteration, mean_reward), tensors(iteration), keep)
 
 
 def check(path: Path) -> None:
     back = load_checkpoint(path)
-    expected = tensors(back.state.iteration)
-    assert back.tensors.keys() == expected.keys()
-    for name, originals in expected.items():
-        assert all(torch.equal(a, b) for a, b in zip(back.tensors[name], originals, strict=True))
+    assert back.identity == IDENTITY
+    assert same(back.tensors, tensors(back.progress.iteration))
 
 
 # ---- one checkpoint
@@ -105,6 +111,15 @@ def test_damage_is_found_and_the_checkpoint_before_named(tmp_path: Path, name: s
 
 
 @pytest.mark.fast
+def test_another_versions_checkpoint_is_named_as_one(tmp_path: Path) -> None:
+    path = save(tmp_path, 10)
+    values = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**values, "format": 1}))
+    with pytest.raises(UserError, match=r"000010: was written by another version of dgpo-plugin \(format 1, not 2\)"):
+        load_checkpoint(path)
+
+
+@pytest.mark.fast
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 10)
 
@@ -112,7 +127,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
         path.write_bytes(content[: len(content) // 2])
         raise OSError(errno.ENOSPC, FULL)
 
-    monkeypatch.setattr(module, "_write", full)
+    monkeypatch.setattr(module, "write_synced", full)
     with pytest.raises(UserError, match=f"cannot write checkpoint .*{FULL}; make room, then go on with: dgpo resume"):
         save(tmp_path, 20)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000010"]
@@ -177,27 +192,26 @@ def test_a_restored_trainer_is_the_one_that_was_saved(algorithm: str, tmp_path: 
     if algorithm == "dgpo":
         extra += ["algorithm.old_policy_after=2", "algorithm.clip=0.01", "algorithm.reference=old_policy"]
     config = config_for(algorithm, *extra)
-    whole = Trainer(config)
+    whole = build_trainer(config)
     records = whole.iterations()
     for _ in range(3):
         next(records)
-    path = save_checkpoint(tmp_path, state(3).model_copy(update={"steps": whole.steps}), whole.state(), keep=1)
+    path = save_checkpoint(tmp_path, IDENTITY, run.progress_of(whole), whole.state(), keep=1)
     rest = [record["reward"] for record in records]
-    again = Trainer(config)
+    again = build_trainer(config)
     back = load_checkpoint(path)
-    again.restore(back.tensors, back.state.iteration, back.state.steps)
+    again.restore(back.tensors, back.progress.iteration, back.progress.steps)
     assert [record["reward"] for record in again.iterations()] == rest
     assert len(rest) == 3
-    for name, ours in whole.state().items():
-        assert all(torch.equal(a, b) for a, b in zip(ours, again.state()[name], strict=True)), name
+    assert same(whole.state(), again.state())
 
 
 @pytest.mark.fast
 def test_a_prompt_set_too_large_to_keep_is_encoded_as_the_run_comes_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The result of having all of it in memory, never more than a stretch there, the same bits after a restore."""
     config = config_for("dgpo", "training.iterations=6", "evaluation.images=2", "logging.sample_images=1")
-    plain = [record["reward"] for record in Trainer(config).iterations()]
-    monkeypatch.setattr(trainer_module, "TEXTS_AT_ONCE", 4)  # two iterations of two prompts
+    plain = [record["reward"] for record in build_trainer(config).iterations()]
+    monkeypatch.setattr(prompt_groups, "TEXTS_AT_ONCE", 4)  # two iterations of two prompts
     encoded: list[int] = []
     encode = SD3Model.encode
 
@@ -206,20 +220,19 @@ def test_a_prompt_set_too_large_to_keep_is_encoded_as_the_run_comes_to_it(monkey
         return encode(self, texts, *home)
 
     monkeypatch.setattr(SD3Model, "encode", counting)
-    whole = Trainer(config)
+    whole = build_trainer(config)
     records = whole.iterations()
     first = [next(records)["reward"] for _ in range(3)]
-    saved = {name: [tensor.clone() for tensor in tensors] for name, tensors in whole.state().items()}
+    saved = {copy: {name: t.clone() for name, t in named.items()} for copy, named in whole.state().items()}
     rest = [record["reward"] for record in records]
     assert first + rest == pytest.approx(plain, abs=1e-5)
     # At first the empty text and the two pictures'; then those and the prompts of a stretch, three times.
     assert len(encoded) == 4
     assert max(encoded) <= 3 + 4
-    again = Trainer(config)
+    again = build_trainer(config)
     again.restore(saved, 3, whole.steps // 2)  # in the middle of the second stretch
     assert [record["reward"] for record in again.iterations()] == rest
-    for name, ours in whole.state().items():
-        assert all(torch.equal(a, b) for a, b in zip(ours, again.state()[name], strict=True)), name
+    assert same(whole.state(), again.state())
 
 
 def small(**changes: object) -> list[str]:
@@ -319,7 +332,7 @@ def test_a_run_whose_learning_rate_falls_is_made_longer(tmp_path: Path) -> None:
     first, second = (load_file(adapter) for adapter in adapters)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    steps = dict(describe_adapter(adapters[0]))["optimizer steps"]
+    steps = AdapterCard.of(read_adapter(adapters[0])).optimizer_steps
     assert "after iteration 4 its end was moved from 4; now 9" in steps
 
 
@@ -343,18 +356,14 @@ def test_the_end_may_be_moved_again_and_both_are_recorded(tmp_path: Path, capsys
 @pytest.mark.parametrize(("decay", "replanned"), [("none", ()), ("linear", ((3, 6),))])
 def test_moving_the_end_of_a_plan(decay: str, replanned: tuple[tuple[int, int], ...], tmp_path: Path) -> None:
     config = load_config("shapes", small(**{"training.decay": decay}))
-    then = state(3).model_copy(update={"config": config.model_dump(mode="json")})
-    old = then.model_dump()
-    del old["config"]["training"]["replanned"]  # a run from before there was such a record
-    for saved in (then, State.model_validate(old)):
-        checkpoint = module.Checkpoint(tmp_path, saved, {})
-        moved = module.replan(config, checkpoint, 8)
-        assert (moved.training.iterations, moved.training.replanned) == (8, replanned)
-        module.check_same_run(checkpoint, then.model_copy(update={"config": moved.model_dump(mode="json")}))
-        # Moved again before anything was saved, and back to where it was.
-        assert module.replan(moved, checkpoint, 9).training.replanned == replanned
-        assert module.replan(moved, checkpoint, 6) == config
-    assert module.replan(config, None, 8).training.replanned == ()
+    then = IDENTITY.model_copy(update={"config": config.model_dump(mode="json")})
+    moved = replan(config, then, 3, 8)
+    assert (moved.training.iterations, moved.training.replanned) == (8, replanned)
+    check_same_run(then, then.model_copy(update={"config": moved.model_dump(mode="json")}), tmp_path, 3)
+    # Moved again before anything was saved, and back to where it was.
+    assert replan(moved, then, 3, 9).training.replanned == replanned
+    assert replan(moved, then, 3, 6) == config
+    assert replan(config, None, 0, 8).training.replanned == ()
 
 
 @pytest.mark.slow
@@ -435,14 +444,14 @@ def test_killed_at_random_moments_a_run_ends_bit_identical(tmp_path: Path) -> No
 @pytest.mark.usefixtures("fixed_date")
 def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(tmp_path / "whole", **{"checkpoint.every": 100})
-    original = Trainer._iterate
+    original = Trainer.iterate
 
     def interrupted(trainer: Trainer, iteration: int) -> dict[str, float]:
         if iteration == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return original(trainer, iteration)
 
-    monkeypatch.setattr(Trainer, "_iterate", interrupted)
+    monkeypatch.setattr(Trainer, "iterate", interrupted)
     with pytest.raises(Stopped, match=r"stopped after iteration 3 of 6, all of it saved; go on with: dgpo resume "):
         train(tmp_path / "stopped", **{"checkpoint.every": 100})
     folder = tmp_path / "stopped" / "run"
@@ -453,14 +462,14 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path: Path, monkey
 
 def signalled(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every run get a signal at the start of its second iteration."""
-    original = Trainer._iterate
+    original = Trainer.iterate
 
     def interrupted(trainer: Trainer, iteration: int) -> dict[str, float]:
         if iteration == 1:
             os.kill(os.getpid(), number)
         return original(trainer, iteration)
 
-    monkeypatch.setattr(Trainer, "_iterate", interrupted)
+    monkeypatch.setattr(Trainer, "iterate", interrupted)
 
 
 @pytest.mark.slow
@@ -493,7 +502,7 @@ def test_a_damaged_log_is_no_reason_not_to_go_on(tmp_path: Path) -> None:
     late = json.dumps({"iteration": 9})
     damaged = [b"\xff\xfe\x00", b"[1]", b"3", b'{"other": 1}', b'{"iteration": "x"}', b"[" * 100_000, b'{"iter']
     log.write_bytes(b"\n".join([good.encode(), *damaged, late.encode()]))
-    run.trim_metrics(log, 5)
+    trim_metrics(log, 5)
     assert log.read_text() == good + "\n"
 
 
@@ -505,7 +514,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         time.sleep(60)
         return {}
 
-    monkeypatch.setattr(Trainer, "_iterate", interrupted)
+    monkeypatch.setattr(Trainer, "iterate", interrupted)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)

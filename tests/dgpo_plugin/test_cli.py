@@ -86,7 +86,7 @@ def test_run_from_its_own_config_file(tmp_path: Path) -> None:
         (["train", "shapes", "--set", "training.group_size=many"], ["training.group_size", "integer"]),
         (["train", "shapes", "--set", "training.group_size"], ["section.field=value"]),
         (["train", "shapes", "--set", "algorithm.name=dpgo"], ["unknown algorithm 'dpgo'", "'dgpo'"]),
-        (["train", "shapes", "--set", "reward.name=shape"], ["no reward 'shape'", "'shapes'"]),
+        (["train", "shapes", "--set", "rewards=shape"], ["no reward 'shape'", "'shapes'"]),
         (["train", "shapes", "--set", "model.path=./nowhere"], ["./nowhere", "no such folder"]),
         (["train", "shapes", "--set", "prompts.train=shapes/trian"], ["'shapes/trian'", "'shapes/train'"]),
         (["train", "shapes", "--set", "prompts.train=missing.txt"], ["missing.txt"]),

@@ -16,7 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
 from dgpo_plugin.rewards import load_reward
 from dgpo_plugin.rewards.networks.aesthetic import Aesthetic
 from dgpo_plugin.rewards.networks.base import NeuralReward
@@ -82,23 +82,21 @@ def test_clipscore_is_the_cosine_and_the_training_scale_is_a_26th(tiny: Path) ->
     scale = transformers.CLIPModel.from_pretrained(tiny).logit_scale.exp().item()
     whole = logits(tiny, images, TEXTS)
     torch.testing.assert_close(ClipScore(weights=str(tiny))(images, PROMPTS), whole / scale, rtol=1e-5, atol=1e-6)
-    config = RewardConfig(
-        name="pickscore", options={"pickscore": {"weights": str(tiny), "tokenizer": str(tiny), "divisor": 26}}
-    )
-    torch.testing.assert_close(load_reward(config)(images, PROMPTS), whole / 26, rtol=1e-5, atol=1e-6)
+    term = RewardTerm(options={"weights": str(tiny), "tokenizer": str(tiny), "divisor": 26})
+    torch.testing.assert_close(load_reward("pickscore", term)(images, PROMPTS), whole / 26, rtol=1e-5, atol=1e-6)
 
 
 def test_neither_batch_size_nor_neighbours_change_a_score(tiny: Path) -> None:
     images = pictures(40, 40)
     whole = ClipScore(weights=str(tiny))(images, PROMPTS)
-    one = ClipScore(RewardConfig(batch_size=1, offload=True), weights=str(tiny))(images, PROMPTS)
+    one = ClipScore(ScoringConfig(batch_size=1, offload=True), weights=str(tiny))(images, PROMPTS)
     torch.testing.assert_close(one, whole, rtol=0, atol=1e-6)
 
 
 @needs_bf16
 def test_bf16_weights_give_nearly_the_same(tiny: Path) -> None:
     images = pictures(40, 40)
-    half = ClipScore(RewardConfig(precision="bf16"), weights=str(tiny))
+    half = ClipScore(ScoringConfig(precision="bf16"), weights=str(tiny))
     assert {p.dtype for p in half.network.parameters()} == {torch.bfloat16}
     values = half(images, PROMPTS)
     assert values.dtype == torch.float32
@@ -186,10 +184,10 @@ def test_a_checkpoint_that_would_run_code_is_refused(tiny: Path, tmp_path: Path)
 
 
 def test_weights_that_are_not_there_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="reward aesthetic: no file nowhere.pth; check the path"):
+    with pytest.raises(UserError, match="^no file nowhere.pth; check the path"):
         Aesthetic(weights="nowhere.pth")
     with pytest.raises(
-        UserError, match=r"reward clipscore \(openai/.*cannot be loaded .*give its place in reward.options"
+        UserError, match=r"^openai/.* \(option weights\): cannot be loaded .*give its place in that option"
     ) as raised:
         ClipScore()  # the hub is not reached in tests
     assert "\n" not in str(raised.value)

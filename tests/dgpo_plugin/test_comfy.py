@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from dgpo_plugin.commands import comfy_install as comfy
-from dgpo_plugin.commands.comfy_install import ROOT, needs
+from dgpo_plugin.commands.comfy_install import ROOT, oldest_versions
 from dgpo_plugin.commands.main import main
 
 pytestmark = pytest.mark.fast
@@ -40,7 +40,7 @@ def test_the_pack_is_linked_and_what_is_there_is_said(comfyui: Path) -> None:
     assert "0.29.1 in" in said
     assert "(tested with 0.30.0)" in said
     assert f"{sys.version_info.major}.{sys.version_info.minor}." in said
-    assert f"{len(needs())} of {len(needs())} as needed" in said
+    assert f"{len(oldest_versions())} of {len(oldest_versions())} as needed" in said
     code, said = install(comfyui)
     assert code == 0
     assert "there already" in said
@@ -50,7 +50,7 @@ def test_what_is_missing_is_named_with_the_command_that_mends_it(comfyui: Path) 
     venv.create(comfyui / ".venv", with_pip=False)
     code, said = install(comfyui)
     assert code == 2
-    assert f"not installed: {', '.join(needs())}" in said
+    assert f"not installed: {', '.join(oldest_versions())}" in said
     assert f"-m pip install --requirement {ROOT / 'requirements.txt'}" in said
     assert str(comfyui / ".venv" / "bin" / "python") in said
 
@@ -82,9 +82,9 @@ def test_a_python_that_does_not_run(comfyui: Path) -> None:
 
 
 def test_what_is_too_old_is_named_with_whose_it_is(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comfy, "needs", lambda: {"torch": (2, 9999), "click": (8, 0, 9999), "rich": (13,)})
+    monkeypatch.setattr(comfy, "oldest_versions", lambda: {"torch": (2, 9999), "click": (8, 0, 9999), "rich": (13,)})
     versions = {"torch": "2.13.0+cpu", "click": "8.0.9998", "rich": "13.0.1"}
-    monkeypatch.setattr(comfy, "_probe", lambda python, names: ((3, 11, 7), versions))
+    monkeypatch.setattr(comfy, "probe", lambda python, distributions: ((3, 11, 7), versions))
     code, said = install(comfyui)
     assert code == 2
     assert "torch 2.13.0+cpu is older than 2.9999, which is ComfyUI's own: upgrade it there" in said

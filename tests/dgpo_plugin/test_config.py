@@ -5,17 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RunConfig
 from dgpo_plugin.config.load import load_config, parse_config, preset_names
+from tests.conftest import REQUIRED, shapes_run
 
 pytestmark = pytest.mark.fast
 
 
+def whole(text: str | bytes) -> str | bytes:
+    """The text with what every run must say, where it says nothing of it; what is no mapping as it is."""
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return text
+    if not isinstance(values, dict):
+        return text
+    for key, required in REQUIRED.items():
+        given = values.setdefault(key, required)
+        if isinstance(given, dict) and isinstance(required, dict):
+            values[key] = {**required, **given}
+    return yaml.safe_dump(values)
+
+
 def load(folder: Path, text: str | bytes, *overrides: str) -> RunConfig:
-    path = folder / "run.yaml"
+    text, path = whole(text), folder / "run.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return load_config(str(path), overrides)
 
@@ -52,7 +69,7 @@ def test_there_is_a_preset() -> None:
 
 def test_defaults_are_the_published_settings() -> None:
     """docs/architecture.md, section 4: SD3.5-M, GenEval."""
-    config = RunConfig()
+    config = shapes_run()
     dgpo = config.algorithm
     assert isinstance(dgpo, DGPOConfig)
     assert (dgpo.beta, dgpo.kl_weight, dgpo.clip) == (100, 0.02, 1e-2)
@@ -73,16 +90,16 @@ def test_values_from_the_file_and_defaults_for_the_rest(tmp_path: Path) -> None:
     config = load(tmp_path, "training: {group_size: 24, learning_rate: 1e-3}\nalgorithm: {name: flow-grpo, clip: 0.2}")
     assert (config.training.group_size, config.training.learning_rate) == (24, 1e-3)
     assert config.algorithm == FlowGRPOConfig(clip=0.2)
-    assert config.training.prompts_per_iteration == RunConfig().training.prompts_per_iteration
+    assert config.training.prompts_per_iteration == shapes_run().training.prompts_per_iteration
 
 
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        RunConfig().training.seed = 1
+        shapes_run().training.seed = 1
 
 
 def test_a_configuration_survives_the_round_trip() -> None:
-    config = RunConfig(algorithm=FlowGRPOFastConfig(window=3))
+    config = shapes_run(algorithm=FlowGRPOFastConfig(window=3))
     assert parse_config(config.model_dump(mode="json"), "here") == config
 
 
@@ -289,5 +306,5 @@ def test_the_published_settings(
     assert averaged == (0.9, 8, 4 if task == "pickscore" else 2)
     assert config.schedule == "dpm"
     assert (config.rollout.steps, config.rollout.shift) == (10, 3)
-    assert config.reward.name == task
+    assert config.reward_label == task
     assert config.evaluation.guidance == rollout

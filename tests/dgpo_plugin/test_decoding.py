@@ -18,6 +18,7 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.models.generate import fixed_noise
 from dgpo_plugin.training.plan import make_plan
 from dgpo_plugin.training.trainer import Trainer
+from tests.conftest import REQUIRED
 from tests.dgpo_plugin.families import FAMILIES
 
 pytestmark = pytest.mark.fast
@@ -74,7 +75,7 @@ def test_the_plan_counts_the_vaes_own_precision(tmp_path: Path) -> None:
     def planned(**model: Any) -> Any:
         values = config_of("sd15", folder, offload=True, **model).model_dump()
         training = {"prompts_per_iteration": 1, "group_size": 8}
-        return make_plan(parse_config({"model": values, "training": training}, "test"))
+        return make_plan(parse_config({**REQUIRED, "model": values, "training": training}, "test"))
 
     whole, half = planned(precision="bf16"), planned(precision="bf16", vae_precision="bf16")
     assert whole.phases["decoding"] > 1.7 * half.phases["decoding"]
@@ -107,7 +108,7 @@ def run_config(folder: Path, prompts: Path, **model: Any) -> RunConfig:
         {
             "model": config_of("sd15", folder, resolution=64, **model).model_dump(),
             "prompts": {"train": str(prompts)},
-            "reward": {"name": "brightness"},
+            "rewards": "brightness",
             "training": {"prompts_per_iteration": 1, "group_size": 2},
         },
         "test",

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dgpo_plugin.common.names import FAMILIES
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import ModelConfig, RewardConfig
+from dgpo_plugin.config.fields import ModelConfig, ScoringConfig
 from dgpo_plugin.distributed.device import best_device, numbered
-from dgpo_plugin.models import load as base
 from dgpo_plugin.models.load import load_model
 from dgpo_plugin.rewards.networks.base import NeuralReward
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.rewards.served.server import RewardServer
 from dgpo_plugin.rewards.served.wire import as_png
+from tests.conftest import one_reward
 
 pytestmark = pytest.mark.fast
 
@@ -85,8 +86,7 @@ class Mean(NeuralReward):
 def test_a_rewards_network_goes_to_its_own_processs_gpu(gpus: FourGPUs, asked: str, used: str) -> None:
     """In the scoring thread as in any other, where torch would take ``cuda`` for the first."""
     network = Network()
-    config = RewardConfig(device=asked)
-    scorer = Scorer(Mean(network, config), config)
+    scorer = Scorer(one_reward(Mean(network, ScoringConfig(device=asked))))
     pictures = torch.zeros(2, 3, 4, 4).as_subclass(Pictures)
     scorer.submit(pictures, [Prompt("a")] * 2).result()
     assert network.sent == [used]
@@ -99,7 +99,7 @@ def test_a_users_own_reward_that_says_cuda_means_its_own_processs_gpu(gpus: Four
         seen.append(gpus.current_device_index())
         return torch.zeros(len(images))
 
-    Scorer(reward, RewardConfig()).submit(torch.zeros(2, 3, 4, 4), [Prompt("a")] * 2).result()
+    Scorer(one_reward(reward)).submit(torch.zeros(2, 3, 4, 4), [Prompt("a")] * 2).result()
     assert seen == [2]
 
 
@@ -140,6 +140,6 @@ def test_a_model_is_loaded_on_its_processs_gpu(gpus: FourGPUs, monkeypatch: pyte
         def load(folder: object, config: object, identity: object, device: torch.device) -> None:
             placed.append(device)
 
-    monkeypatch.setattr(base, "_family", lambda folder, path: Family)
-    load_model(ModelConfig(), "cuda", place=False)
+    monkeypatch.setattr(FAMILIES, "load", lambda _name: Family)
+    load_model(ModelConfig(path="shapes"), "cuda", place=False)
     assert placed == [torch.device("cuda:2")]

@@ -12,10 +12,10 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from dgpo_plugin.adapters.load import apply_adapter, read_adapter
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.algorithms.dgpo import matching_error
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.base import guided_velocity
@@ -25,7 +25,7 @@ from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.samplers.ode import sample_ode
 from dgpo_plugin.training.plan import make_plan
 from dgpo_plugin.training.trainer import Trainer
-from tests.conftest import spread
+from tests.conftest import one_reward, shapes_run, spread
 from tests.dgpo_plugin.families import FAMILIES, Family
 
 pytestmark = pytest.mark.fast
@@ -164,8 +164,8 @@ def test_the_adapter_is_the_pipelines_too(family: tuple[Family, Path], tmp_path:
     policy = Policy(load_model(settings(*family)), LoraConfig(rank=4, alpha=8), seed=0)
     spread(policy, 0.2)
     path = tmp_path / "adapter.safetensors"
-    config = RunConfig(model=settings(*family), lora=LoraConfig(rank=4, alpha=8))
-    export_adapter(policy, policy.copy_weights(), path, config, steps=1, reward_before=None, reward_after=None)
+    config = shapes_run(model=settings(*family), lora=LoraConfig(rank=4, alpha=8))
+    export_adapter(policy, policy.copy_weights(), path, TrainingFacts(config, 1))
     noise = fixed_noise(policy.model, range(2), 0)
     with torch.no_grad():
         ours = sample_latents(policy.model, PROMPTS, noise, 4, 1.0)
@@ -179,15 +179,14 @@ def test_the_adapter_is_the_pipelines_too(family: tuple[Family, Path], tmp_path:
     apply_adapter(merged, path)
     ours_merged = sample_latents(merged, PROMPTS, noise, 4, 1.0)
     torch.testing.assert_close(ours_merged, ours, rtol=1e-3, atol=1e-3)
-    tensors, _ = read_adapter(path)
+    tensors = read_adapter(path).tensors
     loaded = [name for name, _ in getattr(pipe, policy.model.prefix).named_parameters() if ".lora_" in name]
     assert len(loaded) == len(tensors)
 
 
 def test_the_plan_knows_its_parameters(family: tuple[Family, Path]) -> None:
-    config = parse_config(
-        {"model": settings(*family).model_dump(), "training": {"prompts_per_iteration": 1, "group_size": 2}}, "test"
-    )
+    training = {"prompts_per_iteration": 1, "group_size": 2}
+    config = shapes_run(model=settings(*family).model_dump(), training=training)
     plan = make_plan(config)
     denoiser = load_model(settings(*family)).denoiser
     assert plan.parameters == sum(p.numel() for p in denoiser.parameters())
@@ -201,6 +200,7 @@ def test_dgpo_runs(family: tuple[Family, Path], tmp_path: Path) -> None:
             "model": settings(*family).model_dump(),
             "lora": {"rank": 4, "alpha": 8},
             "prompts": {"train": str(tmp_path / "prompts.txt")},
+            "rewards": "brightness",
             "rollout": {"steps": 4},
             "algorithm": {"name": "dgpo", "timesteps": 2, "noisiest_steps": 3, "rollout_guidance": 2},
             "training": {"prompts_per_iteration": 2, "group_size": 4, "iterations": 2, "micro_batch_size": 3},
@@ -211,7 +211,7 @@ def test_dgpo_runs(family: tuple[Family, Path], tmp_path: Path) -> None:
     def brightness(images: Tensor, prompts: object) -> Tensor:
         return images.mean((1, 2, 3))
 
-    trainer = Trainer(config, reward=brightness)
+    trainer = Trainer(config, rewards=one_reward(brightness))
     records = list(trainer.iterations())
     assert records[-1]["grad_norm"] > 0
 

@@ -9,16 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_plugin.algorithms import Draw, make_algorithm
-from dgpo_plugin.algorithms.base import Metrics
-from dgpo_plugin.algorithms.rollout import Rollout, join, micro_batches
+from dgpo_plugin.algorithms import Batch, Random, Rollout
+from dgpo_plugin.algorithms.flow_grpo import TrajectoryRollout
+from dgpo_plugin.algorithms.rollout import join, micro_batches
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
-from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
-from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.training.build import build_trainer
 from tests.conftest import spread
-from tests.dgpo_plugin.test_trainer import config_for
+from tests.dgpo_plugin.test_trainer import config_for, make_algorithm, whole_batch
 
 GROUPS, SIZE = 3, 4
 TEXTS = ["a red circle", "two blue squares", "a green triangle"]
@@ -26,15 +25,18 @@ TEXTS = ["a red circle", "two blue squares", "a green triangle"]
 
 @functools.cache
 def policy_in(precision: str) -> Policy:
-    model = load_model(ModelConfig(max_sequence_length=1, precision=precision))  # type: ignore[arg-type]
+    model = load_model(ModelConfig(path="shapes", max_sequence_length=1, precision=precision))  # type: ignore[arg-type]
     return spread(Policy(model, LoraConfig(rank=4, alpha=8), seed=0))
 
 
 def sampled(config: RunConfig, policy: Policy, size: int | None) -> Rollout:
-    """An iteration's images, in micro-batches of a size."""
-    algorithm, asked = make_algorithm(config, policy), policy.model.encode(TEXTS)
-    batches = micro_batches(torch.arange(GROUPS * SIZE), size)
-    return join([algorithm.sample(policy, asked[images // SIZE], images, SIZE, Draw(0, 0)) for images in batches])
+    """An iteration's samples, in micro-batches of a size."""
+    algorithm, whole = make_algorithm(config, policy), whole_batch(config, policy, TEXTS, SIZE)
+
+    def batch(ids: Tensor) -> Batch:
+        return replace(whole, sample_ids=ids, conditioning=whole.conditioning[ids])
+
+    return join([algorithm.sample(batch(ids), Random(0, 0)) for ids in micro_batches(whole.sample_ids, size)])
 
 
 def advantages() -> Tensor:
@@ -44,11 +46,10 @@ def advantages() -> Tensor:
     return drawn
 
 
-def update(config: RunConfig, policy: Policy, rollout: Rollout, part: Tensor) -> Metrics:
-    for parameter in policy.parameters:
+def update(config: RunConfig, policy: Policy, rollout: Rollout, given: Tensor) -> dict[str, float]:
+    for parameter in policy.parameters.values():
         parameter.grad = None
-    trained = make_algorithm(config, policy)
-    return trained.accumulate_gradient(policy, rollout, part, Draw(0, 0), lambda loss: loss.backward(), Processes())
+    return make_algorithm(config, policy).gradient(rollout, given, Random(0, 0))
 
 
 @pytest.mark.parametrize(("algorithm", "guidance"), [("flow-grpo", 1), ("flow-grpo-fast", 3)])
@@ -67,7 +68,7 @@ def test_the_ratio_is_one_in_every_batch(
     assert logged["clip_fraction"] == 0
     # What the rollout's own log-probability would have made of it: rounding, and no more than that.
     assert logged["ratio_deviation"] < (1e-5 if precision == "fp32" else 1e-2)
-    assert any(bool(parameter.grad.any()) for parameter in policy.parameters if parameter.grad is not None)
+    assert any(bool(parameter.grad.any()) for parameter in policy.parameters.values() if parameter.grad is not None)
 
 
 @pytest.mark.fast
@@ -76,15 +77,14 @@ def test_rounding_of_another_batch_clips_nothing_and_is_logged(algorithm: str) -
     """Stood in for by log-probabilities of the rollout that are a little off, as another batch's in bf16 are."""
     config, policy = config_for(algorithm), policy_in("fp32")
     rollout, given = sampled(config, policy, None), advantages()
-    assert rollout.trajectory is not None
+    assert isinstance(rollout, TrajectoryRollout)
     exact = update(config, policy, rollout, given)
-    expected = [parameter.grad for parameter in policy.parameters]
+    expected = [parameter.grad for parameter in policy.parameters.values()]
     off = 5e-4 * torch.linspace(-1, 1, GROUPS * SIZE)
-    track = rollout.trajectory
-    shifted = replace(rollout, trajectory=replace(track, log_probability=track.log_probability + off))
+    shifted = replace(rollout, log_probability=rollout.log_probability + off[:, None])
     logged = update(config, policy, shifted, given)
     assert (logged["ratio"], logged["clip_fraction"], logged["loss"]) == (1, 0, exact["loss"])
-    for parameter, slope in zip(policy.parameters, expected, strict=True):
+    for parameter, slope in zip(policy.parameters.values(), expected, strict=True):
         assert torch.equal(parameter.grad, slope)  # type: ignore[arg-type]
     moving = given.flatten() != 0
     worst = (torch.exp(-off.double()) - 1).abs()[moving].max().item()
@@ -96,8 +96,8 @@ def test_rounding_of_another_batch_clips_nothing_and_is_logged(algorithm: str) -
 def test_later_updates_are_held_against_the_rollout(policy: Policy, algorithm: str) -> None:
     config = config_for(algorithm)
     rollout, given = sampled(config, policy, None), advantages()
-    _, (rows, second), _ = rollout.split(GROUPS, SIZE, 3)
-    for parameter in policy.parameters:
+    _, (rows, second), _ = rollout.per_update(3)
+    for parameter in policy.parameters.values():
         parameter.data += 0.02
     logged = update(config, policy, second, given[rows])
     assert logged["clip_fraction"] > 0.5
@@ -107,14 +107,14 @@ def test_later_updates_are_held_against_the_rollout(policy: Policy, algorithm: s
 
 @pytest.mark.fast
 def test_an_iteration_logs_its_first_updates_deviation_undivided(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(config_for("flow-grpo", "training.updates_per_iteration=2"))
+    trainer = build_trainer(config_for("flow-grpo", "training.updates_per_iteration=2"))
     logs = iter([{"loss": 1.0, "kl": 0.0, "ratio_deviation": 0.5}, {"loss": 2.0, "kl": 0.0}])
-    monkeypatch.setattr(trainer.algorithm, "accumulate_gradient", lambda *_: next(logs))
+    monkeypatch.setattr(trainer.algorithm, "gradient", lambda *_: next(logs))
     record = next(trainer.iterations())
     assert (record["loss"], record["ratio_deviation"]) == (1.5, 0.5)
 
 
 @pytest.mark.fast
 def test_a_run_logs_it() -> None:
-    record = next(Trainer(config_for("flow-grpo-fast", "training.updates_per_iteration=2")).iterations())
+    record = next(build_trainer(config_for("flow-grpo-fast", "training.updates_per_iteration=2")).iterations())
     assert 0 <= record["ratio_deviation"] < 1e-5

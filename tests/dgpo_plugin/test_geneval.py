@@ -17,9 +17,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.config.load import load_config
-from dgpo_plugin.prompts.geneval import COLOURS
+from dgpo_plugin.prompts.geneval import COLORS
 from dgpo_plugin.rewards import checked_rewards, load_reward
 from dgpo_plugin.rewards.geneval.reward import GenEvalReward
 from dgpo_plugin.rewards.geneval.rules import Detection
@@ -33,11 +33,11 @@ pytestmark = pytest.mark.fast
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("networks")
-    return {"detector": str(tiny_mask2former(root / "detector")), "colours": str(tiny_clip(root / "colours"))}
+    return {"detector": str(tiny_mask2former(root / "detector")), "colors": str(tiny_clip(root / "colors"))}
 
 
 def load(folders: dict[str, str], name: str = "geneval", **settings: Any) -> GenEvalReward:
-    reward = load_reward(RewardConfig(name=name, options={name: folders}, device="cpu", **settings))
+    reward = load_reward(name, RewardTerm(options=folders, device="cpu", **settings))
     assert isinstance(reward, GenEvalReward)
     return reward
 
@@ -51,7 +51,7 @@ def asked(*include: dict[str, Any], tag: str = "single_object") -> Prompt:
     return Prompt("a photo", {"tag": tag, "include": list(include)})
 
 
-# ---- colours
+# ---- colors
 
 
 def cut_square(crop: Image.Image, side: int = 32) -> Image.Image:
@@ -74,14 +74,14 @@ def test_the_classifier_sees_the_pixels_that_open_clips_would(
         with_kwargs=True,
     )
     with torch.no_grad():
-        reward.colours_of(picture, [Detection("car", 0.9, box)])
+        reward.colors_of(picture, [Detection("car", 0.9, box)])
     hook.remove()
     crop = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).crop(box)
     wanted = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)(cut_square(crop), return_tensors="pt")
     torch.testing.assert_close(seen[0], wanted.pixel_values, rtol=0, atol=1e-6)
 
 
-def test_colours_against_pillow_and_the_published_preprocessing(reward: GenEvalReward, folders: dict[str, str]) -> None:
+def test_colors_against_pillow_and_the_published_preprocessing(reward: GenEvalReward, folders: dict[str, str]) -> None:
     picture = pictures(1, 60, 80)[0]
     picture[:, :30] = picture[:, :30].round()
     mask = torch.zeros(60, 80, dtype=torch.bool)
@@ -104,16 +104,16 @@ def test_colours_against_pillow_and_the_published_preprocessing(reward: GenEvalR
     masked = Image.composite(image, Image.new("RGB", image.size, "#999"), Image.fromarray(mask.numpy()))
     crops = [masked.crop((20, 10, 60, 50)), image.crop((0, 30, 30, 60)), *(image.crop(box) for box in whole)]  # type: ignore[arg-type]
     processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
-    clip = transformers.CLIPModel.from_pretrained(folders["colours"]).eval()
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folders["colours"])
+    clip = transformers.CLIPModel.from_pretrained(folders["colors"]).eval()
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folders["colors"])
     expected = []
     for crop in crops:
         similar = []
-        for colour in COLOURS:
+        for color in COLORS:
             captions = [
-                f"a photo of a {colour} car",
-                f"a photo of a {colour}-colored car",
-                f"a photo of a {colour} object",
+                f"a photo of a {color} car",
+                f"a photo of a {color}-colored car",
+                f"a photo of a {color} object",
             ]
             total = torch.zeros(16)
             for caption in captions:  # one at a time: no padding
@@ -122,9 +122,9 @@ def test_colours_against_pillow_and_the_published_preprocessing(reward: GenEvalR
                     out = clip(**inputs)
                 total += out.text_embeds[0] / out.text_embeds[0].norm()
             similar.append(float(out.image_embeds[0] @ total / total.norm()))
-        expected.append(COLOURS[int(np.argmax(similar))])
+        expected.append(COLORS[int(np.argmax(similar))])
     with torch.no_grad():
-        assert reward.colours_of(picture, objects) == expected
+        assert reward.colors_of(picture, objects) == expected
     assert len(set(expected)) > 2, "a test that tells nothing apart"
 
 
@@ -149,16 +149,16 @@ def test_a_picture_of_too_many_dogs(reward: GenEvalReward, folders: dict[str, st
     assert checked_rewards(one_by_one, batch, prompts, "geneval").tolist() == pytest.approx(expected)
 
 
-def test_colours_are_asked_of_the_pictures_own_objects(reward: GenEvalReward) -> None:
+def test_colors_are_asked_of_the_pictures_own_objects(reward: GenEvalReward) -> None:
     batch = pictures(2)
     with torch.no_grad():
         found = reward.find(batch)
-        colours = [reward.colours_of(image, objects) for image, objects in zip(batch, found, strict=True)]
+        colors = [reward.colors_of(image, objects) for image, objects in zip(batch, found, strict=True)]
     prompts = [
         asked({"class": "dog", "count": len(objects), "color": names[0]}, tag="colors")
-        for objects, names in zip(found, colours, strict=True)
+        for objects, names in zip(found, colors, strict=True)
     ]
-    expected = [(1 + names.count(names[0]) / len(names)) / 2 for names in colours]
+    expected = [(1 + names.count(names[0]) / len(names)) / 2 for names in colors]
     assert reward(batch, prompts).tolist() == pytest.approx(expected)
 
 
@@ -188,23 +188,23 @@ def test_half_precision(folders: dict[str, str]) -> None:
     ("options", "message"),
     [
         (
-            {"detector": "{colours}"},
-            r"\(reward.options.geneval.detector\): is a clip, not a mask2former; give a Mask2For",
+            {"detector": "{colors}"},
+            r"\(option detector\): is a clip, not a mask2former; give a Mask2For",
         ),
         (
-            {"colours": "{detector}"},
-            r"\(reward.options.geneval.colours\): is a mask2former, not a clip; give a CLIPModel",
+            {"colors": "{detector}"},
+            r"\(option colors\): is a mask2former, not a clip; give a CLIPModel",
         ),
-        ({"detector": "{empty}"}, r"\(reward.options.geneval.detector\): cannot be loaded .*fetch it first"),
-        ({"colours": "{untold}"}, "its tokenizer is missing or not its own; fetch the whole folder"),
+        ({"detector": "{empty}"}, r"\(option detector\): cannot be loaded .*fetch it first"),
+        ({"colors": "{untold}"}, "its tokenizer is missing or not its own; fetch the whole folder"),
         ({"detector": "facebook/mask2former-swin-small-coco-instance"}, "-instance .*cannot be loaded"),
-        ({"strict": True}, "geneval has no option 'strict'"),
+        ({"strict": True}, "geneval: has no option 'strict'"),
     ],
 )
 def test_what_cannot_be_loaded(folders: dict[str, str], tmp_path: Path, options: dict[str, Any], message: str) -> None:
     (tmp_path / "empty").mkdir()
     no_tokenizer = shutil.ignore_patterns("*token*", "vocab*", "merges*")
-    shutil.copytree(folders["colours"], tmp_path / "untold", ignore=no_tokenizer)
+    shutil.copytree(folders["colors"], tmp_path / "untold", ignore=no_tokenizer)
     places = {**folders, "empty": tmp_path / "empty", "untold": tmp_path / "untold"}
     given = {key: value.format(**places) if isinstance(value, str) else value for key, value in options.items()}
     with pytest.raises(UserError, match=message) as caught:
@@ -233,7 +233,7 @@ def test_prompts_without_metadata_are_refused(reward: GenEvalReward) -> None:
 
 def test_an_iteration_of_training(folders: dict[str, str]) -> None:
     """Prompts, pictures and metadata as a run brings them together."""
-    options = [f"reward.options.geneval.{key}={value}" for key, value in folders.items()]
-    config = load_config("shapes", [*SMALL, "prompts.train=geneval/train", "reward.name=geneval", *options])
+    options = [f"rewards.geneval.options.{key}={value}" for key, value in folders.items()]
+    config = load_config("shapes", [*SMALL, "prompts.train=geneval/train", "rewards=geneval", *options])
     metrics = next(Trainer(config).iterations())
     assert -14 <= metrics["reward"] <= 1

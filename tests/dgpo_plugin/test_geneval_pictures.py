@@ -1,7 +1,7 @@
 """GenEval end to end on photographs, with a real detector in Mask2Former's place.
 
 No weights of Mask2Former or CLIP can be had from a package index, so the detector is SSD-MobileNetV2 (COCO; boxes, no
-masks) through OpenCV, and colours are a tiny random CLIP's. Everything else is the reward as it is.
+masks) through OpenCV, and colors are a tiny random CLIP's. Everything else is the reward as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.prompts.geneval import OBJECTS
 from dgpo_plugin.rewards import checked_rewards, load_reward
 from dgpo_plugin.rewards.geneval.reward import GenEvalReward
@@ -61,11 +61,11 @@ class SsdMobileNet:
 @pytest.fixture(scope="module")
 def reward(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], GenEvalReward]:
     root = tmp_path_factory.mktemp("networks")
-    options = {"detector": str(tiny_mask2former(root / "detector")), "colours": str(tiny_clip(root / "colours"))}
+    options = {"detector": str(tiny_mask2former(root / "detector")), "colors": str(tiny_clip(root / "colors"))}
     detector = SsdMobileNet()
 
     def load(name: str) -> GenEvalReward:
-        loaded = load_reward(RewardConfig(name=name, options={name: options}, device="cpu"))
+        loaded = load_reward(name, RewardTerm(options=options, device="cpu"))
         assert isinstance(loaded, GenEvalReward)
         loaded.find = detector
         return loaded
@@ -161,8 +161,8 @@ def test_counting(judge: Judge, photographs: dict[str, Tensor]) -> None:
             assert judge(picture, asked("counting", thing("motorcycle", wanted))) == (there == wanted, credit)
 
 
-def test_colours_are_asked_of_what_the_detector_found(judge: Judge, photographs: dict[str, Tensor]) -> None:
-    """By a random CLIP: one colour of the ten gets the credit, and which is no matter."""
-    colours = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-    verdicts = [judge(photographs["cup"], asked("colors", thing("cup", color=colour))) for colour in colours]
+def test_colors_are_asked_of_what_the_detector_found(judge: Judge, photographs: dict[str, Tensor]) -> None:
+    """By a random CLIP: one color of the ten gets the credit, and which is no matter."""
+    colors = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+    verdicts = [judge(photographs["cup"], asked("colors", thing("cup", color=color))) for color in colors]
     assert sorted(verdicts) == [(0, 0.5)] * 9 + [(1, 1)]

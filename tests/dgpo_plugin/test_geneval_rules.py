@@ -29,20 +29,20 @@ def found(name: str, box: tuple[float, float, float, float] = MIDDLE, score: flo
     return Detection(name, score, box)
 
 
-def by_place(colours: dict[tuple[float, float, float, float], str]) -> Any:
-    """A colour classifier that knows which colour is where."""
-    return lambda objects: [colours[thing.box] for thing in objects]
+def by_place(colors: dict[tuple[float, float, float, float], str]) -> Any:
+    """A color classifier that knows which color is where."""
+    return lambda objects: [colors[thing.box] for thing in objects]
 
 
-def no_colours(objects: Sequence[Detection]) -> list[str]:
-    raise AssertionError("this task asks for no colour")
+def no_colors(objects: Sequence[Detection]) -> list[str]:
+    raise AssertionError("this task asks for no color")
 
 
-def judge(metadata: dict[str, Any], detections: list[Detection], colours: Any = no_colours) -> tuple[float, float]:
+def judge(metadata: dict[str, Any], detections: list[Detection], colors: Any = no_colors) -> tuple[float, float]:
     """(strict, partial)."""
     task = read_task(Prompt("a photo", metadata))
     objects = kept(detections, task.tag)
-    return strict(task, objects, colours), partial(task, objects, colours)
+    return strict(task, objects, colors), partial(task, objects, colors)
 
 
 def asked(tag: str, *include: dict[str, Any], exclude: list[dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -109,18 +109,18 @@ def test_counting(number: int, score: float, verdict: tuple[float, float]) -> No
     ("detections", "verdict"),
     [
         ([found("car", LEFT)], (1, 1)),
-        ([found("car", RIGHT)], (0, 0.5)),  # the count, but not the colour
+        ([found("car", RIGHT)], (0, 0.5)),  # the count, but not the color
         ([found("car", LEFT, 0.95), found("car", RIGHT, 0.94)], (1, 0)),  # the surest is looked at; (0 + 0) / 2
         ([found("car", LEFT, 0.94), found("car", RIGHT, 0.95)], (0, 0)),
         ([], (0, 0)),
     ],
 )
-def test_colours(detections: list[Detection], verdict: tuple[float, float]) -> None:
-    colours = by_place({LEFT: "red", RIGHT: "blue"})
-    assert judge(asked("colors", thing("car", color="red")), detections, colours) == verdict
+def test_colors(detections: list[Detection], verdict: tuple[float, float]) -> None:
+    colors = by_place({LEFT: "red", RIGHT: "blue"})
+    assert judge(asked("colors", thing("car", color="red")), detections, colors) == verdict
 
 
-def test_several_of_one_colour() -> None:
+def test_several_of_one_color() -> None:
     metadata = asked("colors", thing("car", 2, color="red"))
     two = [found("car", LEFT), found("car", RIGHT)]
     assert judge(metadata, two, by_place({LEFT: "red", RIGHT: "red"})) == (1, 1)
@@ -153,19 +153,19 @@ def test_a_relation_holds_between_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("colours", "verdict"),
+    ("colors", "verdict"),
     [
         ({LEFT: "red", RIGHT: "blue"}, (1, 1)),
         ({LEFT: "blue", RIGHT: "red"}, (0, 0.5)),
         ({LEFT: "red", RIGHT: "red"}, (0, 0.75)),
     ],
 )
-def test_colour_attribution(colours: dict[Any, str], verdict: tuple[float, float]) -> None:
+def test_color_attribution(colors: dict[Any, str], verdict: tuple[float, float]) -> None:
     metadata = asked("color_attr", thing("car", color="red"), thing("cup", color="blue"))
-    assert judge(metadata, [found("car", LEFT), found("cup", RIGHT)], by_place(colours)) == verdict
+    assert judge(metadata, [found("car", LEFT), found("cup", RIGHT)], by_place(colors)) == verdict
 
 
-def test_a_wrong_colour_leaves_nothing_to_be_beside() -> None:
+def test_a_wrong_color_leaves_nothing_to_be_beside() -> None:
     metadata = asked("position", thing("dog", color="red"), thing("cat", position=["right of", 0]))
     pair = [found("dog", LEFT), found("cat", RIGHT)]
     assert judge(metadata, pair, by_place({LEFT: "red"})) == (1, 1)
@@ -297,7 +297,7 @@ def test_the_official_file_is_read(tmp_path: Path) -> None:
         (asked("counting", thing("dog", 0)), r"dog needs a count of at least 1 \(given 0\)"),
         (asked("counting", {"class": "dog"}), "needs a count"),
         (asked("counting", thing("dog"), exclude=[thing("dog", -1)]), "needs a count"),
-        (asked("colors", thing("dog", color="gray")), "no colour 'gray'"),
+        (asked("colors", thing("dog", color="gray")), "no color 'gray'"),
         (asked("position", thing("dog", position=["beside", 0])), "must be one of left of, right of, above, below"),
         (asked("position", thing("dog", position=["above", 0])), "must point to one that include names before dog"),
         (asked("position", thing("cat"), thing("dog", position=["above", 1])), "must point to one"),

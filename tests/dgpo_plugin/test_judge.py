@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.rewards import Reward, load_reward
 from dgpo_plugin.rewards.served import judge
 from dgpo_plugin.rewards.served.judge import JudgeReward, UnifiedReward
@@ -89,7 +89,7 @@ PROMPTS = [Prompt(f"{{brace}} number {at}") for at in range(8)]
 
 
 def unified(url: Any, **options: Any) -> Reward:
-    return load_reward(RewardConfig(name="unifiedreward", options={"unifiedreward": {"url": url, **options}}))
+    return load_reward("unifiedreward", RewardTerm(options={"url": url, **options}))
 
 
 def test_each_picture_is_judged_with_its_own_prompt() -> None:
@@ -160,7 +160,7 @@ def test_trouble_that_passes_is_not_noticed_and_that_lasts_is_an_error(trouble: 
         assert unified(url, attempts=4)(PICTURES[:1], PROMPTS[:1]).tolist() == [2.5]
         assert len(seen) == 4
     with endpoint(lambda body: trouble) as (url, seen):
-        with pytest.raises(UserError, match=f"unifiedreward: no valid answer in 3 attempts for prompt .*{url}: "):
+        with pytest.raises(UserError, match=f"^no valid answer in 3 attempts for prompt .*{url}: "):
             unified(url, attempts=3)(PICTURES[:1], PROMPTS[:1])
         assert len(seen) == 3
 
@@ -247,8 +247,8 @@ def test_a_question_and_an_answer_of_ones_own(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("JUDGE_KEY", "sk-1")
     options = {"model": "m", "question": str(file), "answer": r"^(\d+) ?%$", "lowest": 0, "highest": 100}
     with endpoint(lambda body: says("85 %")) as (url, seen):
-        chosen = {"judge": {**options, "url": url, "key_variable": "JUDGE_KEY"}}
-        reward = load_reward(RewardConfig(name="judge", options=chosen))
+        chosen = {**options, "url": url, "key_variable": "JUDGE_KEY"}
+        reward = load_reward("judge", RewardTerm(options=chosen))
         assert reward(PICTURES[:1], [Prompt("{this}")]).tolist() == [85]
     assert text_in(seen[0]) == "Is it {this}? Keep {this} and {0} and %s. Percent only: {this}"
     assert seen[0]["key"] == "Bearer sk-1"
@@ -276,7 +276,7 @@ def test_question_files_that_are_none(tmp_path: Path, content: bytes | None) -> 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("unifiedreward", {}, "option url is missing; give reward.options.unifiedreward.url"),
+        ("unifiedreward", {}, "option url is missing; give it"),
         ("judge", {"url": "http://a"}, "option model is missing"),
         ("judge", {"url": "http://a", "model": "m"}, "options lowest and highest: give both, the smaller first"),
         ("judge", {"url": "http://a", "model": "m", "lowest": 1, "highest": 2}, "option question is missing"),
@@ -291,4 +291,4 @@ def test_question_files_that_are_none(tmp_path: Path, content: bytes | None) -> 
 )
 def test_options_that_cannot_be(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_reward(RewardConfig(name=name, options={name: options}))
+        load_reward(name, RewardTerm(options=options))

@@ -19,10 +19,10 @@ from dgpo_plugin.config.fields import ModelConfig, RunConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.memory import at_work
+from dgpo_plugin.models.memory import on_device
 from dgpo_plugin.training.plan import BYTES_A_WEIGHT, MemoryCount, make_plan
 from dgpo_plugin.training.trainer import Trainer
-from tests.conftest import SMALL, needs_bf16
+from tests.conftest import SMALL, needs_bf16, one_reward
 
 
 def weights_after(*changes: str) -> list[Tensor]:
@@ -42,9 +42,11 @@ def test_what_saves_memory_changes_no_bit(saving: str) -> None:
 @pytest.mark.fast
 def test_tiled_decoding_of_a_small_picture_is_plain_decoding() -> None:
     """The shapes VAE's tile is its whole picture; slices alone remain, and they are exact up to summation."""
-    latents = torch.randn(3, *load_model(ModelConfig()).latent_shape, generator=torch.Generator().manual_seed(0))
-    plain = load_model(ModelConfig()).decode(latents)
-    model = load_model(ModelConfig(tiled_decode=True))
+    latents = torch.randn(
+        3, *load_model(ModelConfig(path="shapes")).latent_shape, generator=torch.Generator().manual_seed(0)
+    )
+    plain = load_model(ModelConfig(path="shapes")).decode(latents)
+    model = load_model(ModelConfig(path="shapes", tiled_decode=True))
     assert model.vae.use_tiling
     assert model.vae.use_slicing
     assert torch.allclose(model.decode(latents), plain, atol=1e-5)
@@ -65,10 +67,10 @@ class Part(torch.nn.Linear):
 @pytest.mark.fast
 def test_parts_that_are_offloaded_go_home_even_after_an_error() -> None:
     part, broken = Part(), ValueError("broken")
-    with pytest.raises(ValueError, match="broken"), at_work([part], torch.device("meta")):
+    with pytest.raises(ValueError, match="broken"), on_device([part], torch.device("meta")):
         raise broken
     assert part.sent == ["meta", "cpu"]
-    with at_work([part], torch.device("cpu")):
+    with on_device([part], torch.device("cpu")):
         pass
     assert part.sent == ["meta", "cpu"]  # it was there already
 
@@ -102,10 +104,10 @@ def test_a_quantized_base_trains_and_its_adapter_is_a_plain_one(tmp_path: Path) 
     trainer = Trainer(config)
     layer = trainer.model.denoiser.transformer_blocks[0].attn.to_q.base_layer
     assert type(layer.weight).__module__.startswith("torchao")
-    plain = load_model(ModelConfig(precision="bf16")).denoiser.transformer_blocks[0].attn.to_q.weight
+    plain = load_model(ModelConfig(path="shapes", precision="bf16")).denoiser.transformer_blocks[0].attn.to_q.weight
     assert torch.allclose(layer.weight.dequantize().float(), plain.float(), atol=float(plain.abs().max()) / 100)
     adapter = run.train(config, tmp_path / "run", Console(quiet=True))
-    tensors, _ = read_adapter(adapter)
+    tensors = read_adapter(adapter).tensors
     assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
     result = CliRunner().invoke(
         main,
@@ -126,7 +128,7 @@ def test_a_quantized_base_trains_and_its_adapter_is_a_plain_one(tmp_path: Path) 
 @pytest.mark.fast
 def test_a_quantization_that_cannot_be_done_says_so() -> None:
     with pytest.raises(UserError, match=r"model.quantization bitsandbytes-nf4: .*; install it or set it to null"):
-        load_model(ModelConfig(quantization="bitsandbytes-nf4"))
+        load_model(ModelConfig(path="shapes", quantization="bitsandbytes-nf4"))
 
 
 @pytest.mark.fast
@@ -176,7 +178,7 @@ def test_the_planned_evaluations_are_those_of_an_iteration(changes: list[str]) -
     def reward(images: Tensor, prompts: object) -> Tensor:
         return torch.tensor([float(next(rising) % 5) for _ in images])  # no image is exactly its group's mean
 
-    records = list(Trainer(config, reward=reward).iterations())
+    records = list(Trainer(config, rewards=one_reward(reward)).iterations())
     trained = records[2]["denoiser_evaluations"]
     assert make_plan(config).denoiser_evaluations == trained
 
@@ -189,10 +191,10 @@ def test_the_plan_counts_the_rewards_networks() -> None:
     shapes = CLIPConfig(text_config=text, vision_config={**vision, "num_attention_heads": 16}, projection_dim=1024)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in CLIPModel(shapes).parameters())
-    pickscore = "reward={name: null, sum: {pickscore: 1, brightness: 1}}"
+    pickscore = "rewards={pickscore: 1, brightness: 1}"
     assert make_plan(plan_config(pickscore)).weights["rewards"] == 4 * parameters
-    assert make_plan(plan_config(pickscore, "reward.precision=bf16")).weights["rewards"] == 2 * parameters
-    assert "rewards" not in make_plan(plan_config(pickscore, "reward.device=cpu")).weights
+    assert make_plan(plan_config(pickscore, "scoring.precision=bf16")).weights["rewards"] == 2 * parameters
+    assert "rewards" not in make_plan(plan_config(pickscore, "scoring.device=cpu")).weights
 
 
 @pytest.mark.fast
@@ -293,7 +295,7 @@ def test_memory_is_counted_while_it_is_alive() -> None:
 @pytest.mark.fast
 def test_the_plan_counts_what_stays_while_texts_are_encoded() -> None:
     """The largest encoder alone comes; a quantized base leaves for it, unless it cannot be moved or is split."""
-    model = load_model(ModelConfig())
+    model = load_model(ModelConfig(path="shapes"))
     largest = max(4 * sum(p.numel() for p in encoder.parameters()) for encoder in model.encoders)
     for changes, stays in (
         ([], False),

@@ -7,8 +7,8 @@ import pytest
 from dgpo_plugin.common.names import ALGORITHMS
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config
-from dgpo_plugin.training.metrics import METRICS, keys
-from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.training.build import build_trainer
+from dgpo_plugin.training.metrics import keys, metrics_of
 from tests.conftest import SMALL
 
 pytestmark = pytest.mark.fast
@@ -24,30 +24,31 @@ def small(algorithm: str, *changes: str) -> RunConfig:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_table_is_what_two_iterations_write(algorithm: str) -> None:
     always, sometimes = keys(algorithm)
-    for record in Trainer(small(algorithm)).iterations():
+    for record in build_trainer(small(algorithm)).iterations():
         assert always <= set(record), "a key of the table that is not written"
         assert set(record) <= always | sometimes, "a key that the table does not have"
 
 
 def test_several_rewards_have_their_own_keys() -> None:
-    several = ["reward.name=null", "reward.sum={shapes: 1, brightness: 0.5}", "training.iterations=1"]
-    (record,) = Trainer(small("dgpo", *several)).iterations()
+    several = ["rewards={shapes: 1, brightness: 0.5}", "training.iterations=1"]
+    (record,) = build_trainer(small("dgpo", *several)).iterations()
     always, _ = keys("dgpo", ["shapes", "brightness"])
     assert set(record) == always
     assert {"reward/shapes", "constant_groups/brightness"} <= always
 
 
 def test_the_prompts_that_are_encoded_on_the_way_have_their_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dgpo_plugin.training.trainer.TEXTS_AT_ONCE", 4)
-    (record,) = Trainer(small("dgpo", "training.iterations=1")).iterations()
+    monkeypatch.setattr("dgpo_plugin.training.prompt_groups.TEXTS_AT_ONCE", 4)
+    (record,) = build_trainer(small("dgpo", "training.iterations=1")).iterations()
     always, sometimes = keys("dgpo")
     assert set(record) == always | sometimes
 
 
-def test_every_metric_says_all_of_itself() -> None:
-    assert len({metric.key for metric in METRICS}) == len(METRICS)
-    for metric in METRICS:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_metric_says_all_of_itself(algorithm: str) -> None:
+    metrics = metrics_of(algorithm)
+    assert len({metric.key for metric in metrics}) == len(metrics)
+    for metric in metrics:
         assert metric.unit
         assert metric.how.endswith(".")
         assert metric.healthy.endswith(".")
-        assert set(metric.algorithms) <= set(ALGORITHMS)

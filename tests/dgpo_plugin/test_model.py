@@ -11,11 +11,11 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from scipy import stats
 
-from dgpo_plugin.adapters.card import describe_adapter
+from dgpo_plugin.adapters.card import AdapterCard
 from dgpo_plugin.adapters.load import apply_adapter, read_adapter
-from dgpo_plugin.adapters.save import export_adapter, folded_tensors
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter, folded_tensors
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig, Schedule
+from dgpo_plugin.config.fields import LoraConfig, ModelConfig, Schedule
 from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.base import guided_velocity
@@ -24,6 +24,7 @@ from dgpo_plugin.models.generate import fixed_noise, sample_latents
 from dgpo_plugin.models.load import world_pipeline
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.samplers.ode import sample_ode
+from tests.conftest import shapes_run
 
 pytestmark = pytest.mark.fast
 PROMPTS = ["a red circle", "two blue squares", "a green triangle left of a yellow circle"]
@@ -59,7 +60,7 @@ def test_shipped_pipeline_is_small_float32_and_runs_plainly() -> None:
 
 
 def test_conditioning_is_the_pipelines_own() -> None:
-    encoded = load_model(ModelConfig(max_sequence_length=1)).encode(PROMPTS)
+    encoded = load_model(ModelConfig(path="shapes", max_sequence_length=1)).encode(PROMPTS)
     context, _, pooled, _ = plain_pipeline().encode_prompt(
         prompt=PROMPTS, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False, max_sequence_length=1
     )
@@ -69,7 +70,7 @@ def test_conditioning_is_the_pipelines_own() -> None:
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_sampling_is_the_pipelines_own(guidance: float) -> None:
-    model = load_model(ModelConfig(max_sequence_length=1))
+    model = load_model(ModelConfig(path="shapes", max_sequence_length=1))
     noise = fixed_noise(model, range(len(PROMPTS)), 0)
     ours = sample_latents(model, PROMPTS, noise, 10, guidance)
     assert torch.allclose(ours, pipeline_latents(plain_pipeline(), noise, guidance), atol=1e-4)
@@ -78,7 +79,7 @@ def test_sampling_is_the_pipelines_own(guidance: float) -> None:
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 def test_ten_steps_of_the_rollout_are_near_to_many(guidance: float) -> None:
     """With the solver on its own grid; on the pipeline's, made for Euler, guided rollouts become other pictures."""
-    model = load_model(ModelConfig(max_sequence_length=1))
+    model = load_model(ModelConfig(path="shapes", max_sequence_length=1))
     prompts = PROMPTS * 8
     noise, asked, empty = fixed_noise(model, range(len(prompts)), 0), model.encode(prompts), model.encode([""])
 
@@ -97,7 +98,7 @@ def test_ten_steps_of_the_rollout_are_near_to_many(guidance: float) -> None:
 
 
 def test_decoding_is_the_pipelines_own() -> None:
-    model = load_model(ModelConfig(max_sequence_length=1))
+    model = load_model(ModelConfig(path="shapes", max_sequence_length=1))
     noise = fixed_noise(model, range(len(PROMPTS)), 0)
     ours = model.decode(sample_latents(model, PROMPTS, noise, 10, 1.0)).permute(0, 2, 3, 1).numpy()
     theirs = plain_pipeline()(
@@ -107,7 +108,7 @@ def test_decoding_is_the_pipelines_own() -> None:
 
 
 def test_schedule_is_the_pipelines_own_and_shift_overrides_it() -> None:
-    model = load_model(ModelConfig(max_sequence_length=1))
+    model = load_model(ModelConfig(path="shapes", max_sequence_length=1))
     assert isinstance(model, SD3Model)
     pipeline = plain_pipeline()
     pipeline.scheduler.set_timesteps(10)
@@ -116,7 +117,8 @@ def test_schedule_is_the_pipelines_own_and_shift_overrides_it() -> None:
 
 
 def save(policy: Policy, path: Path) -> None:
-    export_adapter(policy, policy.copy_weights(), path, RunConfig(), steps=7, reward_before=0.25, reward_after=0.5)
+    facts = TrainingFacts(shapes_run(), 7, reward_before=0.25, reward_after=0.5)
+    export_adapter(policy, policy.copy_weights(), path, facts)
 
 
 def test_adapter_gives_the_same_pictures_in_diffusers(policy: Policy, tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_adapter_gives_the_same_pictures_in_diffusers(policy: Policy, tmp_path: 
 
 def test_adapter_attached_strictly_gives_the_policys_pictures(policy: Policy, tmp_path: Path) -> None:
     save(policy, tmp_path / "adapter.safetensors")
-    merged = load_model(ModelConfig(max_sequence_length=1))
+    merged = load_model(ModelConfig(path="shapes", max_sequence_length=1))
     apply_adapter(merged, tmp_path / "adapter.safetensors")
     noise = fixed_noise(policy.model, range(len(PROMPTS)), 0)
     ours = sample_latents(policy.model, PROMPTS, noise, 10, 1.0)
@@ -143,7 +145,8 @@ def test_adapter_attached_strictly_gives_the_policys_pictures(policy: Policy, tm
 def test_adapter_has_alpha_folded_and_says_what_it_is(policy: Policy, tmp_path: Path) -> None:
     path = tmp_path / "adapter.safetensors"
     save(policy, path)
-    tensors, header = read_adapter(path)
+    file = read_adapter(path)
+    tensors, header = file.tensors, file.header
     assert all(name.startswith("transformer.transformer_blocks.") for name in tensors)
     assert not [name for name in tensors if "alpha" in name]
     name = next(name for name in policy.names if name.endswith("lora_B"))
@@ -152,7 +155,7 @@ def test_adapter_has_alpha_folded_and_says_what_it_is(policy: Policy, tmp_path: 
     assert header["ss_network_dim"] == header["ss_network_alpha"] == "4"
     assert header["dgpo.original_alpha"] == "8"
     assert header["modelspec.architecture"] == "stable-diffusion-3-medium/lora"
-    card = dict(describe_adapter(path))
+    card = dict(AdapterCard.of(read_adapter(path)).rows())
     assert card["reward before"] == "0.250000"
     assert card["optimizer steps"] == "7"
     assert card["content hash"].endswith("(matches)")
@@ -165,25 +168,25 @@ def test_a_card_tells_its_licence_and_not_where_its_maker_keeps_files(policy: Po
             "lora": {"license": "CC-BY-4.0"},
             "model": {"path": "/home/me/models/my-sd3"},
             "prompts": {"train": "/home/me/secret/prompts.txt", "held_out": "mine/held-out.txt"},
-            "reward": {"name": None, "sum": {"/home/me/own.py:sharp": 1, "ocr": 2}},
+            "rewards": {"/home/me/own.py:sharp": 1, "ocr": 2},
         },
         "test",
     )
-    export_adapter(policy, policy.copy_weights(), path, config, steps=1, reward_before=None, reward_after=None)
-    _, header = read_adapter(path)
+    export_adapter(policy, policy.copy_weights(), path, TrainingFacts(config, 1))
+    header = read_adapter(path).header
     assert not [value for value in header.values() if "/home" in value]
     written = json.loads(header["dgpo.config"])
     assert (written["model"]["path"], written["prompts"]["train"]) == ("my-sd3", "prompts.txt")
     assert written["prompts"]["held_out"] == "mine/held-out.txt"
     assert header["dgpo.reward"] == "1 own.py:sharp + 2 ocr"
-    assert dict(describe_adapter(path))["licence"] == "CC-BY-4.0"
+    assert AdapterCard.of(read_adapter(path)).license == "CC-BY-4.0"
 
 
 def test_adapter_for_another_base_is_refused(policy: Policy, tmp_path: Path) -> None:
     path = tmp_path / "adapter.safetensors"
     policy.model.identity = {"path": "somebody/else", "weights_hash": "0" * 64}
     save(policy, path)
-    fresh = load_model(ModelConfig(max_sequence_length=1))
+    fresh = load_model(ModelConfig(path="shapes", max_sequence_length=1))
     with pytest.raises(UserError, match="trained on somebody/else"):
         apply_adapter(fresh, path)
     apply_adapter(fresh, path, any_base=True)
@@ -196,7 +199,9 @@ def test_keys_that_match_nothing_are_counted(policy: Policy, tmp_path: Path) -> 
     save_file(tensors, tmp_path / "bad.safetensors")
     wrong = sum("to_nowhere" in name for name in tensors)
     with pytest.raises(UserError, match=f"{wrong} of {len(tensors)} tensors match no weight"):
-        apply_adapter(load_model(ModelConfig(max_sequence_length=1)), tmp_path / "bad.safetensors", any_base=True)
+        apply_adapter(
+            load_model(ModelConfig(path="shapes", max_sequence_length=1)), tmp_path / "bad.safetensors", any_base=True
+        )
 
 
 def _folded(policy: Policy) -> dict[str, torch.Tensor]:
@@ -240,14 +245,14 @@ def test_reference_and_copies_leave_the_policy_as_it_was(policy: Policy) -> None
 
 def test_lora_targets_that_match_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="lora.target_modules"):
-        Policy(load_model(ModelConfig()), LoraConfig(target_modules=("attn.nope",)), seed=0)
+        Policy(load_model(ModelConfig(path="shapes")), LoraConfig(target_modules=("attn.nope",)), seed=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("init", ["kaiming", "gaussian"])
 def test_the_adapter_starts_from_the_distribution_that_is_asked_for(init: str, precision: str) -> None:
     """Kolmogorov-Smirnov over all layers together, each entry in units of its own distribution; B is 0."""
-    model = load_model(ModelConfig(precision=precision))
+    model = load_model(ModelConfig(path="shapes", precision=precision))
     # Given an empty prompt's conditioning, it computes nothing, so that bf16 needs no processor that has it.
     policy = Policy(model, LoraConfig(rank=16, alpha=32, init=init), seed=3, unconditional=model.blank_conditioning(1))
     downs, other = [], {"kaiming": "gaussian", "gaussian": "kaiming"}[init]
@@ -267,7 +272,7 @@ def test_the_adapter_starts_from_the_distribution_that_is_asked_for(init: str, p
 
 def test_the_adapters_start_is_seeded() -> None:
     def start(seed: int) -> list[torch.Tensor]:
-        return Policy(load_model(ModelConfig()), LoraConfig(init="gaussian"), seed=seed).copy_weights()
+        return Policy(load_model(ModelConfig(path="shapes")), LoraConfig(init="gaussian"), seed=seed).copy_weights()
 
     first, again, other = start(0), start(0), start(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -17,7 +17,7 @@ from torch import nn
 from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models import load_model, memory
-from dgpo_plugin.models.in_turn import in_turn
+from dgpo_plugin.models.sequential_offload import one_module_at_a_time
 from dgpo_plugin.models.text_cache import EncodedTexts
 from tests.dgpo_plugin.families import FAMILIES
 
@@ -35,7 +35,7 @@ class Bus:
         self.crossed: list[tuple[str, torch.device]] = []
         self.most = 0
         names = {module: name for name, module in modules.items()}
-        monkeypatch.setattr(memory, "place_of", lambda module: self.places[names[module]])
+        monkeypatch.setattr(memory, "device_of", lambda module: self.places[names[module]])
         for name, module in modules.items():
             monkeypatch.setattr(module, "to", partial(self.move, name))
 
@@ -79,12 +79,12 @@ def test_encoders_cross_the_bus_once_for_all_texts(name: str, tmp_path: Path, mo
 
 
 def test_a_denoiser_that_cannot_leave_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    model: Any = load_model(ModelConfig(max_sequence_length=8))
+    model: Any = load_model(ModelConfig(path="shapes", max_sequence_length=8))
     model.device = DEVICE
     modules = {"denoiser": model.denoiser, **{f"encoder {n}": e for n, e in enumerate(model.encoders)}}
     bus = Bus(monkeypatch, modules, {"denoiser"})
     for options in ({"quantization": "bitsandbytes-int8"}, {"shard": True}):
-        model.config = ModelConfig(max_sequence_length=8, offload=True, **options)
+        model.config = ModelConfig(path="shapes", max_sequence_length=8, offload=True, **options)
         model.encode(["a red circle"])
     assert {name for name, _ in bus.crossed} == modules.keys() - {"denoiser"}
     assert bus.most == 2
@@ -104,7 +104,7 @@ def test_modules_may_be_asked_in_any_order_and_again(monkeypatch: pytest.MonkeyP
 
     with torch.no_grad():
         expected = [job(x) for x in inputs]
-        got = in_turn([partial(job, x) for x in inputs], [first, second], DEVICE)
+        got = one_module_at_a_time([partial(job, x) for x in inputs], [first, second], DEVICE)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     assert [name for name, target in bus.crossed if target == DEVICE] == ["second", "first"]
 
@@ -113,6 +113,6 @@ def test_modules_may_be_asked_in_any_order_and_again(monkeypatch: pytest.MonkeyP
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        in_turn([broken], [first, second], DEVICE)
+        one_module_at_a_time([broken], [first, second], DEVICE)
     assert set(bus.places.values()) == {HOME}
     assert "forward" not in vars(first) | vars(second)

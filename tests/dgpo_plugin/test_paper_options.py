@@ -12,17 +12,16 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dgpo_plugin.algorithms import Draw, make_algorithm
-from dgpo_plugin.algorithms.dgpo import DGPO, _Noised
-from dgpo_plugin.algorithms.rollout import Rollout
+from dgpo_plugin.algorithms import Layout, Random, Rollout
+from dgpo_plugin.algorithms.dgpo import DGPO, DGPOConfig
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.config.fields import DGPOConfig, RolloutConfig, RunConfig
+from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.policy import Policy
 from tests.conftest import SMALL
-from tests.dgpo_plugin.test_trainer import config_for, in_float64, rollout_and_advantages
+from tests.dgpo_plugin.test_trainer import config_for, in_float64, make_algorithm, rollout_and_advantages
 
 pytestmark = pytest.mark.fast
 
@@ -34,26 +33,24 @@ def fake_policy() -> SimpleNamespace:
     """What DGPO asks of a policy before any pass."""
     model = SimpleNamespace(error_weight=lambda sigma: 1.0)
     unconditional = Conditioning({"context": torch.full((1, 1), EMPTY)})
-    return SimpleNamespace(model=model, unconditional=unconditional, copy_weights=list)
+    return SimpleNamespace(model=model, unconditional=unconditional, copy_weights=dict)
 
 
 def algorithm_for(**options: float) -> DGPO:
     config = DGPOConfig(timesteps=2, noisiest_steps=2, **options)  # type: ignore[arg-type]
-    return DGPO(config, RolloutConfig(steps=3), "native", fake_policy(), None)  # type: ignore[arg-type]
+    return DGPO(config, fake_policy(), Processes(), None)  # type: ignore[arg-type]
 
 
 def fake_rollout(groups: int, size: int) -> Rollout:
-    images = torch.arange(groups * size)
+    layout = Layout(groups, size)
+    ids = torch.arange(layout.samples)
     table = Conditioning({"context": torch.arange(groups).float()[:, None]})
-    return Rollout(images, table[images // size], torch.zeros(len(images), 2), SIGMAS)
+    return Rollout(ids, table[layout.groups_of(ids)], torch.zeros(len(ids), 2), SIGMAS, layout)
 
 
-def noised(algorithm: DGPO, rollout: Rollout, size: int, draw: Draw, number: int = 0) -> _Noised:
-    return algorithm._noise(fake_policy(), rollout, number, 0.7, size, draw)  # type: ignore[arg-type]
-
-
-def texts(algorithm: DGPO, rollout: Rollout, size: int, draw: Draw, number: int = 0) -> list[float]:
-    return noised(algorithm, rollout, size, draw, number).conditioning.tensors["context"].flatten().tolist()
+def texts(algorithm: DGPO, rollout: Rollout, random: Random, number: int = 0) -> list[float]:
+    noised = algorithm.noised(rollout, number, 0.7, random)
+    return noised.conditioning.tensors["context"].flatten().tolist()
 
 
 # ---- flow times
@@ -61,31 +58,31 @@ def texts(algorithm: DGPO, rollout: Rollout, size: int, draw: Draw, number: int 
 
 def test_flow_times_are_uniform_between_t_min_and_the_rollouts_start() -> None:
     algorithm = algorithm_for(t_min=0.5)
-    drawn = [list(algorithm._times(SIGMAS, Draw(0, iteration)).values()) for iteration in range(1000)]
+    drawn = [list(algorithm.flow_times(SIGMAS, Random(0, iteration)).values()) for iteration in range(1000)]
     assert all(len(times) == 2 for times in drawn)
     for times in (*zip(*drawn, strict=True), [a for pair in drawn for a in pair]):
         assert 0.5 < min(times) < max(times) <= SIGMAS[0]
         assert stats.kstest(times, stats.uniform(0.5, SIGMAS[0] - 0.5).cdf).pvalue > 1e-3
     assert abs(np.corrcoef(np.array(drawn).T)[0, 1]) < 4 / math.sqrt(1000)
-    assert algorithm._times(SIGMAS, Draw(0, 3)) == algorithm._times(SIGMAS, Draw(0, 3))
-    assert algorithm._times(SIGMAS, Draw(0, 3)) != algorithm._times(SIGMAS, Draw(1, 3))
+    assert algorithm.flow_times(SIGMAS, Random(0, 3)) == algorithm.flow_times(SIGMAS, Random(0, 3))
+    assert algorithm.flow_times(SIGMAS, Random(0, 3)) != algorithm.flow_times(SIGMAS, Random(1, 3))
 
 
 def test_without_t_min_they_are_the_samplers_steps() -> None:
     for iteration in range(20):
-        times = algorithm_for()._times(SIGMAS, Draw(0, iteration))
+        times = algorithm_for().flow_times(SIGMAS, Random(0, iteration))
         assert times == {0: SIGMAS[0], 1: SIGMAS[1]}
 
 
 def test_a_t_min_that_the_rollout_never_reaches_is_refused() -> None:
     with pytest.raises(UserError, match=r"algorithm.t_min 0.95: the rollout starts at 0.9000; set it lower"):
-        algorithm_for(t_min=0.95)._times(SIGMAS, Draw(0, 0))
+        algorithm_for(t_min=0.95).flow_times(SIGMAS, Random(0, 0))
 
 
 def test_noisiest_steps_has_no_say_beside_t_min() -> None:
     plain = [setting for setting in SMALL if not setting.startswith("algorithm.")]
     few = ["algorithm.timesteps=6", "algorithm.noisiest_steps=5", "rollout.steps=4"]
-    assert load_config("shapes", [*plain, *few, "algorithm.t_min=0.3"]).trained_steps == 6
+    assert load_config("shapes", [*plain, *few, "algorithm.t_min=0.3"]).algorithm.timesteps == 6
     with pytest.raises(UserError, match="noisiest_steps"):
         load_config("shapes", [*plain, *few])
 
@@ -98,7 +95,7 @@ def test_the_share_of_groups_is_the_one_asked_for_and_drawn_for_each_timestep() 
     lost = np.zeros((200, 2, 10))
     for iteration in range(200):
         for number in range(2):
-            seen = np.array(texts(algorithm, rollout, 3, Draw(0, iteration), number)).reshape(10, 3)
+            seen = np.array(texts(algorithm, rollout, Random(0, iteration), number)).reshape(10, 3)
             # A whole group or none of it, and each kept group its own text.
             assert ((seen == seen[:, :1]) & ((seen == EMPTY) | (seen == np.arange(10)[:, None]))).all()
             lost[iteration, number] = seen[:, 0] == EMPTY
@@ -109,18 +106,18 @@ def test_the_share_of_groups_is_the_one_asked_for_and_drawn_for_each_timestep() 
 
 def test_without_dropout_the_conditioning_is_the_rollouts_own() -> None:
     rollout = fake_rollout(3, 2)
-    assert noised(algorithm_for(), rollout, 2, Draw(0, 0)).conditioning is rollout.conditioning
+    assert algorithm_for().noised(rollout, 0, 0.7, Random(0, 0)).conditioning is rollout.conditioning
 
 
 def test_a_processs_share_loses_the_same_texts() -> None:
-    algorithm, rollout, draw = algorithm_for(text_dropout=0.5), fake_rollout(8, 3), Draw(0, 1)
-    whole = texts(algorithm, rollout, 3, draw)
+    algorithm, rollout, draw = algorithm_for(text_dropout=0.5), fake_rollout(8, 3), Random(0, 1)
+    whole = texts(algorithm, rollout, draw)
     assert 0 < whole.count(EMPTY) < len(whole)
     for rank in range(4):
-        assert texts(algorithm, rollout[torch.arange(rank, 24, 4)], 3, draw) == whole[rank::4]
-    assert texts(algorithm, rollout[torch.arange(0)], 3, draw) == []
+        assert texts(algorithm, rollout.select(torch.arange(rank, 24, 4)), draw) == whole[rank::4]
+    assert texts(algorithm, rollout.select(torch.arange(0)), draw) == []
     # One part of an iteration of several updates.
-    assert texts(algorithm, replace(rollout[torch.arange(12, 24)], first_group=4), 3, draw) == whole[12:]
+    assert texts(algorithm, replace(rollout.select(torch.arange(12, 24)), first_group=4), draw) == whole[12:]
 
 
 # ---- the gradient
@@ -136,7 +133,7 @@ def velocity(policy: Policy, x: Tensor, sigma: float, text: Conditioning, guidan
 
 
 def oracle_gradient(
-    config: RunConfig, policy: Policy, old: list[Tensor], rollout: Rollout, advantages: Tensor, draw: Draw
+    config: RunConfig, policy: Policy, old: dict[str, Tensor], rollout: Rollout, advantages: Tensor, draw: Random
 ) -> list[Tensor]:
     """Image by image in float64, from the formulas of docs/architecture.md section 4."""
     algorithm = config.algorithm
@@ -174,7 +171,7 @@ def oracle_gradient(
             for a, e, k, out in zip(advantages[group].tolist(), error, kl, clipped, strict=True):
                 loss = loss + weight * a * (e.detach() if out else e) + algorithm.kl_weight * k
     mean = loss / (algorithm.timesteps * groups * size)
-    return list(torch.autograd.grad(mean, policy.parameters))
+    return list(torch.autograd.grad(mean, list(policy.parameters.values())))
 
 
 @pytest.mark.parametrize("size", [None, 3])
@@ -184,19 +181,19 @@ def test_the_gradient_is_that_of_the_formulas(policy: Policy, size: int | None) 
     config = config_for("dgpo", *settings)
     in_float64(policy)
     rollout, advantages = rollout_and_advantages(config, policy)
-    draw = Draw(0, 2)
+    draw = Random(0, 2)
     lost = {(n, g): draw.uniform(1, "text dropout", n, g)[0] < 0.5 for n in range(2) for g in range(2)}
     assert len(set(lost.values())) == 2  # some lose their text and some do not
     algorithm = make_algorithm(config, policy)
     assert isinstance(algorithm, DGPO)
-    algorithm.after_step(policy, 3)
-    for old in algorithm.old_weights:
+    algorithm.after_step(3)
+    for old in algorithm.old_weights.values():
         old.mul_(0.9)
     expected = oracle_gradient(config, policy, algorithm.old_weights, rollout, advantages, draw)
-    for parameter in policy.parameters:
+    for parameter in policy.parameters.values():
         parameter.grad = None
-    logged = algorithm.accumulate_gradient(policy, rollout, advantages, draw, lambda loss: loss.backward(), Processes())
+    logged = algorithm.gradient(rollout, advantages, draw)
     assert 0 < logged["clip_fraction"] < 1
-    for parameter, slope in zip(policy.parameters, expected, strict=True):
+    for parameter, slope in zip(policy.parameters.values(), expected, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, slope, rtol=1e-6, atol=1e-10)

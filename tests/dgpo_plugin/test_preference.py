@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.rewards import REWARDS, load_reward
 from dgpo_plugin.rewards.networks.hpsv2 import clean
 from dgpo_plugin.rewards.networks.pixels import eight_bit, longest_to, shortest_to
@@ -55,7 +55,7 @@ def options(folder: Path, name: str) -> dict[str, Any]:
 
 
 def loaded(folder: Path, name: str, *, changed: dict[str, Any] | None = None, **settings: Any) -> Any:
-    return load_reward(RewardConfig(name=name, options={name: options(folder, name) | (changed or {})}, **settings))
+    return load_reward(name, RewardTerm(options=options(folder, name) | (changed or {}), **settings))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -222,9 +222,9 @@ def test_without_the_hub_one_line_says_what_to_fetch(
     }
     for missing, place in zip(("weights", "tokenizer"), published[name], strict=True):
         given = {key: value for key, value in options(folder, name).items() if key != missing}
-        message = f"{place}.*cannot be loaded .*; fetch it first and give its place in reward.options"
+        message = f"{place}.*cannot be loaded .*; fetch it first and give its place in that option"
         with pytest.raises(UserError, match=message) as error:
-            load_reward(RewardConfig(name=name, options={name: given}))
+            load_reward(name, RewardTerm(options=given))
         assert "\n" not in str(error.value)
 
 
@@ -244,7 +244,7 @@ def fewer_words(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("name", "package"), [("hpsv2.1", "hpsv2"), ("imagereward", "image-reward")])
 def test_the_package_as_a_backend_must_be_there(folder: Path, name: str, package: str) -> None:
     with pytest.raises(UserError, match=f"reward {name}: backend package needs {package} .*backend: native"):
-        load_reward(RewardConfig(name=name, options={name: {"backend": "package"}}))
+        load_reward(name, RewardTerm(options={"backend": "package"}))
     with pytest.raises(UserError, match="backend 'fast' is neither native nor package"):
         loaded(folder, name, changed={"backend": "fast"})
 
@@ -261,7 +261,7 @@ def test_hpsv2s_package_is_called_once_a_prompt(monkeypatch: pytest.MonkeyPatch)
     fake.score = score  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "hpsv2", ModuleType("hpsv2"))
     monkeypatch.setitem(sys.modules, "hpsv2.img_score", fake)
-    reward = load_reward(RewardConfig(name="hpsv2", options={"hpsv2": {"backend": "package", "weights": "w.pt"}}))
+    reward = load_reward("hpsv2", RewardTerm(options={"backend": "package", "weights": "w.pt"}))
     pictures = torch.tensor([0.2, 0.4, 0.6, 0.8])[:, None, None, None].expand(4, 3, 8, 8)
     values = reward(pictures, [Prompt("a"), Prompt("bcd"), Prompt("a"), Prompt("bcd")])
     assert torch.allclose(values, torch.tensor([1.2, 3.4, 1.6, 3.8]), atol=1e-6)
@@ -283,16 +283,16 @@ def test_imagerewards_package_is_loaded_once(monkeypatch: pytest.MonkeyPatch) ->
     fake.load = load  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ImageReward", fake)
     chosen = {"backend": "package", "weights": "models/i.pt"}
-    reward = load_reward(RewardConfig(name="imagereward", options={"imagereward": chosen}, batch_size=1))
+    reward = load_reward("imagereward", RewardTerm(options=chosen, batch_size=1))
     values = reward(torch.full((2, 3, 8, 8), 0.6), [Prompt("a"), Prompt("bc")])
     assert torch.allclose(values, torch.tensor([1.6, 2.6]), atol=1e-6)
     assert loads == [{"name": "models/i.pt", "med_config": "models/med_config.json"}]
 
 
 def test_the_version_belongs_to_the_name() -> None:
-    assert {name: dict(REWARDS[name].fixed) for name in NAMES[:2]} == {
+    assert {name: dict(REWARDS.get(name).fixed) for name in NAMES[:2]} == {
         "hpsv2": {"version": "v2.0"},
         "hpsv2.1": {"version": "v2.1"},
     }
-    with pytest.raises(UserError, match="hpsv2 has no option 'version'"):
-        load_reward(RewardConfig(name="hpsv2", options={"hpsv2": {"version": "v2.1"}}))
+    with pytest.raises(UserError, match="hpsv2: has no option 'version'"):
+        load_reward("hpsv2", RewardTerm(options={"version": "v2.1"}))

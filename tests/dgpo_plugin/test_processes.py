@@ -209,7 +209,7 @@ main()
 def test_a_reward_that_fails_on_one_process_ends_all_with_its_reason(tmp_path: Path) -> None:
     script = tmp_path / "broken.py"
     script.write_text(BROKEN)
-    process = launch(2, *arguments(tmp_path / "run", "reward.retries=0"), extra=str(script))
+    process = launch(2, *arguments(tmp_path / "run", "scoring.retries=0"), extra=str(script))
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "process 1: reward shapes: failed 1 times, last with ConnectionError: the judge is out" in output

@@ -23,10 +23,18 @@ from rich.console import Console
 
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.errors import StopNow, UserError
-from dgpo_plugin.config.fields import ModelConfig, RewardConfig
+from dgpo_plugin.config.fields import ModelConfig, ScoringConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed import processor
-from dgpo_plugin.distributed.processor import COMMON_WORK, MASKED, SWITCH, Trial, bf16_trial, settled
+from dgpo_plugin.distributed.processor import (
+    COMMON_WORK,
+    ISA_VARIABLE,
+    ISA_WITHOUT_AMX,
+    ProcessState,
+    Trial,
+    bf16_trial,
+    settled,
+)
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.load import denoiser_work
 from dgpo_plugin.rewards.networks.base import NeuralReward
@@ -46,7 +54,7 @@ def trial_script(*, plain: str = "", masked: str = "", fp32: float = 1.0, bf16: 
     return f"""
 import json, os, sys
 sys.stdin.read()
-masked = os.environ.get("{SWITCH}") == "{MASKED}"
+masked = os.environ.get("{ISA_VARIABLE}") == "{ISA_WITHOUT_AMX}"
 print(json.dumps({{"fp16": not masked}}), flush=True)
 exec({masked!r} if masked else {plain!r})
 print(json.dumps({{"error": 0.01, "fp32": {fp32}, "bf16": {bf16}}}))
@@ -71,9 +79,8 @@ def imitate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Imitate:
 
     def as_if(says: str) -> None:
         script.write_text(says)
-        monkeypatch.setattr(processor, "_known", {})
-        monkeypatch.setattr(processor, "_ready", [])
-        monkeypatch.delenv(SWITCH, raising=False)
+        monkeypatch.setattr(processor, "state", ProcessState())
+        monkeypatch.delenv(ISA_VARIABLE, raising=False)
         for file in (tmp_path / "trial" / "cache").glob("*"):
             file.unlink()
 
@@ -88,10 +95,14 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 @functools.cache
 def says_fp16(*steps: str) -> bool:
     """What oneDNN says of itself after some steps in a fresh process."""
-    clean = {name: value for name, value in os.environ.items() if name != SWITCH}
+    clean = {name: value for name, value in os.environ.items() if name != ISA_VARIABLE}
     script = "; ".join(["import torch", *steps, "print(torch.ops.mkldnn._is_mkldnn_fp16_supported())"])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=clean)
     return done.stdout.strip() == "True"
+
+
+def homeless() -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 # ---- the real trial, here
@@ -102,8 +113,8 @@ def says_fp16(*steps: str) -> bool:
 def test_the_real_trial_answers(variable: str, imitate: Imitate, monkeypatch: pytest.MonkeyPatch) -> None:
     """On whatever processor runs this, as it is and cut down: it works, with times, or there is a reason."""
     monkeypatch.undo()
-    monkeypatch.setattr(processor, "_known", {})
-    monkeypatch.setattr(processor, "_kept_at", lambda work, threads: None)
+    monkeypatch.setattr(processor, "state", ProcessState())
+    monkeypatch.setattr(processor, "cache_folder", homeless)
     name, _, value = variable.partition("=")
     if name:
         monkeypatch.setenv(name, value)
@@ -117,7 +128,7 @@ def test_the_real_trial_answers(variable: str, imitate: Imitate, monkeypatch: py
 @needs_bf16
 def test_a_process_that_has_computed_cannot_be_masked_any_more() -> None:
     """oneDNN itself says so. Where it has no float16 anyway, its answer tells nothing, and none is looked for."""
-    mask = f"import os; os.environ['{SWITCH}'] = '{MASKED}'"
+    mask = f"import os; os.environ['{ISA_VARIABLE}'] = '{ISA_WITHOUT_AMX}'"
     compute = "torch.nn.functional.linear(torch.ones(8, 8), torch.ones(8, 8))"
     if not says_fp16():
         pytest.skip("this processor has no float16")
@@ -150,16 +161,16 @@ def test_auto_takes_what_works_and_is_clearly_faster(
         assert settled("model.precision", "auto", CPU) == chosen
     (line,) = lines(caplog)
     assert why in line
-    assert os.environ.get(SWITCH) is None
+    assert os.environ.get(ISA_VARIABLE) is None
 
 
 @pytest.mark.fast
 def test_by_name_a_slow_one_runs_and_says_so_once(imitate: Imitate, caplog: pytest.LogCaptureFixture) -> None:
     imitate(SLOW)
     with caplog.at_level(logging.INFO):
-        assert settled("reward.precision", "bf16", CPU) == "bf16"
+        assert settled("scoring.precision", "bf16", CPU) == "bf16"
         assert settled("model.precision", "bf16", CPU) == "bf16"
-    assert lines(caplog) == ["reward.precision bf16: runs, but takes 2.0 times as long as fp32 on this processor"]
+    assert lines(caplog) == ["scoring.precision bf16: runs, but takes 2.0 times as long as fp32 on this processor"]
 
 
 @pytest.mark.fast
@@ -220,7 +231,7 @@ for precision in ("auto", "bf16", "auto"):
         print(processor.settled("model.precision", precision, torch.device("cpu")))
     except UserError as error:
         print(error)
-print(os.environ.get(processor.SWITCH))
+print(os.environ.get(processor.ISA_VARIABLE))
 print(processor.computes_in_fp16())
 """
 
@@ -228,7 +239,7 @@ print(processor.computes_in_fp16())
 def masking(tmp_path: Path, says: str, *arguments: str) -> list[str]:
     """What a fresh process does; where the processor has no float16, its answer is imitated too."""
     (tmp_path / "trial.py").write_text(says)
-    clean = {name: value for name, value in os.environ.items() if name != SWITCH}
+    clean = {name: value for name, value in os.environ.items() if name != ISA_VARIABLE}
     extra = [] if says_fp16() else ["no-fp16"]
     command = [sys.executable, "-c", MASKING, str(tmp_path / "trial.py"), *arguments, *extra]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean)
@@ -240,14 +251,14 @@ def test_amx_that_traps_is_masked_for_the_process(tmp_path: Path) -> None:
     for _ in range(2):  # the second time from what was kept
         first, second, third, mask, fp16, said = masking(tmp_path, TRAPS)
         assert (first, second, third) == ("bf16", "bf16", "bf16")
-        assert (mask, fp16) == (MASKED, "False")
-        assert f"its AMX, announced and refused, is masked ({SWITCH}={MASKED})" in said
+        assert (mask, fp16) == (ISA_WITHOUT_AMX, "False")
+        assert f"its AMX, announced and refused, is masked ({ISA_VARIABLE}={ISA_WITHOUT_AMX})" in said
 
 
 @pytest.mark.slow
 def test_a_masked_processor_that_is_slow_computes_in_float32(tmp_path: Path) -> None:
     first, second, third, mask, *_ = masking(tmp_path, trial_script(plain=ILLEGAL, bf16=1.5))
-    assert (first, second, third, mask) == ("fp32", "bf16", "fp32", MASKED)
+    assert (first, second, third, mask) == ("fp32", "bf16", "fp32", ISA_WITHOUT_AMX)
 
 
 @pytest.mark.slow
@@ -255,7 +266,9 @@ def test_where_it_is_too_late_to_mask_it_is_float32(tmp_path: Path) -> None:
     """As in a ComfyUI that has already computed."""
     first, second, third, mask, fp16, said = masking(tmp_path, TRAPS, "computed")
     assert (first, third, mask, fp16) == ("fp32", "fp32", "None", "True")
-    assert f"can be masked only before a process first computes: start it with {SWITCH}={MASKED}" in second
+    assert (
+        f"can be masked only before a process first computes: start it with {ISA_VARIABLE}={ISA_WITHOUT_AMX}" in second
+    )
     assert said.count("model.precision auto: fp32; bf16 does not work here") == 2
 
 
@@ -265,20 +278,20 @@ def test_a_mask_that_does_not_show_is_not_relied_on(imitate: Imitate, monkeypatc
     monkeypatch.setattr(processor, "computes_in_fp16", lambda: False)
     imitate(TRAPS)
     assert settled("", "auto", CPU) == "bf16"
-    assert os.environ[SWITCH] == MASKED
+    assert os.environ[ISA_VARIABLE] == ISA_WITHOUT_AMX
     for says in (TRAPS.replace("not masked", "False"), TRAPS.replace("not masked", "True")):
         imitate(says)
         assert settled("", "auto", CPU) == "fp32"
-        assert SWITCH not in os.environ
+        assert ISA_VARIABLE not in os.environ
 
 
 @pytest.mark.fast
 def test_a_switch_of_the_users_own_is_left_alone(imitate: Imitate, monkeypatch: pytest.MonkeyPatch) -> None:
     imitate(TRAPS)
-    monkeypatch.setenv(SWITCH, "AVX512_CORE_AMX")
-    with pytest.raises(UserError, match=f"SIGILL, with {SWITCH}=AVX512_CORE_AMX"):
+    monkeypatch.setenv(ISA_VARIABLE, "AVX512_CORE_AMX")
+    with pytest.raises(UserError, match=f"SIGILL, with {ISA_VARIABLE}=AVX512_CORE_AMX"):
         settled("", "bf16", CPU)
-    assert os.environ[SWITCH] == "AVX512_CORE_AMX"
+    assert os.environ[ISA_VARIABLE] == "AVX512_CORE_AMX"
 
 
 @pytest.mark.fast
@@ -286,10 +299,10 @@ def test_a_switch_that_was_set_too_late_is_noticed(imitate: Imitate, monkeypatch
     """In a notebook, say: a trial has it from its start, and this process has not."""
     for answer, refused in ((True, True), (False, False)):
         imitate(TRAPS)
-        monkeypatch.setenv(SWITCH, MASKED)
+        monkeypatch.setenv(ISA_VARIABLE, ISA_WITHOUT_AMX)
         monkeypatch.setattr(processor, "computes_in_fp16", lambda answer=answer: answer)
         if refused:
-            with pytest.raises(UserError, match=f"{SWITCH} was set when this process had computed already"):
+            with pytest.raises(UserError, match=f"{ISA_VARIABLE} was set when this process had computed already"):
                 settled("", "bf16", CPU)
         else:
             assert settled("", "bf16", CPU) == "bf16"
@@ -301,8 +314,7 @@ def test_a_switch_that_was_set_too_late_is_noticed(imitate: Imitate, monkeypatch
 def forget(monkeypatch: pytest.MonkeyPatch, says: str) -> None:
     """A new process, in which a trial would say something else."""
     processor.TRIAL.write_text(says)
-    monkeypatch.setattr(processor, "_known", {})
-    monkeypatch.setattr(processor, "_ready", [])
+    monkeypatch.setattr(processor, "state", ProcessState())
 
 
 @pytest.mark.fast
@@ -313,7 +325,7 @@ def test_a_trial_is_kept(imitate: Imitate, monkeypatch: pytest.MonkeyPatch) -> N
     # but not for other work, other threads, or another limit on the processor
     assert bf16_trial(((1, 2, 3, 4),), 1).problem
     assert bf16_trial(COMMON_WORK, 2).problem
-    monkeypatch.setattr(processor, "_known", {})
+    monkeypatch.setattr(processor, "state", ProcessState())
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     assert bf16_trial(COMMON_WORK, 1).problem
 
@@ -337,9 +349,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     monkeypatch.setattr(processor, "cache_folder", lambda: tmp_path / "file" / "cache")
     assert not bf16_trial(COMMON_WORK, 1).problem
 
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
     monkeypatch.setattr(processor, "cache_folder", homeless)
     forget(monkeypatch, SLOW)
     assert bf16_trial(COMMON_WORK, 1).bf16 == 2
@@ -360,7 +369,7 @@ def test_what_says_nothing_of_the_processor_is_not_kept(imitate: Imitate, monkey
 class Mean(NeuralReward):
     """A reward with a network."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: ScoringConfig) -> None:
         super().__init__(torch.nn.Linear(3, 1), config)
 
     def score(self, images: torch.Tensor, prompts: object) -> torch.Tensor:
@@ -377,7 +386,7 @@ SHARED = [part for change in SMALL if "precision" not in change for part in ("--
     [
         ["train", "shapes", "--output", "{tmp}/run", *SHARED, "--set", "model.precision=bf16"],
         ["train", "shapes", "--output", "{tmp}/run", *SHARED, "--set", "model.precision=fp32",
-         "--set", "reward={{name: '{tmp}/mine.py:Mean', precision: bf16}}"],
+         "--set", "rewards={{'{tmp}/mine.py:Mean': {{precision: bf16}}}}"],
         ["score", "{tmp}/a.png", "--reward", "{tmp}/mine.py:Mean", "--prompt", "x", "--set", "precision=bf16"],
         ["serve-reward", "{tmp}/mine.py:Mean", "--port", "0", "--set", "precision=bf16"],
         ["sample", "half", "--prompt", "a red circle", "--output", "{tmp}/x.png"],
@@ -388,7 +397,9 @@ def test_every_command_refuses_what_would_die(
 ) -> None:
     imitate(DEAD)
     (tmp_path / "mine.py").write_text(OWN)
-    (tmp_path / "half.yaml").write_text("model: {path: shapes, precision: bf16}")
+    (tmp_path / "half.yaml").write_text(
+        "{model: {path: shapes, precision: bf16}, prompts: {train: shapes/train}, rewards: shapes}"
+    )
     names = {"half": tmp_path / "half.yaml"}
     if command[0] == "sample":
         monkeypatch.setattr("dgpo_plugin.config.load.preset_names", lambda: names)
@@ -404,16 +415,16 @@ def test_every_command_refuses_what_would_die(
 def test_the_vaes_own_precision_is_looked_at_too(imitate: Imitate) -> None:
     imitate(DEAD)
     with pytest.raises(UserError, match=r"model\.vae_precision bf16: does not work here"):
-        load_model(ModelConfig(precision="fp32", vae_precision="bf16"))
+        load_model(ModelConfig(path="shapes", precision="fp32", vae_precision="bf16"))
 
 
 @pytest.mark.fast
 def test_a_reward_that_is_moved_to_a_processor_is_looked_at_again(imitate: Imitate) -> None:
     """ComfyUI sets the device after the reward was loaded."""
     imitate(DEAD)
-    reward = Mean(RewardConfig(precision="bf16", device="cuda"))
+    reward = Mean(ScoringConfig(precision="bf16", device="cuda"))
     reward.device = CPU
-    with pytest.raises(UserError, match=r"reward.precision bf16: does not work here"):
+    with pytest.raises(UserError, match=r"scoring.precision bf16: does not work here"):
         reward(torch.zeros(1, 3, 8, 8), [])
 
 
@@ -428,9 +439,9 @@ def test_pretraining_decides_before_it_computes(
     def enough(*_: object) -> None:
         raise StopNow
 
-    monkeypatch.setattr(pretrain, "_scenes", enough)
+    monkeypatch.setattr(pretrain, "draw_scenes", enough)
     with pytest.raises(StopNow):
-        pretrain.pretrain(tmp_path / "world", pretrain.PretrainConfig())
+        pretrain.pretrain(tmp_path / "world")
     assert json.loads((tmp_path / "world" / "pretrain.jsonl").read_text())["precision"] == "fp32"
 
 
@@ -441,7 +452,7 @@ def test_pretraining_decides_before_it_computes(
 def test_the_work_is_the_denoisers_own() -> None:
     """Counted by hand: 4 layers of width 128, 16 tokens of a picture and 13 of a text, 3 layers of which go on."""
     pictures, texts = 8 * 16, 8 * 13
-    assert set(denoiser_work(ModelConfig(max_sequence_length=1), 8)) == {
+    assert set(denoiser_work(ModelConfig(path="shapes", max_sequence_length=1), 8)) == {
         (pictures, 128, 128, 16),
         (pictures, 128, 512, 4),
         (pictures, 512, 128, 4),
@@ -546,4 +557,4 @@ def test_an_unsettled_auto_is_planned_as_float32(imitate: Imitate) -> None:
 def test_a_model_is_loaded_in_what_was_chosen(imitate: Imitate) -> None:
     for says, kind in ((FAST, torch.bfloat16), (SLOW, torch.float32)):
         imitate(says)
-        assert load_model(ModelConfig(precision="auto")).denoiser.dtype == kind
+        assert load_model(ModelConfig(path="shapes", precision="auto")).denoiser.dtype == kind

@@ -19,9 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,9 +33,9 @@ from torch import Tensor
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
-from dgpo_plugin.config.load import load_config, reward_config
-from dgpo_plugin.rewards import RewardInfo, load_reward
+from dgpo_plugin.config.fields import RewardTerm
+from dgpo_plugin.config.load import load_config, reward_terms
+from dgpo_plugin.rewards import REWARDS, as_reward, load_reward
 from dgpo_plugin.rewards.served import server
 from dgpo_plugin.rewards.served.client import RemoteReward
 from dgpo_plugin.rewards.served.server import RewardServer, identity
@@ -59,7 +57,7 @@ def plain(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 @contextmanager
 def serving(reward: Any = plain, version: str = "1", **options: Any) -> Iterator[str]:
     """A server in a thread; its address."""
-    made = RewardServer(reward, "plain", version, **options)
+    made = RewardServer(as_reward(reward), "plain", version, **options)
     thread = threading.Thread(target=made.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -74,6 +72,12 @@ def serving(reward: Any = plain, version: str = "1", **options: Any) -> Iterator
 def url() -> Iterator[str]:
     with serving() as address:
         yield address
+
+
+def identity_of(name: str, *settings: str) -> tuple[str, str]:
+    """Name and version that ``dgpo serve-reward`` would tell."""
+    terms, scoring = reward_terms([name], settings)
+    return identity(name, terms[name], scoring)
 
 
 def pictures(count: int, seed: int = 0) -> Tensor:
@@ -159,10 +163,10 @@ def test_a_slow_server_does_not_hold_the_others_up() -> None:
 
 def test_a_run_trains_with_a_remote_reward() -> None:
     with serving(ShapesReward()) as address:
-        chosen = ["reward.name=remote", f"reward.options.remote.urls=[{address}]", "reward.batch_size=3"]
+        chosen = ["rewards=remote", f"rewards.remote.options.urls=[{address}]", "scoring.batch_size=3"]
         trainer = Trainer(load_config("shapes", [*SMALL, *chosen]))
         remote = next(trainer.iterations())
-    assert trainer.reward_title == "plain 1 (served)"  # and not "remote", which would tell an adapter's users nothing
+    assert trainer.rewards.title == "plain 1 (served)"  # and not "remote", which would tell an adapter's users nothing
     local = next(Trainer(load_config("shapes", SMALL)).iterations())
     assert remote["reward"] == pytest.approx(local["reward"], abs=0.02)
 
@@ -211,7 +215,7 @@ def test_a_server_killed_in_the_middle_is_left_out_and_its_work_done_by_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with process(tmp_path, "own.py:sleeping") as (started, dying):
-        name, version = identity(reward_config(f"{tmp_path / 'own.py'}:sleeping", []))
+        name, version = identity_of(f"{tmp_path / 'own.py'}:sleeping")
         assert call(dying, path="/health")[1] == {"name": name, "version": version, "ready": True}
 
         def kills(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -222,7 +226,7 @@ def test_a_server_killed_in_the_middle_is_left_out_and_its_work_done_by_others(
             started.wait()
             return plain(images, prompts)
 
-        made = RewardServer(kills, name, version)
+        made = RewardServer(as_reward(kills), name, version)
         threading.Thread(target=made.serve_forever, daemon=True).start()
         surviving = f"http://127.0.0.1:{made.server_address[1]}"
         reward = RemoteReward(urls=[dying, surviving], batch_size=2)
@@ -375,7 +379,7 @@ def test_servers_must_be_well_and_serve_the_same(url: str) -> None:
         unused.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(UserError, match=f"{nobody} is not well .*ConnectionRefusedError.*start its servers first"):
-            load_reward(RewardConfig(name="remote", options={"remote": {"urls": [url, nobody]}}))
+            load_reward("remote", RewardTerm(options={"urls": [url, nobody]}))
     with serving(version="2") as other, pytest.raises(UserError, match=f"{other} serves plain 2, others plain 1"):
         RemoteReward(urls=[url, other])
 
@@ -391,12 +395,12 @@ def test_servers_must_be_well_and_serve_the_same(url: str) -> None:
         ({"urls": ["http://a", "http://a/"]}, "the same address twice"),
         ({"urls": "http://a", "batch_size": 0}, "batch_size must be at least 1"),
         ({"urls": "http://a", "token_variable": "NOT_SET_HERE"}, "environment variable NOT_SET_HERE is not set"),
-        ({"url": "http://a"}, "remote has no option 'url'; did you mean 'urls'"),
+        ({"url": "http://a"}, "remote: has no option 'url'; did you mean 'urls'"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_reward(RewardConfig(name="remote", options={"remote": options}))
+        load_reward("remote", RewardTerm(options=options))
 
 
 # ---- tokens
@@ -644,7 +648,7 @@ def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
         (["shapes", "--token-variable", "NOT_SET_HERE"], "environment variable NOT_SET_HERE is not set"),
         (["nothing"], "no reward 'nothing'"),
         (["shapes", "--set", "batch=3"], "--set: unknown key batch; did you mean 'batch_size'"),
-        (["shapes", "--set", "options.colour=3"], "shapes has no option 'colour'"),
+        (["shapes", "--set", "options.colour=3"], "shapes: has no option 'colour'"),
         (["shapes", "--port", "{taken}"], "choose another"),
     ],
 )
@@ -660,22 +664,26 @@ def test_the_version_changes_with_what_changes_the_rewards(tmp_path: Path) -> No
     for file in (one, other):
         file.parent.mkdir()
         file.write_text(OWN)
-    same = identity(reward_config(f"{one}:mean", ["batch_size=3", "device=cpu"]))
-    assert same == identity(reward_config(f"{other}:mean", []))
+    same = identity_of(f"{one}:mean", "batch_size=3", "device=cpu")
+    assert same == identity_of(f"{other}:mean")
     assert same[0] == "own.py:mean"
     other.write_text(OWN + "\n")
-    different = [reward_config(f"{other}:mean", []), reward_config(f"{one}:mean", ["precision=bf16"])]
-    different += [reward_config(f"{one}:mean", ["options.weights=/x"])]
-    assert len({identity(config)[1] for config in different} | {same[1]}) == 4
+    different = [identity_of(f"{other}:mean"), identity_of(f"{one}:mean", "precision=bf16")]
+    different += [identity_of(f"{one}:mean", "options.weights=/x")]
+    assert len({version for _, version in different} | {same[1]}) == 4
 
 
-def test_the_version_changes_with_the_package_a_reward_is_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_changes_with_the_package_a_reward_is_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = set()
     for version in ("1.0", "1.1"):
-        point = EntryPoint("theirs", "package:reward", "dgpo_plugin.rewards")
-        vars(point)["dist"] = SimpleNamespace(version=version)
-        monkeypatch.setattr(server, "reward_names", lambda point=point: {"theirs": RewardInfo(point, "")})
-        versions.add(identity(reward_config("theirs", []))[1])
+        folder = tmp_path / version / f"others_rewards-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: others-rewards\nVersion: {version}\n")
+        (folder / "entry_points.txt").write_text("[dgpo_plugin.rewards]\ntheirs = package:reward\n")
+        with monkeypatch.context() as path:
+            path.syspath_prepend(folder.parent)
+            assert REWARDS.get("theirs").package == "others-rewards"
+            versions.add(identity_of("theirs")[1])
     assert len(versions) == 2
 
 
@@ -717,12 +725,11 @@ def test_the_example_of_the_documentation(tmp_path: Path) -> None:
     )
     code = (
         "import torch\n"
-        "from dgpo_plugin.config.fields import RewardConfig\n"
         "from dgpo_plugin.common.prompt import Prompt\n"
         "from dgpo_plugin.rewards import checked_rewards, load_reward\n"
         "images = torch.zeros(2, 3, 4, 5)\n"
         "images[1, 0, 2, 1] = 1\n"
-        "reward = load_reward(RewardConfig(name='deqa.py:DeQA'))\n"
+        "reward = load_reward('deqa.py:DeQA')\n"
         "print(checked_rewards(reward, images, [Prompt('a')] * 2, 'deqa').tolist())\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path[1:]])

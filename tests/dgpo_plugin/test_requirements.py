@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_plugin.commands.comfy_install import COMFYUIS_OWN, HARNESS_ONLY, ROOT, needs
+from dgpo_plugin.commands.comfy_install import COMFYUIS_OWN, HARNESS_ONLY, ROOT, oldest_versions
 
 pytestmark = pytest.mark.fast
 
@@ -41,13 +41,13 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def test_what_the_nodes_need_is_what_the_library_needs() -> None:
     expected = {name: numbers(oldest) for name, oldest in declared().items() if name not in HARNESS_ONLY}
-    assert {name: numbers(".".join(map(str, oldest))) for name, oldest in needs().items()} == expected
+    assert {name: numbers(".".join(map(str, oldest))) for name, oldest in oldest_versions().items()} == expected
     assert set(COMFYUIS_OWN) <= set(expected)
 
 
 def test_comfyuis_requirements_are_those_that_it_does_not_bring() -> None:
     """So installing them names none of ComfyUI's own, and nothing is missing."""
-    beside = {name for name in needs() if name not in COMFYUIS_OWN}
+    beside = {name for name in oldest_versions() if name not in COMFYUIS_OWN}
     assert lines("requirements.txt") == [f"{name}>={oldest}" for name, oldest in declared().items() if name in beside]
 
 

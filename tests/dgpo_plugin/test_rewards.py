@@ -20,18 +20,19 @@ from rich.console import Console
 from torch import Tensor
 
 from dgpo_plugin.commands.main import main
+from dgpo_plugin.common import registry
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import files_hash, import_from_file, loaded_hash
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.config.load import load_config
-from dgpo_plugin.rewards import REWARDS, RewardInfo, as_sum, load_reward
+from dgpo_plugin.rewards import REWARDS, load_reward, load_rewards
 from dgpo_plugin.rewards.image_statistics import STATISTICS, diversity
 from dgpo_plugin.rewards.ocr import OcrReward, asked_text, closeness, edit_distance
 from dgpo_plugin.training import run
 from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
 from dgpo_plugin.training.trainer import Trainer
-from tests.conftest import SMALL
+from tests.conftest import SMALL, shapes_run
 
 pytestmark = pytest.mark.fast
 
@@ -139,18 +140,17 @@ PICTURES, PROMPTS = torch.full((2, 3, 8, 8), 0.25), [Prompt("ab"), Prompt("abcd"
 
 
 def test_a_users_own_function_or_class(own: Path) -> None:
-    assert load_reward(RewardConfig(name=f"{own}:brightness"))(PICTURES, PROMPTS).tolist() == [0.25, 0.25]
-    assert load_reward(RewardConfig(name=f"{own}:Longest"))(PICTURES, PROMPTS).tolist() == [2, 4]
+    assert load_reward(f"{own}:brightness")(PICTURES, PROMPTS).tolist() == [0.25, 0.25]
+    assert load_reward(f"{own}:Longest")(PICTURES, PROMPTS).tolist() == [2, 4]
 
 
 def test_a_weighted_sum(own: Path) -> None:
-    config = RewardConfig(name=None, sum={f"{own}:brightness": 2, f"{own}:Longest": -0.5})
-    loaded = load_reward(config)
-    assert loaded(PICTURES, PROMPTS).tolist() == [-0.5, -1.5]
-    assert as_sum(loaded, "").title == config.label
-    assert config.label.startswith("2 ")
-    with pytest.raises(ValueError, match="give name, or sum with name: null"):
-        RewardConfig(sum={"shapes": 1})
+    config = shapes_run(rewards={f"{own}:brightness": 2, f"{own}:Longest": -0.5})
+    loaded = load_rewards(config.rewards)
+    assert loaded.total(loaded.score(PICTURES, PROMPTS)).tolist() == [-0.5, -1.5]
+    assert loaded.title == config.reward_label
+    assert config.reward_label.startswith("2 ")
+    assert loaded.sha256 == hashlib.sha256(OWN.encode() * 2).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -165,13 +165,13 @@ def test_a_weighted_sum(own: Path) -> None:
 )
 def test_rewards_that_cannot_be_loaded(own: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_reward(RewardConfig(name=name.format(own=own)))
+        load_reward(name.format(own=own))
 
 
 def test_an_error_in_a_users_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
     with pytest.raises(UserError, match="ModuleNotFoundError while loading it: No module named 'nowhere_to_be_found'"):
-        load_reward(RewardConfig(name=f"{tmp_path / 'broken.py'}:x"))
+        load_reward(f"{tmp_path / 'broken.py'}:x")
 
 
 def test_a_file_that_ends_the_program_is_an_error_and_no_success(tmp_path: Path) -> None:
@@ -179,15 +179,16 @@ def test_a_file_that_ends_the_program_is_an_error_and_no_success(tmp_path: Path)
     file = tmp_path / "leaves.py"
     file.write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(UserError, match="SystemExit while loading it"):
-        load_reward(RewardConfig(name=f"{file}:reward"))
+        load_reward(f"{file}:reward")
 
 
 def test_a_reward_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REWARDS, "dear", RewardInfo("none:None", "nothing", needs=("not_installed_here",)))
-    with pytest.raises(UserError, match=r"reward dear: needs not_installed_here; pip install 'dgpo-plugin\[rewards\]'"):
-        load_reward(RewardConfig(name="dear"))
+    found = registry.find_spec
+    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "rapidocr" else found(name))
+    with pytest.raises(UserError, match=r"reward ocr: needs rapidocr; pip install 'dgpo-plugin\[rewards\]'"):
+        load_reward("ocr")
     listed = CliRunner().invoke(main, ["list", "rewards"]).output
-    assert "dear\n    nothing\n    [0, 1]; weights: none; needs not_installed_here; pip install" in listed
+    assert "Apache-2.0, its README's); needs rapidocr; pip install" in listed
     assert (
         "ocr\n    the words in double quotes (or metadata text) as read back\n    [0, 1]; weights: PP-OCRv6" in listed
     )
@@ -195,7 +196,7 @@ def test_a_reward_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytes
 
 
 def test_a_run_is_not_resumed_with_another_reward_file(own: Path, tmp_path: Path) -> None:
-    config = load_config("shapes", [*SMALL, f"reward.name={own}:brightness", "training.decay=none"])
+    config = load_config("shapes", [*SMALL, f"rewards={own}:brightness", "training.decay=none"])
     adapter = run.train(config, tmp_path / "run", Console(quiet=True))
     own.write_text(OWN.replace("images.mean", "-images.mean"))
     with pytest.raises(UserError, match="the reward's file is not the one"):
@@ -204,7 +205,7 @@ def test_a_run_is_not_resumed_with_another_reward_file(own: Path, tmp_path: Path
 
 def test_a_reward_edited_during_the_run_is_not_taken_for_the_one_it_began_with(own: Path, tmp_path: Path) -> None:
     """The checkpoints saved after the edit are still of the reward that was loaded, and so are those after a resume."""
-    overrides = [f"reward.name={own}:brightness", "training.decay=none", "checkpoint.every=1", "checkpoint.keep=9"]
+    overrides = [f"rewards={own}:brightness", "training.decay=none", "checkpoint.every=1", "checkpoint.keep=9"]
     config = load_config("shapes", [*SMALL, *overrides])
     edited = OWN.replace("images.mean", "-images.mean")
 
@@ -239,7 +240,7 @@ def test_several_rewards_are_logged_one_by_one_and_a_constant_one_is_named(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], aggregate: str
 ) -> None:
     first, second = f"{own}:brightness", f"{own}:Longest"  # the second is the same for all images of a prompt
-    overrides = [f"reward={{name: null, sum: {{{first}: 2, {second}: 1}}, aggregate: {aggregate}}}"]
+    overrides = [f"rewards={{{first}: 2, {second}: 1}}", f"scoring.aggregate={aggregate}"]
     adapter = run.train(load_config("shapes", [*SMALL, *overrides]), tmp_path / "run", Console(width=400))
     records = [json.loads(line) for line in (adapter.parent / "metrics.jsonl").read_text().splitlines()]
     for record in records:
@@ -257,16 +258,13 @@ def test_options_reach_a_users_class_and_wrong_ones_are_refused(tmp_path: Path) 
         "    def __call__(self, images, prompts):\n        return self.factor * images.mean((1, 2, 3))\n"
     )
     name = f"{tmp_path / 'scaled.py'}:Scaled"
-    config = RewardConfig(name=name, options={name: {"factor": 8}}, batch_size=5)
-    loaded = load_reward(config)
+    loaded = load_reward(name, RewardTerm(options={"factor": 8}, batch_size=5))
     assert loaded(PICTURES, PROMPTS).tolist() == [2, 2]
-    assert loaded.config.batch_size == 5  # type: ignore[attr-defined]
+    assert loaded.function.config.batch_size == 5  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="has no option 'facto'; did you mean 'factor'"):
-        load_reward(RewardConfig(name=name, options={name: {"facto": 8}}))
-    with pytest.raises(UserError, match="has no option 'x', nor any other"):
-        load_reward(RewardConfig(name="shapes", options={"shapes": {"x": 8}}))
-    with pytest.raises(UserError, match=r"reward\.options: ocrr is not a reward of this run"):
-        load_reward(RewardConfig(name="shapes", options={"ocrr": {}}))
+        load_reward(name, RewardTerm(options={"facto": 8}))
+    with pytest.raises(UserError, match="shapes: has no option 'x', nor any other"):
+        load_reward("shapes", RewardTerm(options={"x": 8}))
 
 
 # ---- cheap statistics
@@ -280,10 +278,10 @@ def test_statistics_in_numbers() -> None:
     halves[:, :, :16] = 1
     blurred = (noise + noise.roll(1, 1) + noise.roll(1, 2) + noise.roll((1, 1), (1, 2))) / 4
     images = torch.stack([blank, noise, halves, blurred])
-    found = {name: load_reward(RewardConfig(name=name))(images, [Prompt("")] * 4).tolist() for name in STATISTICS}
+    found = {name: load_reward(name)(images, [Prompt("")] * 4).tolist() for name in STATISTICS}
     assert found["brightness"] == pytest.approx([0.5, noise.mean().item(), 0.75, noise.mean().item()], abs=1e-6)
-    assert found["colour-entropy"][0] == 0
-    assert found["colour-entropy"][2] == pytest.approx(1)  # two colours, half each
+    assert found["color-entropy"][0] == 0
+    assert found["color-entropy"][2] == pytest.approx(1)  # two colours, half each
     assert found["sharpness"][0] == 0
     assert found["sharpness"][3] < 0.6 * found["sharpness"][1]
     assert found["jpeg-size"][0] < found["jpeg-size"][2] < found["jpeg-size"][3] < found["jpeg-size"][1]
@@ -343,7 +341,8 @@ def test_pictures_of_several_sizes_are_scored_in_batches(tmp_path: Path) -> None
     [
         ("batch_sise=4", "unknown key batch_sise; did you mean 'batch_size'?"),
         ("precision=fp8", "precision"),
-        ("options={shapse: {}}", "--set options: shapse is not among the rewards"),
+        ("rewards.brightnes.offload=true", "--set: brightnes is not among the rewards; did you mean 'brightness'?"),
+        ("options.shapse=1", "reward brightness: has no option 'shapse', nor any other"),
     ],
 )
 def test_settings_that_score_does_not_have(tmp_path: Path, override: str, message: str) -> None:
@@ -375,8 +374,8 @@ def test_what_cannot_be_scored(own: Path, tmp_path: Path, arguments: list[str], 
     assert message in result.output
 
 
-@pytest.mark.parametrize("name", [name for name, info in REWARDS.items() if info.weights != "none"])
-def test_a_licence_comes_with_whose_word_it_is(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, entry in REWARDS.entries().items() if entry.weights != "none"])
+def test_a_license_comes_with_whose_word_it_is(name: str) -> None:
     """Each part of it: a card's, a README's, a repository's, the weights' own, or nobody's that was seen."""
-    for part in REWARDS[name].licence.split(";"):
+    for part in REWARDS.get(name).license.split(";"):
         assert any(word in part for word in ("card", "README", "repository", "weights' own", "not verified")), part

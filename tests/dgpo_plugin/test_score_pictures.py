@@ -19,9 +19,9 @@ from torch import Tensor
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
-from dgpo_plugin.rewards import load_reward
+from dgpo_plugin.rewards import RewardSet, WeightedReward, as_reward, load_reward
 from dgpo_plugin.rewards.picture_files import read_picture, score
+from tests.conftest import one_reward
 
 pytestmark = pytest.mark.fast
 
@@ -131,7 +131,7 @@ def test_a_reward_that_goes_wrong_is_one_line_that_names_it(
 ) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(UserError) as caught:
-        score([tmp_path / "a.png"], [Prompt("x")], {"mine": reward}, 4, lambda done: None)
+        score([tmp_path / "a.png"], [Prompt("x")], one_reward(reward), 4, lambda done: None)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -152,6 +152,7 @@ def test_a_reward_that_writes_into_its_pictures_does_not_change_the_next_ones(tm
     def blackens(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return images.zero_().flatten(1).mean(1)
 
-    rewards = {"blackens": blackens, "brightness": load_reward(RewardConfig(name="brightness"))}
+    loaded = {"blackens": as_reward(blackens), "brightness": load_reward("brightness")}
+    rewards = RewardSet({label: WeightedReward(reward) for label, reward in loaded.items()})
     (row,) = score([tmp_path / "a.png"], [Prompt("x")], rewards, 4, lambda done: None)
     assert row["brightness"] == pytest.approx(128 / 255)

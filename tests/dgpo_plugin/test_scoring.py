@@ -15,12 +15,11 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.rewards import scorer as scoring
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.trainer import Trainer
-from tests.conftest import SMALL
+from tests.conftest import SMALL, one_reward
 
 pytestmark = pytest.mark.fast
 
@@ -48,14 +47,14 @@ class Flaky:
 
 def test_a_reward_that_recovers_is_not_noticed() -> None:
     flaky = Flaky(2)
-    values, seconds = Scorer(flaky, RewardConfig(retries=2)).submit(PICTURES, PROMPTS).result()
+    values, seconds = Scorer(one_reward(flaky, retries=2)).submit(PICTURES, PROMPTS).result()
     assert torch.allclose(values, PICTURES.mean((1, 2, 3))[:, None])
     assert flaky.calls == 3
     assert seconds >= 0
 
 
 def test_a_reward_that_does_not_recover_is_refused_and_its_inputs_saved(tmp_path: Path) -> None:
-    scorer = Scorer(Flaky(99), RewardConfig(retries=2), tmp_path / "failed")
+    scorer = Scorer(one_reward(Flaky(99), retries=2), tmp_path / "failed")
     with pytest.raises(
         UserError, match=r"failed 3 times, last with ConnectionError: refused; its pictures and prompts"
     ):
@@ -105,7 +104,7 @@ def test_a_late_call_is_waited_for(fails: bool, calls: int, monkeypatch: pytest.
     """Its answer counts; if it fails, it is tried again, when it has ended."""
     late = Slow(fails=fails)
     monkeypatch.setattr(scoring.time, "sleep", late.let_go)
-    values, _ = Scorer(late, RewardConfig(retries=2, timeout=2)).submit(PICTURES, PROMPTS).result()
+    values, _ = Scorer(one_reward(late, retries=2, timeout=2)).submit(PICTURES, PROMPTS).result()
     assert torch.allclose(values, PICTURES.mean((1, 2, 3))[:, None])
     assert (late.calls, late.most) == (calls, 1)
 
@@ -113,9 +112,9 @@ def test_a_late_call_is_waited_for(fails: bool, calls: int, monkeypatch: pytest.
 @pytest.mark.parametrize(("retries", "times"), [(0, "once"), (1, "twice"), (5, "twice")])
 def test_a_reward_that_never_answers_is_given_up(hanging: Slow, retries: int, times: str, tmp_path: Path) -> None:
     """And nothing else enters it, though more micro-batches are waiting."""
-    scorer = Scorer(hanging, RewardConfig(retries=retries, timeout=0.05), tmp_path / "failed")
+    scorer = Scorer(one_reward(hanging, retries=retries, timeout=0.05), tmp_path / "failed")
     first, second = (scorer.submit(PICTURES, PROMPTS) for _ in range(2))
-    with pytest.raises(UserError, match=f"timed out {times}, no answer in 0.05 s .*raise reward.timeout") as raised:
+    with pytest.raises(UserError, match=f"timed out {times}, no answer in 0.05 s .*raise scoring.timeout") as raised:
         first.result()
     assert "\n" not in str(raised.value)
     assert "its pictures and prompts are in" in str(raised.value)
@@ -130,7 +129,7 @@ def test_a_reward_that_calls_exit_is_one_that_failed(kind: type[BaseException]) 
         raise kind("bye\nbye")
 
     with pytest.raises(UserError, match=rf"failed 2 times, last with {kind.__name__}: bye$"):
-        Scorer(leaves, RewardConfig(retries=1, timeout=60)).submit(PICTURES, PROMPTS).result()
+        Scorer(one_reward(leaves, retries=1, timeout=60)).submit(PICTURES, PROMPTS).result()
 
 
 def test_nonsense_is_not_asked_for_twice(tmp_path: Path) -> None:
@@ -141,7 +140,7 @@ def test_nonsense_is_not_asked_for_twice(tmp_path: Path) -> None:
         return torch.full((len(images),), float("nan"))
 
     with pytest.raises(UserError, match="2 of 2 values are not finite.*its pictures and prompts are in"):
-        Scorer(lies, RewardConfig(retries=5), tmp_path / "failed").submit(PICTURES, PROMPTS).result()
+        Scorer(one_reward(lies, retries=5), tmp_path / "failed").submit(PICTURES, PROMPTS).result()
     assert len(calls) == 1
 
 
@@ -158,7 +157,7 @@ def test_rewards_are_computed_while_the_next_images_are_sampled() -> None:
                 assert second.wait(60), "the second micro-batch was not sampled meanwhile"
             return images.mean((1, 2, 3))
 
-    trainer = Trainer(load_config("shapes", [*SMALL, "training.micro_batch_size=4"]), reward=Patient())
+    trainer = Trainer(load_config("shapes", [*SMALL, "training.micro_batch_size=4"]), rewards=one_reward(Patient()))
     decode, decoded = trainer.model.decode, []
 
     def noted(latents: Tensor) -> Tensor:
@@ -179,7 +178,7 @@ def test_a_slow_reward_delays_by_what_sampling_does_not_cover() -> None:
         time.sleep(0.25)
         return images.mean((1, 2, 3))
 
-    trainer = Trainer(load_config("shapes", [*SMALL, "training.micro_batch_size=4"]), reward=slow)
+    trainer = Trainer(load_config("shapes", [*SMALL, "training.micro_batch_size=4"]), rewards=one_reward(slow))
     record = next(trainer.iterations())
     assert record["reward_seconds"] >= 0.5
     assert record["reward_wait_seconds"] < record["reward_seconds"]

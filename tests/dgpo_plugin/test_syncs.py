@@ -13,12 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgpo_bench.gpu.published import published
 from dgpo_bench.gpu.random_model import random_conditioning, random_model
-from dgpo_plugin.algorithms import Draw, make_algorithm
+from dgpo_plugin.algorithms import Random
 from dgpo_plugin.config.fields import ModelConfig
-from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.policy import Policy
-from dgpo_plugin.training.trainer import Trainer
-from tests.dgpo_plugin.test_trainer import config_for, rollout_and_advantages
+from dgpo_plugin.training.build import build_trainer
+from tests.dgpo_plugin.test_trainer import config_for, make_algorithm, rollout_and_advantages
 
 pytestmark = pytest.mark.fast
 
@@ -125,11 +124,9 @@ def test_waits_do_not_grow_with_micro_batches(policy: Policy, algorithm: str, ex
     counts = {}
     for size in (8, 2):
         trained = make_algorithm(config_for(algorithm, *extra, f"training.micro_batch_size={size}"), policy)
-        trained.after_step(policy, 5)
+        trained.after_step(5)
         with Syncs() as syncs:
-            trained.accumulate_gradient(
-                policy, rollout, advantages, Draw(0, 0), lambda loss: loss.backward(), Processes()
-            )
+            trained.gradient(rollout, advantages, Random(0, 0))
         counts[size] = syncs.count
     assert len(set(counts.values())) == 1, counts
 
@@ -137,14 +134,14 @@ def test_waits_do_not_grow_with_micro_batches(policy: Policy, algorithm: str, ex
 def test_an_optimizer_steps_waits_do_not_grow_with_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {}
     for targets in ('["attn.to_q"]', '["attn.to_q","attn.to_k","attn.to_v","attn.to_out.0"]'):
-        trainer = Trainer(config_for("dgpo", f"lora.target_modules={targets}"))
-        *most, last = trainer.policy.parameters
+        trainer = build_trainer(config_for("dgpo", f"lora.target_modules={targets}"))
+        *most, last = trainer.policy.parameters.values()
         for parameter in most:
             parameter.grad = torch.zeros_like(parameter)
         last.grad = torch.ones_like(last)  # to be found after all others
         monkeypatch.setattr(trainer.optimizer, "step", lambda: None)  # it keeps its counts on the CPU
         with Syncs() as syncs:
-            assert trainer._step() > 0
+            assert trainer.optimizer_step() > 0
         counts[len(trainer.policy.parameters)] = syncs.count
     assert len(counts) == 2
     assert set(counts.values()) == {2}, counts  # is there a gradient, and how long is it

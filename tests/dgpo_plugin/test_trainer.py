@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dgpo_plugin.algorithms import Draw, make_algorithm
-from dgpo_plugin.algorithms.advantages import normalise
-from dgpo_plugin.algorithms.rollout import Rollout
+from dgpo_plugin.algorithms import Algorithm, Batch, Layout, Random, Rollout, algorithm_of
+from dgpo_plugin.algorithms.advantages import normalize
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
@@ -19,8 +19,8 @@ from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
-from dgpo_plugin.training.trainer import Trainer
-from tests.conftest import SMALL, needs_bf16, spread
+from dgpo_plugin.training.build import build_trainer
+from tests.conftest import SMALL, needs_bf16, one_reward, spread
 
 ALGORITHMS = ["dgpo", "flow-grpo", "flow-grpo-fast"]
 PLAIN = [override for override in SMALL if not override.startswith("algorithm.")]
@@ -33,6 +33,20 @@ def config_for(algorithm: str, *overrides: str) -> RunConfig:
         "flow-grpo-fast": ["algorithm.name=flow-grpo-fast", "algorithm.window_range=3"],
     }
     return load_config("shapes", [*PLAIN, *own[algorithm], *overrides])
+
+
+def make_algorithm(config: RunConfig, policy: Policy, processes: Processes | None = None) -> Algorithm[Any, Any]:
+    """The configuration's algorithm, alone in its process unless said otherwise."""
+    kind = algorithm_of(config.algorithm)
+    return kind(config.algorithm, policy, processes or Processes(), config.training.micro_batch_size)
+
+
+def whole_batch(config: RunConfig, policy: Policy, texts: Sequence[str], group_size: int) -> Batch:
+    """All samples of an iteration at once."""
+    layout = Layout(len(texts), group_size)
+    ids = torch.arange(layout.samples)
+    sigmas = policy.model.sigmas(config.rollout.steps, config.rollout.shift, config.schedule)
+    return Batch(ids, layout, policy.model.encode(texts)[layout.groups_of(ids)], sigmas)
 
 
 def in_float64(policy: Policy) -> None:
@@ -56,25 +70,24 @@ def in_float64(policy: Policy) -> None:
 
 
 def rollout_and_advantages(config: RunConfig, policy: Policy) -> tuple[Rollout, Tensor]:
-    algorithm = make_algorithm(config, policy)
-    conditioning = policy.model.encode(["a red circle", "two blue squares"])
-    images = torch.arange(8)
-    rollout = algorithm.sample(policy, conditioning[images // 4], images, 4, Draw(0, 0))
+    batch = whole_batch(config, policy, ["a red circle", "two blue squares"], 4)
+    rollout = make_algorithm(config, policy).sample(batch, Random(0, 0))
     rewards = torch.rand(2, 4, generator=torch.Generator().manual_seed(1)).double()
-    return rollout, normalise(rewards, algorithm.advantage_std)
+    return rollout, normalize(rewards, config.algorithm.advantage_std)
 
 
 def gradients(config: RunConfig, policy: Policy, rollout: Rollout, advantages: Tensor, steps: int = 0) -> list[Tensor]:
     """The gradient of one update; ``steps`` > 0 makes the old policy another than the policy."""
     algorithm = make_algorithm(config, policy)
     if steps:
-        algorithm.after_step(policy, steps)
-        for old in getattr(algorithm, "old_weights", []):
-            old.mul_(0.9)
-    for parameter in policy.parameters:
+        algorithm.after_step(steps)
+        for copy in algorithm.state().values():
+            for old in copy.values():
+                old.mul_(0.9)
+    for parameter in policy.parameters.values():
         parameter.grad = None
-    algorithm.accumulate_gradient(policy, rollout, advantages, Draw(0, 0), lambda loss: loss.backward(), Processes())
-    return [parameter.grad.clone() for parameter in policy.parameters]  # type: ignore[union-attr]
+    algorithm.gradient(rollout, advantages, Random(0, 0))
+    return [parameter.grad.clone() for parameter in policy.parameters.values()]  # type: ignore[union-attr]
 
 
 @pytest.mark.fast
@@ -112,7 +125,7 @@ def test_order_of_images_in_a_group_does_not_matter(policy: Policy, algorithm: s
     order = torch.tensor([2, 0, 3, 1])
     images = torch.cat([order, 4 + order])
     # The same places in the iteration, other pictures in them.
-    shuffled = replace(rollout[images], images=rollout.images)
+    shuffled = replace(rollout.select(images), sample_ids=rollout.sample_ids)
     plain = gradients(config, policy, rollout, advantages)
     for a, b in zip(plain, gradients(config, policy, shuffled, advantages[:, order]), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-8)
@@ -122,10 +135,10 @@ def test_order_of_images_in_a_group_does_not_matter(policy: Policy, algorithm: s
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_training_is_deterministic_and_seeded(algorithm: str) -> None:
     def weights(seed: int) -> list[Tensor]:
-        trainer = Trainer(config_for(algorithm, f"training.seed={seed}"))
+        trainer = build_trainer(config_for(algorithm, f"training.seed={seed}"))
         for _ in trainer.iterations():
             pass
-        return trainer.policy.copy_weights()
+        return list(trainer.policy.copy_weights().values())
 
     first, again, other = weights(0), weights(0), weights(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -138,9 +151,7 @@ def test_first_ratio_is_one_and_kl_zero(policy: Policy, algorithm: str) -> None:
     """The policy that sampled is the one that is trained: nothing is clipped on the first update."""
     config = config_for(algorithm)
     rollout, advantages = rollout_and_advantages(config, policy)
-    logged = make_algorithm(config, policy).accumulate_gradient(
-        policy, rollout, advantages, Draw(0, 0), lambda loss: None, Processes()
-    )
+    logged = make_algorithm(config, policy).gradient(rollout, advantages, Random(0, 0))
     assert logged["clip_fraction"] == 0
     if "ratio" in logged:
         assert logged["ratio"] == 1
@@ -149,17 +160,17 @@ def test_first_ratio_is_one_and_kl_zero(policy: Policy, algorithm: str) -> None:
 
 @pytest.mark.fast
 def test_training_noise_is_shared_inside_a_group_and_not_between(policy: Policy) -> None:
-    draw = Draw(0, 3)
-    images = torch.arange(4)
-    assert len({tuple(n.flatten().tolist()) for n in draw.image_noise((2, 2), images, 2, "initial noise")}) == 4
-    noise = draw.group_noise((4,), images, 2, "training noise", 1)
+    random, layout = Random(0, 3), Layout(2, 2)
+    ids = torch.arange(4)
+    assert len({tuple(n.flatten().tolist()) for n in random.sample_noise((2, 2), ids, layout, "initial noise")}) == 4
+    noise = random.group_noise((4,), ids, layout, "training noise", 1)
     assert torch.equal(noise[0], noise[1])
     assert torch.equal(noise[2], noise[3])
     assert not torch.equal(noise[0], noise[2])
     # One process's share draws what it would have drawn among all.
-    assert torch.equal(draw.group_noise((4,), images[1::2], 2, "training noise", 1), noise[1::2])
-    assert not torch.equal(noise, draw.group_noise((4,), images, 2, "training noise", 2))
-    assert not torch.equal(noise, Draw(0, 4).group_noise((4,), images, 2, "training noise", 1))
+    assert torch.equal(random.group_noise((4,), ids[1::2], layout, "training noise", 1), noise[1::2])
+    assert not torch.equal(noise, random.group_noise((4,), ids, layout, "training noise", 2))
+    assert not torch.equal(noise, Random(0, 4).group_noise((4,), ids, layout, "training noise", 1))
 
 
 class Scripted:
@@ -184,18 +195,19 @@ class Scripted:
 )
 def test_broken_rewards_stop_the_run(small_config: RunConfig, values: Callable[[int], Tensor], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        next(Trainer(small_config, reward=Scripted(values)).iterations())
+        next(build_trainer(small_config, rewards=one_reward(Scripted(values))).iterations())
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_rewards_that_never_differ_train_nothing_but_the_kl_term(algorithm: str) -> None:
-    trainer = Trainer(config_for(algorithm, "algorithm.kl_weight=0"), reward=Scripted(torch.ones))
+    trainer = build_trainer(config_for(algorithm, "algorithm.kl_weight=0"), rewards=one_reward(Scripted(torch.ones)))
     before = trainer.policy.copy_weights()
     record = next(trainer.iterations())
     assert record["constant_groups"] == 1
     assert record["grad_norm"] == 0
-    change = max(float((a - b).abs().max()) for a, b in zip(before, trainer.policy.copy_weights(), strict=True))
+    after = trainer.policy.copy_weights()
+    change = max(float((before[name] - after[name]).abs().max()) for name in before)
     assert change < 1e-6  # weight decay alone
 
 
@@ -203,7 +215,7 @@ def test_rewards_that_never_differ_train_nothing_but_the_kl_term(algorithm: str)
 def test_updates_split_the_groups_and_count_as_steps() -> None:
     # Rewards that differ in every group: a group of equal ones has no gradient and takes no step.
     rising = Scripted(lambda count: torch.arange(count).float())
-    trainer = Trainer(config_for("flow-grpo", "training.updates_per_iteration=2"), reward=rising)
+    trainer = build_trainer(config_for("flow-grpo", "training.updates_per_iteration=2"), rewards=one_reward(rising))
     next(trainer.iterations())
     assert trainer.steps == 2
 
@@ -215,7 +227,7 @@ def test_dgpo_learns(small_config: RunConfig) -> None:
         "shapes-unguided",
         ["model.precision=fp32", "training.iterations=12", "training.decay=none", "evaluation.images=128"],
     )
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     before = trainer.held_out_reward()
     for _ in trainer.iterations():
         pass
@@ -233,14 +245,13 @@ def test_gradients_in_bf16_point_where_those_in_float32_do(algorithm: str) -> No
     config = config_for(algorithm, "algorithm.clip=10")
     found, rollout, advantages = [], None, None
     for precision in ("fp32", "bf16"):
-        model = load_model(ModelConfig(max_sequence_length=1, precision=precision))
+        model = load_model(ModelConfig(path="shapes", max_sequence_length=1, precision=precision))
         policy = spread(Policy(model, LoraConfig(rank=4, alpha=8), seed=0))
         if rollout is None:
             rollout, advantages = rollout_and_advantages(config, policy)
         else:
-            images = rollout.images
-            asked = model.encode(["a red circle", "two blue squares"])[images // 4]
-            rollout = replace(rollout, conditioning=asked)
+            encoded = model.encode(["a red circle", "two blue squares"])
+            rollout = replace(rollout, conditioning=encoded[rollout.sample_ids // 4])
         assert advantages is not None
         slopes = gradients(config, policy, rollout, advantages.float())
         assert all(slope.dtype == torch.float32 for slope in slopes)

@@ -15,6 +15,7 @@ from dgpo_plugin.common.errors import StopNow, Stopped
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.training.run import resume, train
 from dgpo_plugin.training.trainer import Trainer
+from tests.conftest import one_reward
 
 pytestmark = pytest.mark.fast
 
@@ -26,7 +27,7 @@ def test_a_run_stopped_inside_an_iteration_goes_on_to_the_same_bits(small_config
     def count(trainer: Trainer, record: dict[str, float] | None) -> None:
         seen.append(None if record is None else int(record["iteration"]))
 
-    whole, _ = read_adapter(train(small_config, tmp_path / "whole", console, watch=count))
+    whole = read_adapter(train(small_config, tmp_path / "whole", console, watch=count)).tensors
     assert seen == [None, 1, 2]
     forwards = 0
 
@@ -46,7 +47,7 @@ def test_a_run_stopped_inside_an_iteration_goes_on_to_the_same_bits(small_config
         train(small_config, tmp_path / "cut", console, watch=stop_late)
     assert forwards == 3
     read_adapter(tmp_path / "cut" / "adapter.safetensors")
-    ended, _ = read_adapter(resume(tmp_path / "cut", console))
+    ended = read_adapter(resume(tmp_path / "cut", console)).tensors
     assert all(torch.equal(whole[key], ended[key]) for key in whole)
 
 
@@ -62,6 +63,6 @@ def test_a_reward_can_end_a_run_too(small_config: RunConfig, tmp_path: Path) -> 
         return images.mean((1, 2, 3))
 
     with pytest.raises(Stopped, match="stopped after iteration 1 of 2"):
-        train(small_config, tmp_path / "run", Console(file=io.StringIO()), reward=reward)
+        train(small_config, tmp_path / "run", Console(file=io.StringIO()), rewards=one_reward(reward))
     assert calls == 3
     assert (tmp_path / "run" / "adapter.safetensors").exists()

@@ -17,9 +17,9 @@ from scipy import ndimage
 
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.prompts.registry import load_prompts
-from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE, SIZE, Thing, draw, layout, render
+from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE, SIZE, SceneObject, draw, layout, render
 from dgpo_plugin.worlds.shapes.scenes import (
-    COLOURS,
+    COLORS,
     NUMBER_WORDS,
     OUT_OF_DOMAIN_TASK,
     RELATIONS,
@@ -41,7 +41,7 @@ Picture = NDArray[np.float32]
 
 # ---- captions
 
-PHRASE = rf"(?:(?P<n>a|two|three|four) )?(?:(?P<colour>{'|'.join(COLOURS)}) )?(?P<shape>{'|'.join(SHAPES)})(?P<s>s?)"
+PHRASE = rf"(?:(?P<n>a|two|three|four) )?(?:(?P<colour>{'|'.join(COLORS)}) )?(?P<shape>{'|'.join(SHAPES)})(?P<s>s?)"
 """The grammar, written again from the outside; the joiners split a caption into phrases."""
 
 
@@ -133,7 +133,7 @@ def test_the_sets_have_names() -> None:
 
 
 @cache
-def truths(count: int = 1000) -> list[tuple[Requirement, list[Thing]]]:
+def truths(count: int = 1000) -> list[tuple[Requirement, list[SceneObject]]]:
     """Requirements in turn from every task, with a layout each."""
     by_task = [[dict(p.metadata) for p in all_prompts() if p.metadata["task"] == task] for task in TASKS]
     rng = np.random.default_rng(0)
@@ -150,7 +150,7 @@ def test_a_layout_is_what_was_asked_for() -> None:
         wanted = Counter(
             (item["shape"], item["colour"]) for item in requirement["objects"] for _ in range(item["count"])
         )
-        shown = Counter((t.shape, t.colour if (t.shape, None) not in wanted else None) for t in things)
+        shown = Counter((t.shape, t.color if (t.shape, None) not in wanted else None) for t in things)
         assert shown == wanted
         if requirement["relation"]:
             a, b = things
@@ -178,7 +178,7 @@ def test_pictures_are_rgb_in_range_and_the_seeds_own() -> None:
 
 
 def test_a_thing_is_drawn_where_it_stands() -> None:
-    picture = draw([Thing("square", "red", 20.0, 40.0, 8.0)])
+    picture = draw([SceneObject("square", "red", 20.0, 40.0, 8.0)])
     covered = np.abs(picture - PALETTE["red"][:, None, None]).max(0) < 1e-6
     rows, columns = np.nonzero(covered)
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (12, 27, 32, 47)
@@ -200,63 +200,63 @@ def test_truth_is_accepted() -> None:
 def test_detections_are_where_the_things_are() -> None:
     pictures = np.stack([draw(things) for _, things in truths()[:200]])
     for found, (_, things) in zip(detect(pictures), truths()[:200], strict=True):
-        kinds = sorted((t.shape, t.colour, t.x, t.y) for t in things)
-        seen = sorted((d.shape, d.colour, d.x, d.y) for d in found)
+        kinds = sorted((t.shape, t.color, t.x, t.y) for t in things)
+        seen = sorted((d.shape, d.color, d.x, d.y) for d in found)
         assert [k[:2] for k in kinds] == [s[:2] for s in seen]
         centres = [[(s[2], s[3]) for s in seen if s[:2] == k[:2]] for k in kinds]
         for (_, _, x, y), near in zip(kinds, centres, strict=True):
             assert min(max(abs(x - a), abs(y - b)) for a, b in near) <= 1.0
 
 
-Corruption = Callable[[Requirement, list[Thing], np.random.Generator], Picture | None]
+Corruption = Callable[[Requirement, list[SceneObject], np.random.Generator], Picture | None]
 """A picture that no longer shows the requirement, or None where there is no such picture."""
 
 
-def extra_object(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture | None:
+def extra_object(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture | None:
     for _ in range(100):
         x, y = rng.uniform(11, SIZE - 11, size=2)
-        extra = Thing(str(rng.choice(SHAPES)), str(rng.choice(COLOURS)), float(x), float(y), 8.0)
+        extra = SceneObject(str(rng.choice(SHAPES)), str(rng.choice(COLORS)), float(x), float(y), 8.0)
         if all(max(abs(x - t.x), abs(y - t.y)) > t.radius + 11 for t in things):
             return draw([*things, extra])
     return None
 
 
-def missing_object(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture:
+def missing_object(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture:
     gone = rng.integers(len(things))
     return draw([thing for i, thing in enumerate(things) if i != gone])
 
 
-def wrong_colour(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture | None:
+def wrong_color(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture | None:
     if requirement["objects"][0]["colour"] is None:
         return None
     i = rng.integers(len(things))
-    used = {thing.colour for thing in things}  # a colour that is nowhere else, so that no two things trade places
-    colour = str(rng.choice([c for c in COLOURS if c not in used]))
-    return draw([*things[:i], replace(things[i], colour=colour), *things[i + 1 :]])
+    used = {thing.color for thing in things}  # a colour that is nowhere else, so that no two things trade places
+    color = str(rng.choice([c for c in COLORS if c not in used]))
+    return draw([*things[:i], replace(things[i], color=color), *things[i + 1 :]])
 
 
-def wrong_shape(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture:
+def wrong_shape(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture:
     i = rng.integers(len(things))
     shape = str(rng.choice([s for s in SHAPES if s != things[i].shape]))
     return draw([*things[:i], replace(things[i], shape=shape), *things[i + 1 :]])
 
 
-def swapped_colours(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture | None:
+def swapped_colors(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture | None:
     asked = [item["colour"] for item in requirement["objects"]]
     if len(asked) < 2 or None in asked or things[0].shape == things[1].shape:
         return None
     a, b = things
-    return draw([replace(a, colour=b.colour), replace(b, colour=a.colour)])
+    return draw([replace(a, color=b.color), replace(b, color=a.color)])
 
 
-def swapped_places(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture | None:
+def swapped_places(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture | None:
     if not requirement["relation"]:
         return None
     a, b = things
     return draw([replace(a, x=b.x, y=b.y, radius=b.radius), replace(b, x=a.x, y=a.y, radius=a.radius)])
 
 
-def cut_in_half(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture:
+def cut_in_half(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture:
     picture, thing = draw(things), things[rng.integers(len(things))]
     rows, columns = np.mgrid[0:SIZE, 0:SIZE] + 0.5
     u, v = columns - thing.x, rows - thing.y
@@ -265,32 +265,32 @@ def cut_in_half(requirement: Requirement, things: list[Thing], rng: np.random.Ge
     return picture
 
 
-def heavy_blur(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture:
+def heavy_blur(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture:
     """Half a thing's radius: every shape melts into a round stain."""
     return np.stack([ndimage.gaussian_filter(channel, 4.0) for channel in draw(things)])
 
 
-def strong_noise(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture:
+def strong_noise(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture:
     return np.clip(draw(things) + rng.normal(0, 0.3, (3, SIZE, SIZE)), 0, 1).astype(np.float32)
 
 
-def pure_noise(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture:
+def pure_noise(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture:
     return rng.uniform(0, 1, (3, SIZE, SIZE)).astype(np.float32)
 
 
-def blank(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture:
+def blank(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture:
     return draw([])
 
 
-def touching(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture | None:
+def touching(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture | None:
     return _pushed_together(requirement, things, overlap=3.0)
 
 
-def merged(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture | None:
+def merged(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture | None:
     return _pushed_together(requirement, things, overlap=8.0)
 
 
-def _pushed_together(requirement: Requirement, things: list[Thing], overlap: float) -> Picture | None:
+def _pushed_together(requirement: Requirement, things: list[SceneObject], overlap: float) -> Picture | None:
     """The second thing beside the first and of its colour, where the requirement leaves the colours free or equal."""
     asked = [item["colour"] for item in requirement["objects"]]
     if len(things) < 2 or (len(asked) == 2 and None not in asked):
@@ -299,20 +299,20 @@ def _pushed_together(requirement: Requirement, things: list[Thing], overlap: flo
     towards_the_middle = 1 if a.x < SIZE / 2 else -1
     x = a.x + towards_the_middle * (a.radius + b.radius - overlap)
     y = a.y + a.radius - b.radius  # on a common ground line
-    return draw([a, replace(b, x=x, y=y, colour=a.colour), *things[2:]])
+    return draw([a, replace(b, x=x, y=y, color=a.color), *things[2:]])
 
 
-def grey_object(requirement: Requirement, things: list[Thing], rng: np.random.Generator) -> Picture:
+def grey_object(requirement: Requirement, things: list[SceneObject], rng: np.random.Generator) -> Picture:
     """One thing repainted; it loses its palette colour and keeps its shape."""
     i, level = rng.integers(len(things)), rng.uniform(0.3, 0.9)
     without, alone = draw([t for j, t in enumerate(things) if j != i]), draw([things[i]])
-    cover = (alone[0] - BACKGROUND[0]) / (PALETTE[things[i].colour][0] - BACKGROUND[0])
+    cover = (alone[0] - BACKGROUND[0]) / (PALETTE[things[i].color][0] - BACKGROUND[0])
     return (without + cover * (level - without)).astype(np.float32)
 
 
 CORRUPTIONS: dict[str, Corruption] = {
     corrupt.__name__: corrupt
-    for corrupt in (extra_object, missing_object, wrong_colour, wrong_shape, swapped_colours, swapped_places)
+    for corrupt in (extra_object, missing_object, wrong_color, wrong_shape, swapped_colors, swapped_places)
     + (cut_in_half, heavy_blur, strong_noise, pure_noise, blank, touching, merged, grey_object)
 }
 
@@ -337,7 +337,7 @@ def test_corrupted_truth_is_rejected_and_worth_less(name: str) -> None:
 @pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
 def test_half_a_thing_is_no_thing_whichever_half(shape: str, side: str) -> None:
     """A triangle's top half is a perfect triangle again, of half the size."""
-    picture = draw([Thing(shape, "red", 32.0, 32.0, 9.5)])
+    picture = draw([SceneObject(shape, "red", 32.0, 32.0, 9.5)])
     halves = {"left": np.s_[:, :, :32], "right": np.s_[:, :, 32:], "top": np.s_[:, :32], "bottom": np.s_[:, 32:]}
     picture[halves[side]] = BACKGROUND[:, None, None]
     (found,) = detect(picture[None])[0]
@@ -357,7 +357,7 @@ def test_a_picture_is_judged_alone() -> None:
     """Batches are labelled together: no thing may grow from one picture into the next."""
     pairs = [(requirement, draw(things)) for requirement, things in truths()[:40]]
     assert verdicts(pairs) == [verdicts([pair])[0] for pair in pairs]
-    requirement, things = {**wanted("a red circle"), "task": "colours"}, [Thing("circle", "red", 32.0, 32.0, 8.0)]
+    requirement, things = {**wanted("a red circle"), "task": "colours"}, [SceneObject("circle", "red", 32.0, 32.0, 8.0)]
     neighbours = [
         (requirement, grey_object(requirement, things, np.random.default_rng(0))),
         (requirement, draw(things)),
@@ -365,11 +365,11 @@ def test_a_picture_is_judged_alone() -> None:
     assert verdicts(neighbours) == [Verdict(False, 0.5), Verdict(True, 1.0)]
 
 
-@pytest.mark.parametrize("colours", [("red", "green"), ("green", "blue"), ("blue", "yellow"), ("red", "yellow")])
-def test_things_of_two_colours_may_touch(colours: tuple[str, str]) -> None:
-    side_by_side = [Thing("square", colour, x, 32.0, 8.0) for colour, x in zip(colours, (24.0, 40.0), strict=True)]
-    assert sorted((d.shape, d.colour) for d in detect(draw(side_by_side)[None])[0]) == sorted(
-        ("square", colour) for colour in colours
+@pytest.mark.parametrize("colors", [("red", "green"), ("green", "blue"), ("blue", "yellow"), ("red", "yellow")])
+def test_things_of_two_colors_may_touch(colors: tuple[str, str]) -> None:
+    side_by_side = [SceneObject("square", color, x, 32.0, 8.0) for color, x in zip(colors, (24.0, 40.0), strict=True)]
+    assert sorted((d.shape, d.color) for d in detect(draw(side_by_side)[None])[0]) == sorted(
+        ("square", color) for color in colors
     )
 
 
@@ -377,8 +377,8 @@ def test_things_of_two_colours_may_touch(colours: tuple[str, str]) -> None:
 
 
 def thing(kind: str, x: float = 32, y: float = 32) -> Detection:
-    colour, shape = kind.split()
-    return Detection(shape, colour, x, y, area=200)
+    color, shape = kind.split()
+    return Detection(shape, color, x, y, area=200)
 
 
 def wanted(text: str) -> Requirement:
@@ -466,7 +466,7 @@ detections = st.lists(
     st.builds(
         Detection,
         st.sampled_from([*SHAPES, UNKNOWN]),
-        st.sampled_from([*COLOURS, UNKNOWN]),
+        st.sampled_from([*COLORS, UNKNOWN]),
         st.integers(0, 64).map(float),
         st.integers(0, 64).map(float),
         st.just(100),

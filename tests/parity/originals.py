@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.rewards import Reward, load_reward
 from dgpo_plugin.rewards.networks.hpsv2 import FILES
 from dgpo_plugin.rewards.picture_files import read_picture
@@ -80,7 +80,7 @@ def prepare_imagereward(size: dict[str, int], weights: Path) -> Any:
 
 
 def ours(name: str, precision: Literal["fp32", "bf16"] = "fp32", **options: str) -> Reward:
-    return load_reward(RewardConfig(name=name, options={name: options}, device="cpu", precision=precision))
+    return load_reward(name, RewardTerm(options=options, device="cpu", precision=precision))
 
 
 def main(folder: Path, what: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.rewards import load_reward
 from dgpo_plugin.rewards.picture_files import read_picture
 from tests.parity import environment
@@ -87,7 +87,7 @@ def test_scores_equal_the_original_packages(folder: Path, name: str) -> None:
         "weights": str(folder / settings["weights"][name]),
         "tokenizer": str(folder / settings["tokenizers"][name]),
     }
-    reward = load_reward(RewardConfig(name=name, options={name: options}))
+    reward = load_reward(name, RewardTerm(options=options))
     values = [
         reward(read_picture(folder / f"{place}.png")[None], [Prompt(prompt)]).item()
         for place, prompt in enumerate(PROMPTS)

@@ -1,1 +1,1 @@
-"""One file a diffusers family; the only place that knows a pipeline class."""
+"""The model families: one file for each of diffusers', and the only place that knows its pipeline class."""

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers import CLIPTextModel, T5EncoderModel
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, filled
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
 
 
 class FluxModel(PipelineModel):
-    """See :class:`dgpo_plugin.models.base.Model`."""
+    """FLUX.1, of diffusers' ``FluxPipeline``; latents stay pictures, (C, H, W), and are packed for the denoiser."""
 
     pipeline_class = FluxPipeline
-    parts = {
+    component_classes = {
         "transformer": FluxTransformer2DModel,
         "vae": AutoencoderKL,
         "text_encoder": CLIPTextModel,
@@ -29,7 +30,7 @@ class FluxModel(PipelineModel):
     def latent_channels(self) -> int:
         return int(self.denoiser.config.in_channels) // 4
 
-    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         context, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(texts),
             prompt_2=None,
@@ -44,35 +45,32 @@ class FluxModel(PipelineModel):
         return {"context": context, "pooled": (dims.pooled_projection_dim,)}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        asked = conditioning.tensors
-        dtype, device = asked["context"].dtype, latents.device
+        tensors = conditioning.tensors
+        dtype, device = tensors["context"].dtype, latents.device
         height, width = latents.shape[2] // 2, latents.shape[3] // 2
         # Counted on the device: sent there, they would be waited for in every pass.
         counted = (torch.arange(side, device=device, dtype=dtype) for side in (height, width))
         rows, columns = torch.meshgrid(*counted, indexing="ij")
-        places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
+        positions = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
         predicted: Tensor = self.denoiser(
             hidden_states=pack(latents).to(dtype),
-            timestep=filled(sigma, latents).to(dtype),
+            timestep=per_image(sigma, latents).to(dtype),
             guidance=self.embedded_guidance(latents),
-            pooled_projections=asked["pooled"],
-            encoder_hidden_states=asked["context"],
-            txt_ids=torch.zeros(asked["context"].shape[1], 3, device=device, dtype=dtype),
-            img_ids=places,
+            pooled_projections=tensors["pooled"],
+            encoder_hidden_states=tensors["context"],
+            txt_ids=torch.zeros(tensors["context"].shape[1], 3, device=device, dtype=dtype),
+            img_ids=positions,
             return_dict=False,
         )[0]
         return unpack(predicted.float(), height, width)
 
 
 def pack(latents: Tensor) -> Tensor:
-    """(N, C, 2 h, 2 w) -> (N, h w, 4 C): a token for every two by two latents."""
-    count, channels, height, width = latents.shape
-    split = latents.view(count, channels, height // 2, 2, width // 2, 2)
-    return split.permute(0, 2, 4, 1, 3, 5).reshape(count, height // 2 * (width // 2), 4 * channels)
+    """Latents (N, C, 2 h, 2 w) as tokens (N, h w, 4 C), one for every two by two of them."""
+    # Contiguous, as the denoiser's own pipeline gives them: a product of strided tokens may round differently.
+    return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2).contiguous()
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """(N, h w, 4 C) -> (N, C, 2 h, 2 w)."""
-    count, _, channels = tokens.shape
-    split = tokens.view(count, height, width, channels // 4, 2, 2)
-    return split.permute(0, 3, 1, 4, 2, 5).reshape(count, channels // 4, 2 * height, 2 * width)
+    """Tokens (N, h w, 4 C) as latents (N, C, 2 h, 2 w), the inverse of :func:`pack`."""
+    return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), 2)

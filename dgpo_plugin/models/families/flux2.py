@@ -10,24 +10,25 @@ import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle
 from transformers import AutoTokenizer, Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, filled
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
 
 
 class _Flux2Model(PipelineModel):
-    """See :class:`dgpo_plugin.models.base.Model`. Latents are patches here: (4 C, H / 2, W / 2), a token each."""
+    """What both FLUX.2 have in common: latents are patches, (4 C, H / 2, W / 2), each a token of its own."""
 
     lora_targets = (*ATTENTION, "attn.to_qkv_mlp_proj", "attn.to_out")
 
-    def pixels_a_latent(self) -> int:
+    def pixels_per_latent(self) -> int:
         return 2 * int(self.pipeline.vae_scale_factor)
 
-    def latents_a_token(self) -> int:
+    def latents_per_token(self) -> int:
         return 1
 
-    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         context, _ = self.pipeline.encode_prompt(
             prompt=list(texts), device=self.device, max_sequence_length=self.config.max_sequence_length
         )
@@ -39,15 +40,15 @@ class _Flux2Model(PipelineModel):
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         context = conditioning.tensors["context"]
         count, channels, height, width = latents.shape
-        # Places are (time, row, column, position in the text).
+        # A position is (time, row, column, position in the text).
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        nought = torch.zeros_like(rows)
-        picture = torch.stack([nought, rows, columns, nought], dim=-1).flatten(0, 1)
+        zeros = torch.zeros_like(rows)
+        picture = torch.stack([zeros, rows, columns, zeros], dim=-1).flatten(0, 1)
         text = torch.zeros(context.shape[1], 4, dtype=picture.dtype)
         text[:, 3] = torch.arange(context.shape[1])
         predicted: Tensor = self.denoiser(
             hidden_states=latents.flatten(2).transpose(1, 2).to(context.dtype),
-            timestep=filled(sigma, latents).to(context.dtype),
+            timestep=per_image(sigma, latents).to(context.dtype),
             guidance=self.embedded_guidance(latents),
             encoder_hidden_states=context,
             txt_ids=text.to(latents.device).expand(count, -1, -1),
@@ -63,23 +64,27 @@ class _Flux2Model(PipelineModel):
         statistics = self.vae.bn
         mean = statistics.running_mean.to(latents.device)[:, None, None]
         std = (statistics.running_var.to(latents.device) + self.vae.config.batch_norm_eps).sqrt()[:, None, None]
-        # (4 C, h, w) -> (C, 2 h, 2 w)
-        return torch.nn.functional.pixel_shuffle(latents * std + mean, 2)
+        # (N, 4 C, h, w) -> (N, C, 2 h, 2 w)
+        return pixel_shuffle(latents * std + mean, 2)
 
 
 class Flux2KleinModel(_Flux2Model):
-    """klein: Qwen3's hidden states, true guidance where it is not distilled."""
+    """FLUX.2 klein: Qwen3's hidden states, true guidance where it is not distilled."""
 
     pipeline_class = Flux2KleinPipeline
-    parts = {"transformer": Flux2Transformer2DModel, "vae": AutoencoderKLFlux2, "text_encoder": Qwen3ForCausalLM}
+    component_classes = {
+        "transformer": Flux2Transformer2DModel,
+        "vae": AutoencoderKLFlux2,
+        "text_encoder": Qwen3ForCausalLM,
+    }
     architecture = "flux-2-klein"
 
 
 class Flux2DevModel(_Flux2Model):
-    """dev: Mistral's hidden states, guidance embedded."""
+    """FLUX.2 dev: Mistral's hidden states, guidance embedded."""
 
     pipeline_class = Flux2Pipeline
-    parts = {
+    component_classes = {
         "transformer": Flux2Transformer2DModel,
         "vae": AutoencoderKLFlux2,
         "text_encoder": Mistral3ForConditionalGeneration,
@@ -87,6 +92,6 @@ class Flux2DevModel(_Flux2Model):
     architecture = "flux-2-dev"
 
     @classmethod
-    def lighter_parts(cls, folder: Path) -> dict[str, Any]:
-        """The tokenizer alone: the processor round it is for pictures, and needs torchvision."""
+    def component_overrides(cls, folder: Path) -> dict[str, Any]:
+        # The tokenizer alone: the processor round it is for pictures, and needs torchvision.
         return {"tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)}

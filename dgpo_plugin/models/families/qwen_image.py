@@ -12,14 +12,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.families.flux import pack, unpack
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, filled
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
 
 
 class QwenImageModel(PipelineModel):
-    """See :class:`dgpo_plugin.models.base.Model`."""
+    """Qwen-Image, of diffusers' ``QwenImagePipeline``; latents stay pictures, and are packed for the denoiser."""
 
     pipeline_class = QwenImagePipeline
-    parts = {
+    component_classes = {
         "transformer": QwenImageTransformer2DModel,
         "vae": AutoencoderKLQwenImage,
         "text_encoder": Qwen2_5_VLForConditionalGeneration,
@@ -30,8 +30,8 @@ class QwenImageModel(PipelineModel):
     def latent_channels(self) -> int:
         return int(self.denoiser.config.in_channels) // 4
 
-    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
-        """Padded to ``max_sequence_length``, so that prompts of all lengths lie in one table."""
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+        # Padded to the greatest length, so that prompts of all lengths lie in one table.
         length = self.config.max_sequence_length
         context, mask = self.pipeline.encode_prompt(prompt=list(texts), device=self.device, max_sequence_length=length)
         if mask is None:
@@ -44,27 +44,27 @@ class QwenImageModel(PipelineModel):
         return {"context": (length, self.denoiser.config.joint_attention_dim), "mask": (length,)}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        asked = conditioning.tensors
-        context, mask = asked["context"], asked["mask"]
-        whole = True
+        tensors = conditioning.tensors
+        context, mask = tensors["context"], tensors["mask"]
+        padded = False
         if mask.device.type != "meta":
             lengths = mask.sum(1).tolist()  # read once: each number asked for would wait for the device
             context, mask = context[:, : max(lengths)], mask[:, : max(lengths)]
-            whole = min(lengths) == max(lengths)
+            padded = min(lengths) != max(lengths)
         height, width = latents.shape[2] // 2, latents.shape[3] // 2
         predicted: Tensor = self.denoiser(
             hidden_states=pack(latents).to(context.dtype),
-            timestep=filled(sigma, latents).to(context.dtype),
+            timestep=per_image(sigma, latents).to(context.dtype),
             guidance=self.embedded_guidance(latents),
             encoder_hidden_states=context,
-            encoder_hidden_states_mask=None if whole else mask,
+            encoder_hidden_states_mask=mask if padded else None,
             img_shapes=[[(1, height, width)]] * len(latents),
             return_dict=False,
         )[0]
         return unpack(predicted.float(), height, width)
 
     def guided(self, without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
-        """As its pipeline does: the guided velocity of each token has the length of the prompt's own."""
+        # As its pipeline does: the guided velocity of each token has the length of the prompt's own.
         combined = pack(super().guided(without, with_prompt, guidance))
         own = pack(with_prompt)
         scaled = combined * (own.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))

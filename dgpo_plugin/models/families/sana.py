@@ -11,36 +11,36 @@ from transformers import Gemma2Model
 
 from dgpo_plugin.config.fields import Schedule
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import PipelineModel, filled
+from dgpo_plugin.models.pipeline import PipelineModel, per_image
 
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 """What the pipeline puts before every prompt but the empty one."""
 
 
 class SanaModel(PipelineModel):
-    """See :class:`dgpo_plugin.models.base.Model`."""
+    """Sana, of diffusers' ``SanaPipeline``."""
 
     pipeline_class = SanaPipeline
-    parts = {"transformer": SanaTransformer2DModel, "vae": AutoencoderDC, "text_encoder": Gemma2Model}
+    component_classes = {"transformer": SanaTransformer2DModel, "vae": AutoencoderDC, "text_encoder": Gemma2Model}
     architecture = "sana"
     lora_targets = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q", "attn2.to_k", "attn2.to_v", "to_out.0")
 
     def default_resolution(self) -> int:
-        return int(self.denoiser.config.sample_size) * self.pixels_a_latent()
+        return int(self.denoiser.config.sample_size) * self.pixels_per_latent()
 
-    def latents_a_token(self) -> int:
+    def latents_per_token(self) -> int:
         return int(self.denoiser.config.patch_size)
 
-    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
-        asked = [text for text in texts if text]
-        parts = [(asked, INSTRUCTION)] if asked else []
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+        nonempty = [text for text in texts if text]
+        batches = [(nonempty, INSTRUCTION)] if nonempty else []
         if "" in texts:
-            parts.append(([""], None))
-        place = {text: n for n, text in enumerate([*asked, ""])}
-        encoded = Conditioning.concatenate([self._encode(part, instruction) for part, instruction in parts])
-        return encoded[[place[text] for text in texts]]
+            batches.append(([""], None))
+        row = {text: n for n, text in enumerate([*nonempty, ""])}
+        encoded = Conditioning.concatenate([self._encode_after(instruction, batch) for batch, instruction in batches])
+        return encoded[[row[text] for text in texts]]
 
-    def _encode(self, texts: list[str], instruction: list[str] | None) -> Conditioning:
+    def _encode_after(self, instruction: list[str] | None, texts: list[str]) -> Conditioning:
         context, mask, _, _ = self.pipeline.encode_prompt(
             texts,
             do_classifier_free_guidance=False,
@@ -55,20 +55,24 @@ class SanaModel(PipelineModel):
         return {"context": (length, self.denoiser.config.caption_channels), "mask": (length,)}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        asked = conditioning.tensors
+        tensors = conditioning.tensors
         # Whole timesteps, cut off as the pipeline's scheduler does.
-        whole = float(int(round(sigma * 1000, 2))) * self.denoiser.config.timestep_scale
+        timestep = float(int(round(sigma * 1000, 2))) * self.denoiser.config.timestep_scale
         predicted: Tensor = self.denoiser(
             latents.to(self.denoiser.dtype),
-            encoder_hidden_states=asked["context"].to(self.denoiser.dtype),
-            encoder_attention_mask=asked["mask"],
-            timestep=filled(whole, latents),
+            encoder_hidden_states=tensors["context"].to(self.denoiser.dtype),
+            encoder_attention_mask=tensors["mask"],
+            timestep=per_image(timestep, latents),
             return_dict=False,
         )[0]
         return predicted.float()
 
-    def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
-        # The pipeline's own schedule is DPM-Solver++'s.
+    def sigmas(
+        self,
+        steps: int,
+        shift: float | None = None,
+        schedule: Schedule = "native",  # noqa: ARG002 (the pipeline's own is DPM-Solver++'s)
+    ) -> list[float]:
         changes = {} if shift is None else {"flow_shift": shift}
         scheduler = DPMSolverMultistepScheduler.from_config(self.pipeline.scheduler.config, **changes)
         scheduler.set_timesteps(steps)

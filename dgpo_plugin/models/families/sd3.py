@@ -9,14 +9,14 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, filled
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
 
 
 class SD3Model(PipelineModel):
-    """See :class:`dgpo_plugin.models.base.Model`."""
+    """Stable Diffusion 3 and 3.5, of diffusers' ``StableDiffusion3Pipeline``."""
 
     pipeline_class = StableDiffusion3Pipeline
-    parts = {
+    component_classes = {
         "transformer": SD3Transformer2DModel,
         "vae": AutoencoderKL,
         "text_encoder": CLIPTextModelWithProjection,
@@ -26,10 +26,10 @@ class SD3Model(PipelineModel):
     architecture = "stable-diffusion-3-medium"
     lora_targets = ATTENTION
 
-    def latents_a_token(self) -> int:
+    def latents_per_token(self) -> int:
         return int(self.pipeline.patch_size)
 
-    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         context, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(texts),
             prompt_2=None,
@@ -46,12 +46,12 @@ class SD3Model(PipelineModel):
         return {"context": (tokens, dims.joint_attention_dim), "pooled": (dims.pooled_projection_dim,)}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        asked = conditioning.tensors
+        tensors = conditioning.tensors
         predicted: Tensor = self.denoiser(
-            hidden_states=latents.to(asked["context"].dtype),
-            encoder_hidden_states=asked["context"],
-            pooled_projections=asked["pooled"],
-            timestep=filled(sigma * 1000, latents),
+            hidden_states=latents.to(tensors["context"].dtype),
+            encoder_hidden_states=tensors["context"],
+            pooled_projections=tensors["pooled"],
+            timestep=per_image(sigma * 1000, latents),
             return_dict=False,
         )[0]
         return predicted.float()

@@ -11,14 +11,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.families.noise_prediction import NoisePredictingModel
-from dgpo_plugin.models.pipeline import filled
+from dgpo_plugin.models.pipeline import per_image
 
 
 class SDXLModel(NoisePredictingModel):
-    """See :class:`dgpo_plugin.models.base.Model`."""
+    """Stable Diffusion XL, of diffusers' ``StableDiffusionXLPipeline``."""
 
     pipeline_class = StableDiffusionXLPipeline
-    parts = {
+    component_classes = {
         "unet": UNet2DConditionModel,
         "vae": AutoencoderKL,
         "text_encoder": CLIPTextModel,
@@ -26,21 +26,21 @@ class SDXLModel(NoisePredictingModel):
     }
     architecture = "stable-diffusion-xl-v1-base"
 
-    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         context, _, pooled, _ = self.pipeline.encode_prompt(
             list(texts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         if self.pipeline.config.force_zeros_for_empty_prompt:
             # What the pipeline guides away from when no negative prompt is given.
-            asked = torch.tensor([bool(text) for text in texts], device=context.device)
-            context, pooled = context * asked[:, None, None], pooled * asked[:, None]
+            nonempty = torch.tensor([bool(text) for text in texts], device=context.device)
+            context, pooled = context * nonempty[:, None, None], pooled * nonempty[:, None]
         return Conditioning({"context": context, "pooled": pooled})
 
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         tokens, width = self.encoders[0].config.max_position_embeddings, self.denoiser.config.cross_attention_dim
         return {"context": (tokens, width), "pooled": (self.encoders[1].config.projection_dim,)}
 
-    def predict(self, noisy: Tensor, timestep: float, asked: dict[str, Tensor]) -> Tensor:
+    def predict(self, noisy: Tensor, timestep: float, tensors: dict[str, Tensor]) -> Tensor:
         side = float(self.resolution)
         # Original size, crop's corner, target size: a picture of this size, not cropped. Written on the device: sent
         # there, they would be waited for in every pass.
@@ -48,9 +48,9 @@ class SDXLModel(NoisePredictingModel):
         sizes[:, 2:4].zero_()
         predicted: Tensor = self.denoiser(
             noisy,
-            filled(timestep, noisy),
-            encoder_hidden_states=asked["context"],
-            added_cond_kwargs={"text_embeds": asked["pooled"], "time_ids": sizes},
+            per_image(timestep, noisy),
+            encoder_hidden_states=tensors["context"],
+            added_cond_kwargs={"text_embeds": tensors["pooled"], "time_ids": sizes},
             return_dict=False,
         )[0]
         return predicted

@@ -11,14 +11,14 @@ from torch.nn.functional import pad
 from transformers import Qwen3Model
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import PipelineModel, filled
+from dgpo_plugin.models.pipeline import PipelineModel, per_image
 
 
 class ZImageModel(PipelineModel):
-    """See :class:`dgpo_plugin.models.base.Model`."""
+    """Z-Image, of diffusers' ``ZImagePipeline``."""
 
     pipeline_class = ZImagePipeline
-    parts = {"transformer": ZImageTransformer2DModel, "vae": AutoencoderKL, "text_encoder": Qwen3Model}
+    component_classes = {"transformer": ZImageTransformer2DModel, "vae": AutoencoderKL, "text_encoder": Qwen3Model}
     architecture = "z-image"
     linear_sigmas = True
     lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
@@ -29,8 +29,8 @@ class ZImageModel(PipelineModel):
     def latent_channels(self) -> int:
         return int(self.denoiser.in_channels)
 
-    def ask_encoders(self, texts: Sequence[str]) -> Conditioning:
-        """Padded to ``max_sequence_length``, with the true lengths beside."""
+    def encode_texts(self, texts: Sequence[str]) -> Conditioning:
+        # Padded to the greatest length, with the true lengths beside.
         length = self.config.max_sequence_length
         rows, _ = self.pipeline.encode_prompt(
             list(texts), device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
@@ -42,12 +42,12 @@ class ZImageModel(PipelineModel):
         return {"context": (self.config.max_sequence_length, self.denoiser.config.cap_feat_dim), "length": ()}
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        asked = conditioning.tensors
-        context, lengths = asked["context"], asked["length"]
+        tensors = conditioning.tensors
+        context, lengths = tensors["context"], tensors["length"]
         # Read once: each number asked for would wait for the device.
         counts = [context.shape[1]] * len(context) if lengths.device.type == "meta" else lengths.tolist()
         rows = [row[:n] for row, n in zip(context, counts, strict=True)]
         # The pipeline's time runs the other way, and so does its velocity.
-        time = filled(1 - sigma, latents)
+        time = per_image(1 - sigma, latents)
         predicted = self.denoiser(list(latents.to(context.dtype).unsqueeze(2)), time, rows, return_dict=False)[0]
         return -torch.stack([each.float() for each in predicted]).squeeze(2)

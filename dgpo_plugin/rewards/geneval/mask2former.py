@@ -48,7 +48,7 @@ OTHER_SPELLINGS = {
 }
 
 
-def class_names(labels: Mapping[int, str], where: str) -> list[str]:
+def class_names(labels: Mapping[int, str]) -> list[str]:
     """A model's labels in GenEval's spelling, by number.
 
     Raises:
@@ -58,7 +58,7 @@ def class_names(labels: Mapping[int, str], where: str) -> list[str]:
     missing = [name for name in OBJECTS if name not in names]
     if missing or len(names) != len(OBJECTS):
         lacks = f", lacks {len(missing)} of COCO's 80 (first: {missing[0]})" if missing else ""
-        raise UserError(f"{where}: has {len(names)} classes{lacks}; give a Mask2Former for COCO instances")
+        raise UserError(f"has {len(names)} classes{lacks}; give a Mask2Former for COCO instances")
     return names
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dgpo_plugin.common.errors import UserError, did_you_mean
+from dgpo_plugin.common.errors import UserError, did_you_mean, prefixed
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.prompts.geneval import COLOURS, OBJECTS, RELATIONS
+from dgpo_plugin.prompts.geneval import COLORS, OBJECTS, RELATIONS
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 THRESHOLD = 0.3
@@ -55,17 +55,17 @@ class Detection:
 
 Found = Mapping[str, Sequence[Detection]]
 """Detections by class, the surest first."""
-Colours = Callable[[Sequence[Detection]], Sequence[str]]
-"""The colour of each of several objects of one class."""
+Colors = Callable[[Sequence[Detection]], Sequence[str]]
+"""The color of each of several objects of one class."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """``count`` objects of a class, all of one colour, all in a relation to all of the ``target``-th wanted."""
+    """``count`` objects of a class, all of one color, all in a relation to all of the ``target``-th wanted."""
 
     name: str
     count: int
-    colour: str | None = None
+    color: str | None = None
     relation: str | None = None
     target: int = 0
 
@@ -83,42 +83,44 @@ def read_task(prompt: Prompt) -> Task:
     """What a prompt asks for.
 
     Raises:
-        UserError: no metadata of GenEval's form, or a class, colour or relation that it does not know.
+        UserError: no metadata of GenEval's form, or a class, color or relation that it does not know.
     """
-    where = f"reward geneval: prompt {prompt.text!r}"
     tag, include = prompt.metadata.get("tag"), prompt.metadata.get("include")
     if tag is None or not include:
-        raise UserError(f"{where} has no GenEval metadata (tag, include); take its prompts from geneval/train")
-    if tag not in TAGS:
-        raise UserError(f"{where}: tag {tag!r} is no task type{did_you_mean(str(tag), TAGS)}")
-    exclude = prompt.metadata.get("exclude", [])
-    if not isinstance(include, list) or not isinstance(exclude, list):
-        raise UserError(f"{where}: include and exclude must be lists")
-    return Task(
-        tag,
-        tuple(_wanted(item, number, where) for number, item in enumerate(include)),
-        tuple(_wanted(item, number, where) for number, item in enumerate(exclude)),
-    )
+        raise UserError(
+            f"prompt {prompt.text!r} has no GenEval metadata (tag, include); take its prompts from geneval/train"
+        )
+    with prefixed(f"prompt {prompt.text!r}"):
+        if tag not in TAGS:
+            raise UserError(f"tag {tag!r} is no task type{did_you_mean(str(tag), TAGS)}")
+        exclude = prompt.metadata.get("exclude", [])
+        if not isinstance(include, list) or not isinstance(exclude, list):
+            raise UserError("include and exclude must be lists")
+        return Task(
+            tag,
+            tuple(_wanted(item, number) for number, item in enumerate(include)),
+            tuple(_wanted(item, number) for number, item in enumerate(exclude)),
+        )
 
 
-def _wanted(item: Any, number: int, where: str) -> Wanted:
+def _wanted(item: Any, number: int) -> Wanted:
     if not isinstance(item, Mapping) or not isinstance(item.get("class"), str):
-        raise UserError(f"{where}: {item!r} names no class")
-    name, count, colour = item["class"], item.get("count"), item.get("color")
+        raise UserError(f"{item!r} names no class")
+    name, count, color = item["class"], item.get("count"), item.get("color")
     if name not in OBJECTS:
-        raise UserError(f"{where}: class {name!r} is not one of COCO's 80{_near(name, OBJECTS)}")
+        raise UserError(f"class {name!r} is not one of COCO's 80{_near(name, OBJECTS)}")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise UserError(f"{where}: {name} needs a count of at least 1 (given {count!r})")
-    if colour is not None and colour not in COLOURS:
-        raise UserError(f"{where}: no colour {colour!r}{did_you_mean(str(colour), COLOURS)}")
+        raise UserError(f"{name} needs a count of at least 1 (given {count!r})")
+    if color is not None and color not in COLORS:
+        raise UserError(f"no color {color!r}{did_you_mean(str(color), COLORS)}")
     position = item.get("position")
     if position is None:
-        return Wanted(name, count, colour)
+        return Wanted(name, count, color)
     if not isinstance(position, list | tuple) or len(position) != 2 or position[0] not in RELATIONS:
-        raise UserError(f"{where}: position {position!r} must be one of {', '.join(RELATIONS)} and a number")
+        raise UserError(f"position {position!r} must be one of {', '.join(RELATIONS)} and a number")
     if not isinstance(position[1], int) or not 0 <= position[1] < number:
-        raise UserError(f"{where}: position {position!r} must point to one that include names before {name}")
-    return Wanted(name, count, colour, position[0], position[1])
+        raise UserError(f"position {position!r} must point to one that include names before {name}")
+    return Wanted(name, count, color, position[0], position[1])
 
 
 def _near(name: str, known: Sequence[str]) -> str:
@@ -156,10 +158,10 @@ def relations(a: Detection, b: Detection) -> set[str]:
     return {name for name, true in holds.items() if true}
 
 
-def strict(task: Task, found: Found, colours: Colours) -> float:
+def strict(task: Task, found: Found, colors: Colors) -> float:
     """GenEval's own verdict, 1 or 0: everything asked for is there, and nothing in excess.
 
-    Of each class the ``count`` surest are looked at, and there must be so many; all must have the colour, and stand in
+    Of each class the ``count`` surest are looked at, and there must be so many; all must have the color, and stand in
     the relation to all objects of the target, which must have passed itself. More of a class than ``count`` are no
     mistake, but from an excluded count on they are: GenEval excludes count + 1 in its counting prompts. What
     Flow-GRPO's server calls strict is another rule: exact counts everywhere.
@@ -169,7 +171,7 @@ def strict(task: Task, found: Found, colours: Colours) -> float:
         objects = found.get(wanted.name, [])[: wanted.count]
         if len(objects) < wanted.count:
             return 0.0
-        if wanted.colour is not None and list(colours(objects)).count(wanted.colour) < wanted.count:
+        if wanted.color is not None and list(colors(objects)).count(wanted.color) < wanted.count:
             return 0.0
         if wanted.relation is not None and not _related(objects, wanted.relation, passed[wanted.target]):
             return 0.0
@@ -177,12 +179,12 @@ def strict(task: Task, found: Found, colours: Colours) -> float:
     return float(all(len(found.get(wanted.name, [])) < wanted.count for wanted in task.exclude))
 
 
-def partial(task: Task, found: Found, colours: Colours) -> float:
+def partial(task: Task, found: Found, colors: Colors) -> float:
     """Flow-GRPO's training reward: the mean of these credits, over all that ``include`` names; 1 is all right.
 
     - the count n of a class that n_ref were asked for of: 1 - |n - n_ref| / n_ref;
-    - its colour, if asked for: 0 if n is not n_ref, else 1 - |k - n_ref| / n_ref with k of that colour;
-    - its relation, if asked for: 0 if n is not n_ref or the target has not passed (its own count, colour and relation);
+    - its color, if asked for: 0 if n is not n_ref, else 1 - |k - n_ref| / n_ref with k of that color;
+    - its relation, if asked for: 0 if n is not n_ref or the target has not passed (its own count, color and relation);
       1 if it holds between all of both; and 0 *and* 1 (two credits) if it does not.
 
     The last rule is the published server's: two objects in the wrong place are worth 3/4 and not 2/3. It is kept, so
@@ -195,12 +197,12 @@ def partial(task: Task, found: Found, colours: Colours) -> float:
         credits.append(_closeness(len(objects), wanted.count))
         if len(objects) != wanted.count:
             right = False
-            if wanted.colour is not None or wanted.relation is not None:
+            if wanted.color is not None or wanted.relation is not None:
                 credits.append(0.0)
-        elif wanted.colour is not None:
-            coloured = list(colours(objects)).count(wanted.colour)
-            credits.append(_closeness(coloured, wanted.count))
-            right = coloured == wanted.count
+        elif wanted.color is not None:
+            colored = list(colors(objects)).count(wanted.color)
+            credits.append(_closeness(colored, wanted.count))
+            right = colored == wanted.count
         if right and wanted.relation is not None:
             target = passed[wanted.target]
             right = target is not None and _related(objects, wanted.relation, target)

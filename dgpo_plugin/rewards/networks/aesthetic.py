@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPModel
 
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.rewards.networks.base import NeuralReward, checkpoint_file, fill, load_published, pretrained
 from dgpo_plugin.rewards.networks.clip import VIT_L, image_embeddings
 
@@ -27,13 +27,12 @@ class Aesthetic(NeuralReward):
         clip: hub id or folder.
     """
 
-    def __init__(self, config: RewardConfig | None = None, weights: str | None = None, clip: str = VIT_L) -> None:
-        what = "reward aesthetic"
-        path = checkpoint_file(what, "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth", weights)
-        model = pretrained(f"{what} ({clip})", CLIPModel, clip)
+    def __init__(self, config: ScoringConfig | None = None, weights: str | None = None, clip: str = VIT_L) -> None:
+        path = checkpoint_file("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth", weights)
+        model = pretrained(CLIPModel, clip, "clip")
         widths = [model.config.projection_dim, *LAYERS.values()]
         head = nn.ModuleDict({str(place): nn.Linear(widths[n], widths[n + 1]) for n, place in enumerate(LAYERS)})
-        fill(what, nn.ModuleDict({"layers": head}), load_published(what, path))
+        fill(nn.ModuleDict({"layers": head}), load_published(path))
         super().__init__(nn.ModuleDict({"clip": model, "layers": head}), config)
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

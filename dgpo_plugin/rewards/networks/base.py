@@ -13,15 +13,16 @@ from transformers import AutoConfig
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.distributed.device import best_device, numbered
 from dgpo_plugin.distributed.processor import settled
 from dgpo_plugin.models.base import DTYPES
+from dgpo_plugin.rewards.base import Reward
 
 T = TypeVar("T")
 
 
-class NeuralReward:
+class NeuralReward(Reward):
     """A network that scores pictures; a subclass says how, in :meth:`score`.
 
     Attributes:
@@ -29,11 +30,13 @@ class NeuralReward:
         device: where it runs; it is brought there by a call, so it may be set at any time.
     """
 
-    def __init__(self, network: nn.Module, config: RewardConfig | None = None) -> None:
-        self.config = config or RewardConfig()
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, config: ScoringConfig | None = None) -> None:
+        self.config = ScoringConfig() if config is None else config
         auto = self.config.device == "auto"
         self.device = best_device() if auto else numbered(torch.device(self.config.device))
-        settled("reward.precision", self.config.precision, self.device)
+        settled("scoring.precision", self.config.precision, self.device)
         self.network = network.requires_grad_(False).eval().to(self.dtype)
 
     @property
@@ -47,8 +50,8 @@ class NeuralReward:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Rewards (N,) on the CPU, ``reward.batch_size`` pictures at a time."""
-        settled("reward.precision", self.config.precision, self.device)  # it may have been set to another
+        """Rewards (N,) on the CPU, ``scoring.batch_size`` pictures at a time."""
+        settled("scoring.precision", self.config.precision, self.device)  # it may have been set to another
         self.network.to(self.device)
         size = self.config.batch_size
         scored = [
@@ -61,7 +64,10 @@ class NeuralReward:
 
 
 def from_hub(what: str, load: Callable[[], T]) -> T:
-    """Something by hub id or local folder; ``what`` names it, and the option that says another place, in the error.
+    """Something by hub id or local folder.
+
+    Args:
+        what: names it in the error, and the option that says another place.
 
     Raises:
         UserError: not there, or not what it should be.
@@ -70,7 +76,7 @@ def from_hub(what: str, load: Callable[[], T]) -> T:
         return load()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{what}: cannot be loaded ({_first_line(error)}); fetch it first and give its place in reward.options"
+            f"{what}: cannot be loaded ({_first_line(error)}); fetch it first and give its place in that option"
         ) from error
 
 
@@ -78,13 +84,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def pretrained(what: str, kind: Any, weights: str) -> Any:
+def pretrained(kind: Any, weights: str, option: str = "weights") -> Any:
     """A transformers network of one kind, by hub id or folder, no weight of which may be missing.
+
+    Args:
+        option: the reward's that says ``weights``.
 
     Raises:
         UserError: not there, of another kind, or incomplete.
     """
-    expected = kind.config_class.model_type
+    what, expected = f"{weights} (option {option})", kind.config_class.model_type
     given = from_hub(what, lambda: AutoConfig.from_pretrained(weights)).model_type
     if given != expected:
         raise UserError(f"{what}: is a {given}, not a {expected}; give a {kind.__name__}")
@@ -96,20 +105,20 @@ def pretrained(what: str, kind: Any, weights: str) -> Any:
     return network
 
 
-def checkpoint_file(what: str, repository: str, name: str, given: str | None) -> Path:
+def checkpoint_file(repository: str, name: str, given: str | None) -> Path:
     """A published checkpoint: the file that was given, or the hub's.
 
     Raises:
         UserError: no such file, or the hub cannot be reached.
     """
     if given is None:
-        return Path(from_hub(f"{what} ({repository}/{name})", lambda: hf_hub_download(repository, name)))
+        return Path(from_hub(f"{repository}/{name} (option weights)", lambda: hf_hub_download(repository, name)))
     if not Path(given).is_file():
-        raise UserError(f"{what}: no file {given}; check the path")
+        raise UserError(f"no file {given}; check the path")
     return Path(given)
 
 
-def load_published(what: str, path: Path) -> dict[str, Tensor]:
+def load_published(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint that was published as a torch file, without running anything that it holds.
 
     Raises:
@@ -118,14 +127,14 @@ def load_published(what: str, path: Path) -> dict[str, Tensor]:
     try:
         saved: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no one class for a file that it cannot read
-        raise UserError(f"{what}: {path} cannot be read ({_first_line(error)}); fetch it again") from error
+        raise UserError(f"{path} cannot be read ({_first_line(error)}); fetch it again") from error
     tensors = saved.get("state_dict", saved) if isinstance(saved, Mapping) else None
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"{what}: {path} holds no table of tensors; give the published checkpoint")
+        raise UserError(f"{path} holds no table of tensors; give the published checkpoint")
     return dict(tensors)
 
 
-def fill(what: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into a network, every one of which must have its place and every place its tensor.
 
     Raises:
@@ -137,7 +146,7 @@ def fill(what: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for problem, names in (("lacks", missing), ("has no place for", extra), ("has another shape for", sorted(wrong))):
         if names:
             raise UserError(
-                f"{what}: the checkpoint {problem} {len(names)} of {len(places)} tensors (first: {names[0]}); "
+                f"the checkpoint {problem} {len(names)} of {len(places)} tensors (first: {names[0]}); "
                 f"give the published one"
             )
     network.load_state_dict(dict(tensors))

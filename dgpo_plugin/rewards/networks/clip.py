@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, CLIPModel
 
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.rewards.networks.base import NeuralReward, from_hub, pretrained
 from dgpo_plugin.rewards.networks.pixels import normalised, shortest_to
 
@@ -48,14 +48,10 @@ class ClipScore(NeuralReward):
         weights, tokenizer: hub id or folder; the tokenizer's is the weights' if not given.
     """
 
-    name = "clipscore"
-
-    def __init__(self, config: RewardConfig | None = None, weights: str = VIT_L, tokenizer: str | None = None) -> None:
-        super().__init__(pretrained(f"reward {self.name} ({weights})", CLIPModel, weights), config)
+    def __init__(self, config: ScoringConfig | None = None, weights: str = VIT_L, tokenizer: str | None = None) -> None:
+        super().__init__(pretrained(CLIPModel, weights), config)
         place = tokenizer or weights
-        self.tokenizer: Any = from_hub(
-            f"reward {self.name}, tokenizer ({place})", lambda: AutoTokenizer.from_pretrained(place)
-        )
+        self.tokenizer: Any = from_hub(f"{place} (option tokenizer)", lambda: AutoTokenizer.from_pretrained(place))
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         texts = [prompt.text for prompt in prompts]
@@ -71,11 +67,9 @@ class PickScore(ClipScore):
         divisor: 1 for the published scale; Flow-GRPO and DGPO train on the score divided by 26.
     """
 
-    name = "pickscore"
-
     def __init__(
         self,
-        config: RewardConfig | None = None,
+        config: ScoringConfig | None = None,
         weights: str = "yuvalkirstain/PickScore_v1",
         tokenizer: str = VIT_H,
         divisor: float = 1.0,

@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.rewards.networks.base import (
     NeuralReward,
     checkpoint_file,
@@ -77,24 +77,23 @@ class HPSv2Reward(NeuralReward):
 
     def __init__(
         self,
-        config: RewardConfig | None = None,
+        config: ScoringConfig | None = None,
         *,
         version: str = "v2.1",
         weights: str | None = None,
         tokenizer: str = TOKENIZER,
         backend: str = "native",
     ) -> None:
-        what = f"reward {'hpsv2' if version == 'v2.0' else 'hpsv2.1'}"
         self.package: Package | None = None
-        if uses_package(what, backend):
-            self.package = hpsv2_package(what, version, weights)
+        if uses_package(backend):
+            self.package = hpsv2_package(version, weights)
             super().__init__(nn.Identity(), config)
             return
-        tensors = load_published(what, checkpoint_file(what, REPOSITORY, FILES[version], weights))
-        network = clip_from_open_clip(what, tensors)
+        tensors = load_published(checkpoint_file(REPOSITORY, FILES[version], weights))
+        network = clip_from_open_clip(tensors)
         text = network.config.text_config
         self.side: int = network.config.vision_config.image_size
-        self.tokenizer = CLIPText(what, tokenizer, text.max_position_embeddings, text.eos_token_id)
+        self.tokenizer = CLIPText(tokenizer, text.max_position_embeddings, text.eos_token_id)
         super().__init__(network, config)
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -115,12 +114,12 @@ class CLIPText:
         last: the one that ends a text.
     """
 
-    def __init__(self, what: str, name: str, limit: int, last: int) -> None:
-        self.cut = from_hub(f"{what}: tokenizer {name}", lambda: AutoTokenizer.from_pretrained(name))
+    def __init__(self, name: str, limit: int, last: int) -> None:
+        self.cut = from_hub(f"{name} (option tokenizer)", lambda: AutoTokenizer.from_pretrained(name))
         self.limit = limit
         if self.cut.eos_token_id != last:
             raise UserError(
-                f"{what}: tokenizer {name} ends texts with token {self.cut.eos_token_id}, the checkpoint with {last}; "
+                f"tokenizer {name} ends texts with token {self.cut.eos_token_id}, the checkpoint with {last}; "
                 "give CLIP's"
             )
 
@@ -138,7 +137,7 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", text.strip()).strip().lower()
 
 
-def clip_from_open_clip(what: str, tensors: Mapping[str, Tensor]) -> CLIPModel:
+def clip_from_open_clip(tensors: Mapping[str, Tensor]) -> CLIPModel:
     """A CLIPModel of the checkpoint's sizes, filled with it.
 
     Raises:
@@ -148,8 +147,8 @@ def clip_from_open_clip(what: str, tensors: Mapping[str, Tensor]) -> CLIPModel:
         with no_init_weights():  # which takes longer than reading them
             network = CLIPModel(clip_config(tensors))
     except (KeyError, IndexError, ValueError) as error:
-        raise UserError(f"{what}: not a checkpoint of HPSv2 (its sizes: {error}); give the published one") from error
-    fill(what, network, from_open_clip(tensors))
+        raise UserError(f"not a checkpoint of HPSv2 (its sizes: {error}); give the published one") from error
+    fill(network, from_open_clip(tensors))
     return network
 
 

@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.rewards.networks.base import (
     NeuralReward,
     checkpoint_file,
@@ -26,7 +26,6 @@ from dgpo_plugin.rewards.networks.base import (
 from dgpo_plugin.rewards.networks.packages import Package, imagereward_package, pictures, uses_package
 from dgpo_plugin.rewards.networks.pixels import normalised, shortest_to
 
-WHAT = "reward imagereward"
 REPOSITORY, FILE = "THUDM/ImageReward", "ImageReward.pt"
 TOKENIZER = "google-bert/bert-base-uncased"
 TOKENS = 35
@@ -68,22 +67,22 @@ class ImageReward(NeuralReward):
 
     def __init__(
         self,
-        config: RewardConfig | None = None,
+        config: ScoringConfig | None = None,
         *,
         weights: str | None = None,
         tokenizer: str = TOKENIZER,
         backend: str = "native",
     ) -> None:
         self.package: Package | None = None
-        if uses_package(WHAT, backend):
-            self.package = imagereward_package(WHAT, weights)
+        if uses_package(backend):
+            self.package = imagereward_package(weights)
             super().__init__(nn.Identity(), config)
             return
-        network = BlipScore(load_published(WHAT, checkpoint_file(WHAT, REPOSITORY, FILE, weights)))
-        self.tokenizer = from_hub(f"{WHAT}: tokenizer {tokenizer}", lambda: AutoTokenizer.from_pretrained(tokenizer))
+        network = BlipScore(load_published(checkpoint_file(REPOSITORY, FILE, weights)))
+        self.tokenizer = from_hub(f"{tokenizer} (option tokenizer)", lambda: AutoTokenizer.from_pretrained(tokenizer))
         words = network.text.config.vocab_size
         if len(self.tokenizer) > words:
-            raise UserError(f"{WHAT}: tokenizer {tokenizer} has {len(self.tokenizer)} words, the checkpoint {words}")
+            raise UserError(f"tokenizer {tokenizer} has {len(self.tokenizer)} words, the checkpoint {words}")
         self.side: int = network.vision.config.image_size
         super().__init__(network, config)
 
@@ -121,10 +120,8 @@ class BlipScore(nn.Module):
             for place, (wide, narrow) in shapes.items():
                 self.head.add_module(place, nn.Linear(narrow, wide))
         except (KeyError, IndexError, ValueError) as error:
-            raise UserError(
-                f"{WHAT}: not a checkpoint of ImageReward (its sizes: {error}); give the published one"
-            ) from error
-        fill(WHAT, self, from_imagereward(tensors))
+            raise UserError(f"not a checkpoint of ImageReward (its sizes: {error}); give the published one") from error
+        fill(self, from_imagereward(tensors))
 
     def forward(self, pixels: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         """Normalised (N, 3, side, side), tokens and their mask (N, 35) -> (N,)."""

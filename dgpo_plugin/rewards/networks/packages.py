@@ -17,14 +17,14 @@ Package = Callable[[Sequence[Image], Sequence[str]], list[float]]
 """Pictures and as many prompts -> a score each."""
 
 
-def uses_package(what: str, backend: str) -> bool:
+def uses_package(backend: str) -> bool:
     """Whether the option ``backend`` asks for the package.
 
     Raises:
         UserError: it is neither of the two.
     """
     if backend not in ("native", "package"):
-        raise UserError(f"{what}: backend {backend!r} is neither native nor package")
+        raise UserError(f"backend {backend!r} is neither native nor package")
     return backend == "package"
 
 
@@ -33,13 +33,13 @@ def pictures(images: Tensor) -> list[Image]:
     return [to_image(image) for image in images.detach().clamp(0, 1)]
 
 
-def hpsv2_package(what: str, version: str, weights: str | None) -> Package:
+def hpsv2_package(version: str, weights: str | None) -> Package:
     """``hpsv2``, which loads its weights anew for each call; so a call takes all pictures of a prompt.
 
     Raises:
         UserError: not installed, or it cannot be imported.
     """
-    package = _imported(what, "hpsv2.img_score", "hpsv2")
+    package = _imported("hpsv2.img_score", "hpsv2")
 
     def scores(images: Sequence[Image], texts: Sequence[str]) -> list[float]:
         found: dict[int, float] = {}
@@ -52,7 +52,7 @@ def hpsv2_package(what: str, version: str, weights: str | None) -> Package:
     return scores
 
 
-def imagereward_package(what: str, weights: str | None) -> Package:
+def imagereward_package(weights: str | None) -> Package:
     """``image-reward``, loaded once.
 
     Args:
@@ -61,20 +61,20 @@ def imagereward_package(what: str, weights: str | None) -> Package:
     Raises:
         UserError: not installed, or it cannot be imported or loaded.
     """
-    package = _imported(what, "ImageReward", "image-reward")
+    package = _imported("ImageReward", "image-reward")
     beside = {} if weights is None else {"name": weights, "med_config": str(Path(weights).with_name("med_config.json"))}
     try:
         model = package.load(**beside)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{what}: the package image-reward cannot load its weights ({error})") from error
+        raise UserError(f"the package image-reward cannot load its weights ({error})") from error
     return lambda images, texts: [float(model.score(t, i)) for i, t in zip(images, texts, strict=True)]
 
 
-def _imported(what: str, module: str, package: str) -> Any:
+def _imported(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # these packages fail in many ways beside current libraries
         raise UserError(
-            f"{what}: backend package needs {package} ({type(error).__name__}: {error}); "
+            f"backend package needs {package} ({type(error).__name__}: {error}); "
             f"pip install {package} in an environment that it works in, or take backend: native"
         ) from error

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from http import HTTPStatus
 from typing import Any
 
 import torch
@@ -14,16 +15,19 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import ScoringConfig
+from dgpo_plugin.rewards.base import Reward
 from dgpo_plugin.rewards.served.wire import RequestFailed, as_png, ask, checked_urls, secret
 
 HEALTH_SECONDS = 10.0
 """Within which a server must say that it is well."""
+PROMPTS_PER_CHECK = 1000
+"""In one request."""
 
 log = logging.getLogger(__name__)
 
 
-class RemoteReward:
+class RemoteReward(Reward):
     """What one or several servers answer, in the pictures' order.
 
     Pictures travel as 8-bit PNG, so rewards are those of the pictures rounded to multiples of 1/255. Each server takes
@@ -35,7 +39,7 @@ class RemoteReward:
     Args:
         urls: of servers that give the same reward in the same version, such as ``http://127.0.0.1:8000``.
         token_variable: the environment variable that holds their token.
-        batch_size: pictures a request; ``reward.batch_size`` if left out.
+        batch_size: pictures a request; ``scoring.batch_size`` if left out.
         timeout: seconds a request may take, its wait for other clients' requests included.
 
     Raises:
@@ -44,31 +48,29 @@ class RemoteReward:
 
     def __init__(
         self,
-        config: RewardConfig | None = None,
+        config: ScoringConfig | None = None,
         *,
         urls: str | Sequence[str] = (),
         token_variable: str | None = None,
         batch_size: int | None = None,
         timeout: float = 120.0,
     ) -> None:
-        self.batch_size = (config or RewardConfig()).batch_size if batch_size is None else batch_size
+        usual = ScoringConfig() if config is None else config
+        self.batch_size = usual.batch_size if batch_size is None else batch_size
         if self.batch_size < 1 or timeout <= 0:
-            raise UserError("reward remote: batch_size must be at least 1 and timeout more than 0 seconds")
+            raise UserError("batch_size must be at least 1 and timeout more than 0 seconds")
         self.timeout = timeout
-        self.urls = checked_urls("reward remote: option urls", urls)
-        self._token = secret("reward remote: option token_variable", token_variable)
+        self.urls = checked_urls("option urls", urls)
+        self._token = secret("option token_variable", token_variable)
         self._left_out: dict[str, str] = {}
         try:
-            self.serves = self._health(self.urls[0])
+            self.serves, served_title = self._health(self.urls[0])
             for url in self.urls[1:]:
                 self._check_health(url)
         except RequestFailed as error:
-            raise UserError(f"reward remote: {error}; start its servers first, or take it out of urls") from error
-
-    @property
-    def title(self) -> str:
-        """What is served, for the cards of adapters that were trained on it."""
-        return f"{' '.join(self.serves)} (served)"
+            raise UserError(f"{error}; start its servers first, or take it out of urls") from error
+        # What is served, for the cards of adapters that were trained on it.
+        self.title = f"{served_title or self.serves[0]} {self.serves[1]} (served)"
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Rewards (N,) of pictures (N, 3, H, W) in [0, 1].
@@ -94,7 +96,7 @@ class RemoteReward:
                     running[pool.submit(self._score, url, *batches[number])] = url, number
                 if not running:
                     if last_chance:
-                        raise UserError(f"reward remote: no server is left ({self._reasons()}); start them again")
+                        raise UserError(f"no server is left ({self._reasons()}); start them again")
                     last_chance = True
                     running = {pool.submit(self._check_health, url): (url, None) for url in self.urls}
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -118,8 +120,8 @@ class RemoteReward:
 
     def _failed(self, url: str, batch: int | None, error: RequestFailed) -> None:
         """Leave a server out, or tell the user if the request is at fault."""
-        if batch is not None and not error.passing:
-            raise UserError(f"reward remote: {url} answers {error}") from error
+        if batch is not None and not error.temporary:
+            raise UserError(f"{url} answers {error}") from error
         if batch is not None:
             log.warning("reward remote: %s is left out: %s", url, error)
         self._left_out[url] = str(error)
@@ -130,7 +132,7 @@ class RemoteReward:
     def _score(self, url: str, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         body = {
             "images": [as_png(image) for image in images],
-            "prompts": [{"text": prompt.text, "metadata": dict(prompt.metadata)} for prompt in prompts],
+            "prompts": _as_json(prompts),
         }
         answer = ask(f"{url}/score", body, token=self._token, timeout=self.timeout)
         values = answer.get("rewards") if isinstance(answer, dict) else None
@@ -138,22 +140,59 @@ class RemoteReward:
             raise RequestFailed(None, f"an answer without {len(images)} rewards")
         return torch.tensor(values, dtype=torch.float32)
 
-    def _health(self, url: str) -> tuple[str, str]:
-        """Name and version of what a server serves."""
+    def check(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Ask the first server that answers; one that has no ``/check`` finds nothing wrong.
+
+        Raises:
+            UserError: no server answers.
+        """
+        reasons = []
+        for url in self.urls:
+            try:
+                return [
+                    problem
+                    for at in range(0, len(prompts), PROMPTS_PER_CHECK)
+                    for problem in self._problems(url, prompts[at : at + PROMPTS_PER_CHECK])
+                ]
+            except RequestFailed as error:
+                if not error.temporary:
+                    raise UserError(f"{url} answers {error}") from error
+                reasons.append(f"{url}: {error}")
+        raise UserError(f"no server answers ({'; '.join(reasons)}); start them again")
+
+    def _problems(self, url: str, prompts: Sequence[Prompt]) -> list[str]:
+        """What one server's reward says of prompts."""
+        try:
+            answer = ask(f"{url}/check", {"prompts": _as_json(prompts)}, token=self._token, timeout=self.timeout)
+        except RequestFailed as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return []
+            raise
+        problems = answer.get("problems") if isinstance(answer, dict) else None
+        if not isinstance(problems, list):
+            raise RequestFailed(None, "an answer without problems")
+        return [" ".join(str(problem).split()) for problem in problems]
+
+    def _health(self, url: str) -> tuple[tuple[str, str], str]:
+        """What a server serves: its name and version, and what it calls itself on cards (empty for the name)."""
         try:
             answer = ask(f"{url}/health", token=self._token, timeout=min(self.timeout, HEALTH_SECONDS))
         except RequestFailed as error:
             raise RequestFailed(error.status, f"{url} is not well ({error})") from error
         if not isinstance(answer, dict) or answer.get("ready") is not True:
             raise RequestFailed(None, f"{url} is not ready, or is no reward server")
-        return str(answer.get("name")), str(answer.get("version"))
+        return (str(answer.get("name")), str(answer.get("version"))), str(answer.get("title") or "")
 
     def _check_health(self, url: str) -> None:
-        found = self._health(url)
+        found, _ = self._health(url)
         if found != self.serves:
             raise RequestFailed(
                 None, f"{url} serves {' '.join(found)}, others {' '.join(self.serves)}; start all with the same"
             )
+
+
+def _as_json(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    return [{"text": prompt.text, "metadata": dict(prompt.metadata)} for prompt in prompts]
 
 
 def _is_number(value: Any) -> bool:

@@ -9,13 +9,14 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.rewards.base import Reward
 from dgpo_plugin.rewards.served.wire import RequestFailed, as_png, ask, checked_urls, secret
 
 RETRY_PAUSE = 1.0
@@ -35,7 +36,7 @@ the criteria's names, the form of the answer and of the caption."""
 
 
 @dataclass(kw_only=True)
-class JudgeReward:
+class JudgeReward(Reward):
     """The number that a judge's answer holds, for each picture by itself.
 
     Requests run at the same time and go round the servers; one that fails in passing (no connection, no answer in time,
@@ -58,7 +59,6 @@ class JudgeReward:
         UserError: a setting is missing or wrong; from a call: a request is refused, or no attempt gave a valid number.
     """
 
-    name: ClassVar[str] = "judge"
     url: str | Sequence[str] = ()
     model: str = ""
     question: str = ""
@@ -71,33 +71,32 @@ class JudgeReward:
     key_variable: str | None = None
 
     def __post_init__(self) -> None:
-        where = f"reward {self.name}: option"
-        for option in ("url", "model"):
-            if not getattr(self, option):
-                raise UserError(f"{where} {option} is missing; give reward.options.{self.name}.{option}")
+        for option, value in (("url", self.url), ("model", self.model)):
+            if not value:
+                raise UserError(f"option {option} is missing; give it")
         if not self.lowest < self.highest:
-            raise UserError(f"{where}s lowest and highest: give both, the smaller first")
+            raise UserError("options lowest and highest: give both, the smaller first")
         if self.concurrency < 1 or self.attempts < 1 or self.timeout <= 0:
-            raise UserError(f"{where}s concurrency and attempts must be at least 1, and timeout more than 0 seconds")
-        self._urls = checked_urls(f"{where} url", self.url)
-        self._key = secret(f"{where} key_variable", self.key_variable)
-        self._template = self._read_question(f"{where} question")
+            raise UserError("options concurrency and attempts must be at least 1, and timeout more than 0 seconds")
+        self._urls = checked_urls("option url", self.url)
+        self._key = secret("option key_variable", self.key_variable)
+        self._template = self._read_question()
         try:
             self._pattern = re.compile(self.answer)
         except re.error as error:
-            raise UserError(f"{where} answer: not a regular expression ({error})") from error
+            raise UserError(f"option answer: not a regular expression ({error})") from error
         if not self._pattern.groups:
-            raise UserError(f"{where} answer: {self.answer!r} has no group; put the number's part in parentheses")
+            raise UserError(f"option answer: {self.answer!r} has no group; put the number's part in parentheses")
 
-    def _read_question(self, where: str) -> str:
+    def _read_question(self) -> str:
         if not self.question:
-            raise UserError(f"{where} is missing; give a text file with {{prompt}} where the prompt goes")
+            raise UserError("option question is missing; give a text file with {prompt} where the prompt goes")
         try:
             text = Path(self.question).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{where}: {self.question} cannot be read as UTF-8 text; check the path") from error
+            raise UserError(f"option question: {self.question} cannot be read as UTF-8 text; check the path") from error
         if "{prompt}" not in text:
-            raise UserError(f"{where}: {self.question} must hold {{prompt}}, where the prompt goes")
+            raise UserError(f"option question: {self.question} must hold {{prompt}}, where the prompt goes")
         return text.strip()
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -136,15 +135,14 @@ class JudgeReward:
                 answer = ask(f"{url}/chat/completions", body, token=self._key, timeout=self.timeout)
                 return self._number(answer)
             except RequestFailed as error:
-                if not error.passing:
-                    raise UserError(f"reward {self.name}: {url} answers {error}") from error
+                if not error.temporary:
+                    raise UserError(f"{url} answers {error}") from error
                 problem = str(error)
             except ValueError as error:
                 problem = str(error)
                 body |= {"temperature": 0.7, "seed": attempt + 1}
         raise UserError(
-            f"reward {self.name}: no valid answer in {self.attempts} attempts for prompt {prompt.text!r}, "
-            f"last from {url}: {problem}"
+            f"no valid answer in {self.attempts} attempts for prompt {prompt.text!r}, last from {url}: {problem}"
         )
 
     def _number(self, answer: Any) -> float:
@@ -175,10 +173,9 @@ class JudgeReward:
 class UnifiedReward(JudgeReward):
     """CodeGoat24/UnifiedReward (arXiv 2503.05236) scoring one picture from 1 to 5, by default in our wording."""
 
-    name = "unifiedreward"
     model: str = "CodeGoat24/UnifiedReward-7b-v1.5"
     lowest: float = 1.0
     highest: float = 5.0
 
-    def _read_question(self, where: str) -> str:
-        return super()._read_question(where) if self.question else UNIFIED_REWARD_QUESTION
+    def _read_question(self) -> str:
+        return super()._read_question() if self.question else UNIFIED_REWARD_QUESTION

@@ -1,6 +1,8 @@
 """A reward in a process, environment or machine of its own: ``dgpo serve-reward``.
 
-    GET  /health   -> {"name": ..., "version": ..., "ready": true}
+    GET  /health   -> {"name": ..., "version": ..., "ready": true}, and "title" if the reward calls itself something
+    POST /check {"prompts": [{"text": ..., "metadata": {...}}, ...]}
+                   -> {"problems": [one line, ...]}     of prompts that the reward cannot judge
     POST /score {"images": [PNG in base64, ...], "prompts": [{"text": ..., "metadata": {...}}, ...]}
                    -> {"rewards": [...]}
 
@@ -21,11 +23,11 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from importlib.metadata import EntryPoint
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from socketserver import ThreadingTCPServer
 from typing import Any
@@ -39,10 +41,11 @@ import dgpo_plugin
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import files_hash, is_from_file
-from dgpo_plugin.config.fields import RewardConfig
+from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
 from dgpo_plugin.distributed.device import make_current, this_device
 from dgpo_plugin.rewards.base import Reward, checked_rewards
-from dgpo_plugin.rewards.registry import load_reward, reward_names
+from dgpo_plugin.rewards.load import load_reward
+from dgpo_plugin.rewards.registry import REWARDS
 from dgpo_plugin.rewards.served.wire import is_loopback
 
 MOST_PICTURES = 256
@@ -55,7 +58,7 @@ SILENCE_SECONDS = 10.0
 """Without a byte, after which a connection is given up."""
 CONNECTIONS = 64
 """At once; further ones wait until one ends."""
-METHODS = {"/health": "GET", "/score": "POST"}
+METHODS = {"/health": "GET", "/check": "POST", "/score": "POST"}
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +128,21 @@ class RewardServer(ThreadingTCPServer):
             log.exception("reward %s failed", self.name)
             raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}") from error
 
+    def check(self, body: bytes) -> list[str]:
+        """What the reward says of a request's prompts.
+
+        Raises:
+            Refusal: it is malformed, or the reward fails.
+        """
+        prompts = read_check_request(body)
+        try:
+            return self.reward.check(prompts)
+        except UserError as error:
+            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+        except Exception as error:  # as above
+            log.exception("reward %s failed", self.name)
+            raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}") from error
+
     def process_request(self, request: Any, client_address: Any) -> None:
         self._places.acquire()
         try:
@@ -179,15 +197,18 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.token and not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
             raise Refusal(HTTPStatus.UNAUTHORIZED, "the token is missing or wrong")
         if self.path not in METHODS:
-            raise Refusal(HTTPStatus.NOT_FOUND, "there are GET /health and POST /score only")
+            raise Refusal(HTTPStatus.NOT_FOUND, "there are GET /health, POST /check and POST /score only")
         if self.command != METHODS[self.path]:
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.path} takes {METHODS[self.path]} only")
         if self.path == "/health":
-            return {"name": self.server.name, "version": self.server.version, "ready": True}
+            title = {"title": self.server.reward.title} if self.server.reward.title else {}
+            return {"name": self.server.name, "version": self.server.version, **title, "ready": True}
         body = self._body()
         self._all_read = True
         self._cutoff.cancel()
         with self.server.turn:
+            if self.path == "/check":
+                return {"problems": self.server.check(body)}
             return {"rewards": self.server.score(body)}
 
     def _body(self) -> bytes:
@@ -238,12 +259,7 @@ def read_request(body: bytes) -> tuple[Tensor, list[Prompt]]:
     Raises:
         Refusal: 413 for too many pictures or pixels, 400 for all else.
     """
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise _malformed("the body is not JSON") from error
-    if not isinstance(content, dict) or content.keys() != {"images", "prompts"}:
-        raise _malformed("the body must be an object with images and prompts")
+    content = _json_object(body, ["images", "prompts"])
     texts, prompts = content["images"], content["prompts"]
     if not isinstance(texts, list) or not isinstance(prompts, list) or len(texts) != len(prompts) or not texts:
         raise _malformed("images and prompts must be lists of the same length, at least 1")
@@ -251,8 +267,31 @@ def read_request(body: bytes) -> tuple[Tensor, list[Prompt]]:
         raise Refusal(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{len(texts)} pictures, of {MOST_PICTURES} allowed; send fewer"
         )
-    asked = [_prompt(prompt, f"prompts[{at}]") for at, prompt in enumerate(prompts)]
-    return _pictures(texts), asked
+    read = [_prompt(prompt, f"prompts[{at}]") for at, prompt in enumerate(prompts)]
+    return _pictures(texts), read
+
+
+def read_check_request(body: bytes) -> list[Prompt]:
+    """The prompts that are to be checked.
+
+    Raises:
+        Refusal: it is malformed.
+    """
+    prompts = _json_object(body, ["prompts"])["prompts"]
+    if not isinstance(prompts, list):
+        raise _malformed("prompts must be a list")
+    return [_prompt(prompt, f"prompts[{at}]") for at, prompt in enumerate(prompts)]
+
+
+def _json_object(body: bytes, keys: Sequence[str]) -> dict[str, Any]:
+    """A request's body, an object with these keys and no others."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise _malformed("the body is not JSON") from error
+    if not isinstance(content, dict) or content.keys() != set(keys):
+        raise _malformed(f"the body must be an object with {' and '.join(keys)}")
+    return content
 
 
 def _prompt(content: Any, where: str) -> Prompt:
@@ -306,32 +345,42 @@ def _malformed(reason: str) -> Refusal:
     return Refusal(HTTPStatus.BAD_REQUEST, reason)
 
 
-def identity(config: RewardConfig) -> tuple[str, str]:
+def identity(label: str, term: RewardTerm, scoring: ScoringConfig) -> tuple[str, str]:
     """Name and version of a reward as served: the same for two servers if, and only if, they give the same rewards.
 
     The version changes with this package or the one that the reward comes from, its precision and options, and the file
     of a user's own.
     """
-    name = config.name or ""
+    name = term.name(label)
     path, _, attribute = name.rpartition(":")
     shown = f"{Path(path).name}:{attribute}" if is_from_file(name) else name
-    point = getattr(reward_names().get(name), "made_by", None)
-    theirs = point.dist.version if isinstance(point, EntryPoint) and point.dist else ""
-    settings = json.dumps([config.precision, config.options.get(name, {}), files_hash([name]), theirs], sort_keys=True)
+    package = REWARDS.get(name).package
+    theirs = installed_version(package) if package else ""
+    precision = term.scoring(scoring).precision
+    settings = json.dumps([precision, term.options, files_hash([name]), theirs], sort_keys=True)
     return shown, f"{dgpo_plugin.__version__}+{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
 def serve(
-    config: RewardConfig, host: str, port: int, token: str | None, most_bytes: int, tell: Callable[[str], object]
+    rewards: Mapping[str, RewardTerm],
+    scoring: ScoringConfig,
+    address: tuple[str, int],
+    token: str | None,
+    most_bytes: int,
+    tell: Callable[[str], object],
 ) -> None:
     """Load a reward and serve it until Ctrl-C.
 
     Args:
+        rewards: one, by its label.
+        address: host and port.
         tell: is given one line once the server is ready.
     """
-    name, version = identity(config)
+    ((label, term),) = rewards.items()
+    name, version = identity(label, term, scoring)
+    host, port = address
     with RewardServer(
-        load_reward(config), name, version, host=host, port=port, token=token, most_bytes=most_bytes
+        load_reward(label, term, scoring), name, version, host=host, port=port, token=token, most_bytes=most_bytes
     ) as server:
         shown = f"[{host}]" if ":" in host else host
         tell(f"serving {name} {version} at http://{shown}:{server.server_address[1]}; Ctrl-C ends it")

@@ -37,7 +37,7 @@ class RequestFailed(Exception):
         self.status = status
 
     @property
-    def passing(self) -> bool:
+    def temporary(self) -> bool:
         """Whether the same request may succeed later: no connection, too long, too many, or the server's own fault."""
         return self.status is None or self.status in (408, 429) or self.status >= 500
 

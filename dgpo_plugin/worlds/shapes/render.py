@@ -1,4 +1,4 @@
-"""Draw a scene that satisfies a requirement: flat, anti-aliased shapes on a dark ground."""
+"""Pictures of scenes that satisfy a requirement: flat, anti-aliased shapes on a dark ground."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dgpo_plugin.worlds.shapes.scenes import COLOURS, SHAPES, Requirement
+from dgpo_plugin.worlds.shapes.scenes import COLORS, SHAPES, Requirement
 
 SIZE = 64
 """Pixels a side."""
@@ -26,67 +26,67 @@ GAP = 3.0
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One drawn object; centre and radius in pixels."""
 
     shape: str
-    colour: str
+    color: str
     x: float
     y: float
     radius: float
 
 
-def layout(requirement: Requirement, rng: np.random.Generator) -> list[Thing]:
+def layout(requirement: Requirement, rng: np.random.Generator) -> list[SceneObject]:
     """Place the required objects at random, without overlap; what the caption leaves open is drawn at random."""
     kinds = [
-        (item["shape"], item["colour"] or str(rng.choice(COLOURS)))
+        (item["shape"], item["colour"] or str(rng.choice(COLORS)))
         for item in requirement["objects"]
         for _ in range(item["count"])
     ]
     while True:
-        things: list[Thing] = []
-        for shape, colour in kinds:
+        objects: list[SceneObject] = []
+        for shape, color in kinds:
             radius = float(rng.uniform(*RADII))
             x, y = rng.uniform(radius + GAP, SIZE - radius - GAP, size=2)
-            things.append(Thing(shape, colour, float(x), float(y), radius))
-        apart = all(_apart(a, b) for i, a in enumerate(things) for b in things[:i])
-        if apart and (not requirement["relation"] or _clearly(requirement["relation"], *things)):
-            return things
+            objects.append(SceneObject(shape, color, float(x), float(y), radius))
+        apart = all(_apart(a, b) for i, a in enumerate(objects) for b in objects[:i])
+        if apart and (not requirement["relation"] or _clearly(requirement["relation"], *objects)):
+            return objects
 
 
-def _apart(a: Thing, b: Thing) -> bool:
+def _apart(a: SceneObject, b: SceneObject) -> bool:
     return max(abs(a.x - b.x), abs(a.y - b.y)) >= a.radius + b.radius + GAP
 
 
-def _clearly(relation: str, a: Thing, b: Thing) -> bool:
-    """The relation holds along its axis, and that axis is the larger distance, so no other word fits better."""
+def _clearly(relation: str, a: SceneObject, b: SceneObject) -> bool:
+    """Whether a relation holds along its axis and that axis is the larger distance, so no other word fits better."""
     dx, dy = b.x - a.x, b.y - a.y
     if relation in ("left of", "right of"):
         return abs(dx) > abs(dy) and (dx > 0) == (relation == "left of")
     return abs(dy) > abs(dx) and (dy > 0) == (relation == "above")
 
 
-def draw(things: list[Thing]) -> NDArray[np.float32]:
-    """A picture, float32 (3, 64, 64) in [0, 1], later things over earlier ones."""
+def draw(objects: list[SceneObject]) -> NDArray[np.float32]:
+    """Draw objects into a picture, float32 (3, 64, 64) in [0, 1], later ones over earlier ones."""
     picture = np.broadcast_to(BACKGROUND[:, None, None], (3, SIZE, SIZE)).copy()
-    for thing in things:
-        cover = _coverage(thing)
-        picture += cover * (PALETTE[thing.colour][:, None, None] - picture)
+    for drawn in objects:
+        cover = _coverage(drawn)
+        picture += cover * (PALETTE[drawn.color][:, None, None] - picture)
     return picture
 
 
-def _coverage(thing: Thing) -> NDArray[np.float32]:
-    """How much of each pixel the thing covers, from the distance to its outline (one pixel wide edge)."""
+def _coverage(drawn: SceneObject) -> NDArray[np.float32]:
+    """How much of each pixel an object covers, in [0, 1], from the distance to its outline (one pixel wide edge)."""
     rows, columns = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
-    u, v, r = columns - thing.x, rows - thing.y, thing.radius
-    if thing.shape == "circle":
+    u, v, r = columns - drawn.x, rows - drawn.y, drawn.radius
+    if drawn.shape == "circle":
         distance = np.hypot(u, v) - r
-    elif thing.shape == "square":
+    elif drawn.shape == "square":
         distance = np.maximum(np.abs(u), np.abs(v)) - r
-    elif thing.shape == "triangle":  # apex (0, -r), base from (-r, r) to (r, r)
+    elif drawn.shape == "triangle":  # apex (0, -r), base from (-r, r) to (r, r)
         distance = np.maximum((2 * np.abs(u) - v - r) / np.sqrt(5.0), v - r)
     else:
-        raise ValueError(f"unknown shape {thing.shape!r}; known: {SHAPES}")
+        raise ValueError(f"unknown shape {drawn.shape!r}; known: {SHAPES}")
     cover: NDArray[np.float32] = np.clip(0.5 - distance, 0, 1).astype(np.float32)
     return cover
 

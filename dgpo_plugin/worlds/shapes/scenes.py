@@ -13,10 +13,10 @@ import json
 from typing import Any
 
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.prompts.split import test_side
+from dgpo_plugin.prompts.split import held_out_keys
 
 SHAPES = ("circle", "square", "triangle")
-COLOURS = ("red", "green", "blue", "yellow")
+COLORS = ("red", "green", "blue", "yellow")
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
 TASKS = ("single_object", "two_objects", "counting", "colours", "colour_attribution", "position")
@@ -26,7 +26,7 @@ HELD_OUT_FRACTION = 0.25
 
 Requirement = dict[str, Any]
 _Kinds = list[tuple[str, str | None]]
-"""(shape, colour or None) of each noun of a caption."""
+"""Each noun of a caption: its shape, and its colour or None."""
 
 
 def all_prompts() -> list[Prompt]:
@@ -59,51 +59,53 @@ def out_of_domain_prompts() -> list[Prompt]:
 def caption(requirement: Requirement) -> str:
     """The words for a requirement: "two red circles", "a circle left of a blue square"."""
     joiner = f" {requirement['relation']} " if requirement["relation"] else " and "
-    return joiner.join(_noun_phrase(**item) for item in requirement["objects"])
+    return joiner.join(_noun_phrase(item["shape"], item["colour"], item["count"]) for item in requirement["objects"])
 
 
-def _noun_phrase(shape: str, colour: str | None, count: int) -> str:
-    noun = f"{colour} {shape}" if colour else shape
+def _noun_phrase(shape: str, color: str | None, count: int) -> str:
+    noun = f"{color} {shape}" if color else shape
     return f"a {noun}" if count == 1 else f"{NUMBER_WORDS[count]} {noun}s"
 
 
 def _requirements(task: str) -> list[Requirement]:
-    things: _Kinds = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+    colored_shapes: _Kinds = [(shape, color) for shape in SHAPES for color in COLORS]
     pairs = list(itertools.permutations(SHAPES, 2))
     if task == "single_object":
         return [_requirement(task, [(shape, None)]) for shape in SHAPES]
     if task == "two_objects":
         return [_requirement(task, [(first, None), (second, None)]) for first, second in pairs]
     if task == "counting":
-        kinds: _Kinds = [(shape, colour) for shape in SHAPES for colour in (None, *COLOURS)]
+        kinds: _Kinds = [(shape, color) for shape in SHAPES for color in (None, *COLORS)]
         return [_requirement(task, [kind], count=count) for kind in kinds for count in NUMBER_WORDS]
     if task == "colours":
-        return [_requirement(task, [thing]) for thing in things]
+        return [_requirement(task, [kind]) for kind in colored_shapes]
     if task == "colour_attribution":
-        return [_requirement(task, [a, b]) for a, b in itertools.permutations(things, 2) if a[1] != b[1]]
+        return [_requirement(task, [a, b]) for a, b in itertools.permutations(colored_shapes, 2) if a[1] != b[1]]
     plain: list[_Kinds] = [[(first, None), (second, None)] for first, second in pairs]
-    coloured: list[_Kinds] = [[a, b] for a, b in itertools.permutations(things, 2) if a[0] != b[0] and a[1] != b[1]]
-    return [_requirement(task, pair, relation=relation) for pair in plain + coloured for relation in RELATIONS]
+    colored: list[_Kinds] = [
+        [a, b] for a, b in itertools.permutations(colored_shapes, 2) if a[0] != b[0] and a[1] != b[1]
+    ]
+    return [_requirement(task, pair, relation=relation) for pair in plain + colored for relation in RELATIONS]
 
 
 def _requirement(task: str, kinds: _Kinds, count: int = 1, relation: str | None = None) -> Requirement:
-    objects = [{"shape": shape, "colour": colour, "count": count} for shape, colour in kinds]
+    objects = [{"shape": shape, "colour": color, "count": count} for shape, color in kinds]
     return {"task": task, "objects": objects, "relation": relation}
 
 
 def _scene_key(prompt: Prompt) -> str:
-    """Equal for two captions of the same scene ("a circle and a square", "a square and a circle")."""
+    """A scene's key, equal for two captions of the same scene ("a circle and a square", "a square and a circle")."""
     objects = sorted(json.dumps(item, sort_keys=True) for item in prompt.metadata["objects"])
     return json.dumps([prompt.metadata["task"], objects])
 
 
-def _held_out_keys() -> frozenset[str]:
+def _held_out_scenes() -> frozenset[str]:
     keys_by_task = ([_scene_key(Prompt(caption(r), r)) for r in _requirements(task)] for task in TASKS)
-    return frozenset().union(*(test_side(keys, HELD_OUT_FRACTION) for keys in keys_by_task))
+    return frozenset().union(*(held_out_keys(keys, HELD_OUT_FRACTION) for keys in keys_by_task))
 
 
-_HELD_OUT_KEYS = _held_out_keys()
+_HELD_OUT_SCENES = _held_out_scenes()
 
 
 def _is_held_out(prompt: Prompt) -> bool:
-    return _scene_key(prompt) in _HELD_OUT_KEYS
+    return _scene_key(prompt) in _HELD_OUT_SCENES

@@ -17,7 +17,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE
-from dgpo_plugin.worlds.shapes.scenes import COLOURS, SHAPES, Requirement
+from dgpo_plugin.worlds.shapes.scenes import COLORS, SHAPES, Requirement
 
 MIN_AREA = 12
 """Smaller components (pixels) are specks, not things."""
@@ -39,10 +39,16 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Detection:
-    """One thing found in a picture. ``x`` and ``y`` are its bounding box's centre in pixels."""
+    """One thing found in a picture.
+
+    Attributes:
+        shape, color: a name each, or ``unknown``.
+        x, y: the centre of its bounding box, in pixels.
+        area: in pixels.
+    """
 
     shape: str
-    colour: str
+    color: str
     x: float
     y: float
     area: int
@@ -50,7 +56,12 @@ class Detection:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``strict``: exactly what was asked for and nothing else. ``partial``: the share of it, in [0, 1]."""
+    """How well a picture meets its requirement.
+
+    Attributes:
+        strict: exactly what was required is there, and nothing else.
+        partial: the share of it that is there, in [0, 1].
+    """
 
     strict: bool
     partial: float
@@ -63,7 +74,7 @@ def detect(images: NDArray[np.float32]) -> list[list[Detection]]:
         images: float (N, 3, H, W) in [0, 1].
     """
     count, _, height, width = images.shape
-    masks, coverage = _colour_masks(images)
+    masks, coverage = _color_masks(images)
     in_plane = np.zeros((3, 3, 3), dtype=int)
     in_plane[1] = [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
     labels, found = ndimage.label(masks.reshape(-1, height, width), structure=in_plane)
@@ -86,27 +97,25 @@ def detect(images: NDArray[np.float32]) -> list[list[Detection]]:
     ious = np.stack([_iou(shape, u, v, label, area, 4 * half_width * half_height) for shape in SHAPES])
     aspect = np.maximum(half_width, half_height) / np.minimum(half_width, half_height)
     side = 2 * np.maximum(half_width, half_height)
-    colours = (*COLOURS, UNKNOWN)
-    solidity = np.bincount(label, coverage[plane // len(colours), row, column], minlength=found) / area
+    colors = (*COLORS, UNKNOWN)
+    solidity = np.bincount(label, coverage[plane // len(colors), row, column], minlength=found) / area
     named = (ious.max(0) >= MIN_IOU) & (aspect <= MAX_ASPECT) & (side >= MIN_SIDE) & (solidity >= MIN_SOLIDITY)
     best = ious.argmax(0)
     for index in np.nonzero(area >= MIN_AREA)[0]:
         shape = SHAPES[best[index]] if named[index] else UNKNOWN
-        picture, colour = divmod(int(owner[index]), len(colours))
-        detections[picture].append(
-            Detection(shape, colours[colour], float(x[index]), float(y[index]), int(area[index]))
-        )
+        picture, color = divmod(int(owner[index]), len(colors))
+        detections[picture].append(Detection(shape, colors[color], float(x[index]), float(y[index]), int(area[index])))
     return detections
 
 
-def _colour_masks(images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+def _color_masks(images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """Which pixels are of which colour, and how much of it they have.
 
     Returns:
         (N, colours + 1, H, W), the last plane for no palette colour; and coverage (N, H, W), 0 background, 1 full.
     """
     offset = images - BACKGROUND[:, None, None]
-    directions = np.stack([PALETTE[colour] - BACKGROUND for colour in COLOURS])
+    directions = np.stack([PALETTE[color] - BACKGROUND for color in COLORS])
     lengths = np.linalg.norm(directions, axis=1)
     along = np.einsum("kc,nchw->nkhw", directions / lengths[:, None], offset)
     norm = np.linalg.norm(offset, axis=1)
@@ -115,8 +124,8 @@ def _colour_masks(images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArr
     pure = highest >= MIN_COSINE * norm
     coverage: NDArray[np.float32] = np.where(pure, highest / lengths[best], norm / lengths.min())
     foreground = coverage >= MIN_COVERAGE
-    plane = np.where(pure, best, len(COLOURS))
-    planes: NDArray[np.bool_] = (plane[:, None] == np.arange(len(COLOURS) + 1)[:, None, None]) & foreground[:, None]
+    plane = np.where(pure, best, len(COLORS))
+    planes: NDArray[np.bool_] = (plane[:, None] == np.arange(len(COLORS) + 1)[:, None, None]) & foreground[:, None]
     return planes, coverage
 
 
@@ -128,7 +137,13 @@ def _iou(
     area: NDArray[np.int64],
     box_area: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Overlap of each component with the figure inscribed in its bounding box, (u, v) in [-1, 1]."""
+    """Each component's intersection over union with the figure inscribed in its bounding box, (components,).
+
+    Args:
+        u, v: the foreground pixels' places in their components' boxes, (pixels,) in [-1, 1].
+        label: each pixel's component, (pixels,).
+        area, box_area: in pixels, (components,).
+    """
     if shape == "circle":
         inside, share = u**2 + v**2 <= 1, np.pi / 4
     elif shape == "square":
@@ -149,13 +164,17 @@ def judge(found: Sequence[Detection], requirement: Requirement) -> Verdict:
     """
     wanted = [item for item in requirement["objects"] for _ in range(item["count"])]
     size = max(len(wanted), len(found))
-    scores = np.array([[_match(thing, item) for thing in found] for item in wanted]).reshape(len(wanted), len(found))
+    scores = np.array([[_match(detection, item) for detection in found] for item in wanted]).reshape(
+        len(wanted), len(found)
+    )
     rows, columns = linear_sum_assignment(scores, maximize=True)
     credit = float(scores[rows, columns].sum())
     if requirement["relation"]:
         size += 1
         # Equally good assignments may differ in the relation: the best counts, whatever the order of ``found``.
-        first, second = ([i for i, thing in enumerate(found) if thing.shape == item["shape"]] for item in wanted)
+        first, second = (
+            [i for i, detection in enumerate(found) if detection.shape == item["shape"]] for item in wanted
+        )
         related = [
             float(scores[0, i] + scores[1, j]) + 1
             for i, j in itertools.product(first, second)
@@ -166,12 +185,12 @@ def judge(found: Sequence[Detection], requirement: Requirement) -> Verdict:
     return Verdict(strict=partial > 1 - 1e-9, partial=partial)
 
 
-def _match(thing: Detection, item: Requirement) -> float:
-    shape = float(thing.shape == item["shape"])
+def _match(detection: Detection, item: Requirement) -> float:
+    shape = float(detection.shape == item["shape"])
     if item["colour"] is None:
         # A thing of no palette colour is not a clean "circle" either.
-        return shape if thing.colour != UNKNOWN else 0.5 * shape
-    return 0.5 * shape + 0.5 * float(thing.colour == item["colour"])
+        return shape if detection.color != UNKNOWN else 0.5 * shape
+    return 0.5 * shape + 0.5 * float(detection.color == item["colour"])
 
 
 def _holds(relation: str, a: Detection, b: Detection) -> bool:
@@ -181,5 +200,5 @@ def _holds(relation: str, a: Detection, b: Detection) -> bool:
 
 
 def verify(images: NDArray[np.float32], requirements: Sequence[Requirement]) -> list[Verdict]:
-    """One verdict a picture; images float (N, 3, 64, 64) in [0, 1], as many requirements."""
+    """One verdict for each picture of (N, 3, 64, 64), float in [0, 1], and its requirement."""
     return [judge(found, wanted) for found, wanted in zip(detect(images), requirements, strict=True)]

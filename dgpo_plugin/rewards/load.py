@@ -1,0 +1,80 @@
+"""Rewards loaded: found by name, given their options, and checked to be callable."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from dgpo_plugin.common.errors import UserError, did_you_mean, prefixed
+from dgpo_plugin.common.user_file import loaded_hash
+from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
+from dgpo_plugin.rewards.base import USUAL_SCORING, Reward, RewardSet, WeightedReward, as_reward
+from dgpo_plugin.rewards.registry import REWARDS
+
+ANY = RewardTerm()
+
+
+def load_rewards(rewards: Mapping[str, RewardTerm], scoring: ScoringConfig = USUAL_SCORING) -> RewardSet:
+    """Load the rewards of a configuration, each once.
+
+    Args:
+        rewards: by label.
+        scoring: how they are computed, where a reward does not say it itself.
+
+    Raises:
+        UserError: as :func:`load_reward`.
+    """
+    members = {
+        label: WeightedReward(load_reward(label, term, scoring), term.weight, term.scoring(scoring), term.name(label))
+        for label, term in rewards.items()
+    }
+    # Of what was loaded, once: a file may change while a run goes on.
+    return RewardSet(members, loaded_hash([member.name for member in members.values()]))
+
+
+def load_reward(label: str, term: RewardTerm = ANY, scoring: ScoringConfig = USUAL_SCORING) -> Reward:
+    """Load one reward.
+
+    Args:
+        label: a registered name or a file.py:name, unless ``term`` names the reward.
+
+    Raises:
+        UserError: no such reward, one that needs a package that is not installed, an option that it does not have, or
+            a user's own that is broken.
+    """
+    name = term.name(label)
+    kind, fixed = REWARDS.load(name), REWARDS.get(name).fixed
+    with prefixed(f"reward {label}"):
+        return as_reward(_checked(_made(kind, term.scoring(scoring), term.options, fixed)))
+
+
+def _made(kind: Any, config: ScoringConfig, options: Mapping[str, Any], fixed: Mapping[str, Any]) -> Any:
+    """An instance of a class, made with the configuration if it takes one; what is no class as it is."""
+    parameters = inspect.signature(kind).parameters if isinstance(kind, type) else {}
+    known = [key for key in parameters if key != "config" and key not in fixed]
+    for key in options:
+        if key not in known:
+            raise UserError(f"has no option {key!r}{did_you_mean(key, known) if known else ', nor any other'}")
+    if not isinstance(kind, type):
+        return kind
+    given = {"config": config} if "config" in parameters else {}
+    try:
+        return kind(**given, **fixed, **options)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"{type(error).__name__} while loading it: {error}") from error
+
+
+def _checked(made: Any) -> Any:
+    """Refuse what cannot be called with (images, prompts)."""
+    if not callable(made):
+        raise UserError("cannot be called; it must be a function of (images, prompts)")
+    try:
+        inspect.signature(made).bind(None, None)
+    except TypeError as error:
+        raise UserError(f"must take (images, prompts); {error}") from error
+    except ValueError:  # a built-in without a signature
+        pass
+    return made

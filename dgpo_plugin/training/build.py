@@ -1,0 +1,129 @@
+"""A trainer from a configuration: everything that a run needs, loaded and put in its place, top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from dgpo_plugin.algorithms import algorithm_of
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.distributed.device import runs_on_cpu
+from dgpo_plugin.distributed.processes import Processes, join_processes
+from dgpo_plugin.models import load_model
+from dgpo_plugin.models.base import Model, refuse_seams
+from dgpo_plugin.models.load import settled_model
+from dgpo_plugin.models.memory import shard
+from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.models.speed import compile_blocks
+from dgpo_plugin.prompts.registry import load_prompts
+from dgpo_plugin.rewards import RewardSet, load_rewards
+from dgpo_plugin.rewards.scorer import Scorer
+from dgpo_plugin.training.evaluation import BATCH_SIZE, HeldOut
+from dgpo_plugin.training.prompt_groups import PromptGroups
+from dgpo_plugin.training.trainer import Trainer
+
+
+def build_trainer(
+    config: RunConfig, *, rewards: RewardSet | None = None, model: Model | None = None, failures: Path | None = None
+) -> Trainer:
+    """Everything a run needs, loaded; its precision is settled in the trainer's configuration.
+
+    Args:
+        rewards, model: loaded already; None to load the configuration's.
+        failures: folder for the pictures of a reward that fails for good; None to save none.
+
+    Raises:
+        UserError: whatever of it cannot be had here, before the model is loaded where that can be known.
+    """
+    training, held_out_file = config.training, config.prompts.held_out
+    processes = replace(join_processes(), lockstep=config.model.shard)
+    _check_layout(config, processes.count)
+    accelerator = _accelerator(config)
+    prompts = load_prompts(config.prompts.train)
+    held_out = load_prompts(held_out_file) if held_out_file else prompts
+    rewards = load_rewards(config.rewards, config.scoring) if rewards is None else rewards
+    rewards.check([*prompts, *held_out])
+    scorer = Scorer(rewards, failures)
+    config = settle_precision(config, accelerator.device, processes)
+    model = model or load_model(config.model, accelerator.device, place=False)
+    refuse_seams(model, config.model)
+    # Before the denoiser takes its place: the text encoders may need all of the memory there is.
+    evaluated = held_out[: max(config.evaluation.images, config.logging.sample_images)]
+    groups = PromptGroups(model, [*prompts], evaluated, training.prompts_per_iteration, training.seed)
+    policy = Policy(model, config.lora, training.seed, groups.encoded[[""]])
+    if config.model.shard:
+        shard(model.denoiser, list(policy.parameters.values()), accelerator.device)
+    else:
+        model.place()
+    if config.model.compile:
+        compile_blocks(model.denoiser)
+    if training.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    size = training.micro_batch_size
+    optimizer = torch.optim.AdamW(
+        list(policy.parameters.values()), lr=training.learning_rate, weight_decay=training.weight_decay
+    )
+    return Trainer(
+        config=config,
+        policy=policy,
+        algorithm=algorithm_of(config.algorithm)(config.algorithm, policy, processes, size, accelerator.backward),
+        scorer=scorer,
+        groups=groups,
+        held_out=HeldOut(policy, scorer, held_out, groups, config.evaluation, processes, size or BATCH_SIZE),
+        optimizer=optimizer,
+        accelerator=accelerator,
+        processes=processes,
+    )
+
+
+def settle_precision(
+    config: RunConfig, device: torch.device, processes: Processes, threads: int | None = None
+) -> RunConfig:
+    """With the precision that ``auto`` stands for here, decided on the first process, and found to work on all.
+
+    Args:
+        threads: that will compute; None for this process's.
+
+    Raises:
+        UserError: bf16 by name, where it does not work.
+    """
+    share = -(-config.training.images // processes.count)
+    images = min(config.training.micro_batch_size or share, share)
+    model = processes.decided_by_main(lambda: settled_model(config.model, device, images, threads))
+    problem: str | None = None
+    try:
+        settled_model(model, device, images, threads)
+    except UserError as error:
+        problem = str(error)
+    processes.fail_together(problem)
+    return config.model_copy(update={"model": model})
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    fp16 = config.model.precision == "fp16"
+    if fp16 and runs_on_cpu():
+        raise UserError("model.precision fp16: needs a GPU; set it to bf16 or fp32")
+    return Accelerator(mixed_precision="fp16" if fp16 else "no", cpu=runs_on_cpu())
+
+
+def _check_layout(config: RunConfig, processes: int) -> None:
+    """Refuse what cannot be split, rather than adjust it."""
+    training = config.training
+    if processes > training.images:
+        raise UserError(
+            f"{processes} processes for {training.prompts_per_iteration} x {training.group_size} images an iteration; "
+            f"start at most {training.images} or raise training.prompts_per_iteration"
+        )
+    if not config.model.shard:
+        return
+    if config.model.quantization is not None:
+        raise UserError("model.shard: cannot split a quantized base; set model.quantization to null")
+    if training.group_size % processes:
+        raise UserError(
+            f"model.shard: training.group_size {training.group_size} must be a multiple of the {processes} processes, "
+            f"which have to run the denoiser in step"
+        )

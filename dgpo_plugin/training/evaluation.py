@@ -1,0 +1,105 @@
+"""The held-out prompts, sampled as an adapter's users will sample, and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.fields import EvaluationConfig
+from dgpo_plugin.distributed.processes import Processes
+from dgpo_plugin.models.generate import fixed_noise, generate
+from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.rewards.scorer import Scorer
+from dgpo_plugin.training.prompt_groups import PromptGroups
+
+BATCH_SIZE = 256
+"""Pictures at once where ``training.micro_batch_size`` says nothing."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run is measured on; every process does its share of the pictures.
+
+    Attributes:
+        prompts: held out, one for each picture in turn, from the first again if there are fewer.
+        groups: has the texts, encoded.
+        batch_size: pictures at once.
+    """
+
+    policy: Policy
+    scorer: Scorer
+    prompts: list[Prompt]
+    groups: PromptGroups
+    setting: EvaluationConfig
+    processes: Processes
+    batch_size: int
+
+    def first(self, count: int) -> list[Prompt]:
+        """So many prompts, in order, from the first again after the last."""
+        return [self.prompts[index % len(self.prompts)] for index in range(count)]
+
+    def sample(self, weights: Mapping[str, Tensor], prompts: Sequence[Prompt], seed: int) -> Tensor:
+        """Pictures under a copy of the adapter, from fixed noises, (N, 3, H, W) in [0, 1], on every process."""
+        pictures, positions = self._sample_share(weights, prompts, seed)
+        if self.processes.count == 1:
+            return pictures
+        return self.processes.assemble(pictures.to(self.policy.device), positions, len(prompts)).cpu()
+
+    def reward(self, weights: Mapping[str, Tensor]) -> float:
+        """Mean reward of ``evaluation.images`` pictures under a copy of the adapter."""
+        prompts = self.first(self.setting.images)
+        pictures, positions = self._sample_share(weights, prompts, seed=0)
+        own = [prompts[n] for n in positions.tolist()]
+        futures = [self.scorer.submit(pictures, own)] if own else []
+        scores = gather_scores(self.scorer, futures, positions, len(prompts), self.processes, self.policy.device)
+        return self.scorer.rewards.total(scores).mean().item()
+
+    def _sample_share(
+        self, weights: Mapping[str, Tensor], prompts: Sequence[Prompt], seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """This process's pictures of them, on the CPU, and which they are."""
+        # Shares of equal size, because a sharded base needs every process in every forward; what is beyond the last
+        # prompt repeats it and is thrown away.
+        share = self.processes.share(-(-len(prompts) // self.processes.count) * self.processes.count)
+        texts = [prompts[min(n, len(prompts) - 1)].text for n in share.tolist()]
+        model, setting = self.policy.model, self.setting
+        noise = fixed_noise(model, share.tolist(), seed)
+        with self.policy.with_weights(weights):
+            pictures = generate(
+                model, texts, noise, setting.steps, setting.guidance, self.batch_size, self.groups.encoded
+            )
+        own = share < len(prompts)
+        return pictures[own], share[own]
+
+
+def gather_scores(
+    scorer: Scorer,
+    futures: Sequence[Future[tuple[Tensor, float]]],
+    positions: Tensor,
+    total: int,
+    processes: Processes,
+    device: torch.device,
+) -> Tensor:
+    """Every process's scores at their positions, (total, K); a reward that failed anywhere ends them all.
+
+    Args:
+        futures: of this process's micro-batches, in the order of ``positions``, (N,).
+
+    Raises:
+        UserError: a reward failed on any process.
+    """
+    problem: str | None = None
+    scores = torch.zeros(len(positions), len(scorer.rewards.names))
+    try:
+        if futures:
+            scores = torch.cat([future.result()[0] for future in futures])
+    except UserError as error:
+        problem = str(error)
+    processes.fail_together(problem)
+    return processes.assemble(scores.to(device), positions, total)

@@ -1,0 +1,50 @@
+"""What a person sees of a run while it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dgpo_plugin.algorithms.base import Metric
+from dgpo_plugin.config.fields import RunConfig
+
+
+def progress_bar(console: Console) -> Progress:
+    """Iterations done and time left; nothing where nobody looks."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def iteration_line(record: dict[str, float], metrics: Iterable[Metric]) -> str:
+    """An iteration in a line: what all algorithms have, and what this one's metrics show."""
+    own = [metric.shown.format(record[metric.key]) for metric in metrics if metric.shown and metric.key in record]
+    return "  ".join(
+        [
+            f"iteration {record['iteration']:4.0f}",
+            f"reward {record['reward']:.3f}",
+            f"group std {record['reward_group_std']:.3f}",
+            *own,
+            f"{record['seconds']:.2f} s",
+        ]
+    )
+
+
+def constant_reward_lines(record: dict[str, float], config: RunConfig) -> list[str]:
+    """A line for each reward that varied inside no prompt group."""
+    key = "constant_groups"
+    marked = [name[len(key) :] for name, share in record.items() if name.startswith(key) and share == 1]
+    groups = config.training.prompts_per_iteration
+    return [
+        f"  reward {name or config.reward_label}: the same for all images of each of the {groups} prompt groups, "
+        f"so nothing was learned from it"
+        for name in [name[1:] for name in marked if name] or marked
+    ]

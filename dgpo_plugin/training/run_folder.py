@@ -1,0 +1,111 @@
+"""A run's folder: config.yaml, metrics.jsonl, checkpoints/, samples/ and, at the end, adapter.safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import atomic_path, write_text_atomically
+from dgpo_plugin.common.pictures import image_grid
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
+
+ADAPTER_FILE = "adapter.safetensors"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is, and what lies there."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole configuration, resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """A JSON line for each iteration."""
+        return self.path / METRICS_FILE
+
+    @property
+    def adapter(self) -> Path:
+        """What the run is for."""
+        return self.path / ADAPTER_FILE
+
+    @property
+    def failures(self) -> Path:
+        """Pictures and prompts of a reward that failed for good."""
+        return self.path / "failed-reward"
+
+    def check_new(self) -> None:
+        """Find out that a run cannot be written before the model is loaded.
+
+        Raises:
+            UserError: the folder holds a run already, or cannot be made or written to.
+        """
+        if self.config.exists():
+            raise UserError(
+                f"output {self.path}: holds a run already; go on with it by `dgpo resume {self.path}`, or choose "
+                f"another --output"
+            )
+        existing = self.path
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise UserError(f"cannot write {self.path}: {existing} is not a writable folder; choose another --output")
+
+    def read_config(self) -> RunConfig:
+        """The configuration of the run that is there.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        if not self.config.exists():
+            raise UserError(f"{self.path}: holds no run (no {self.config.name}); start one with `dgpo train`")
+        return load_config(str(self.config))
+
+    def last_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint; None if there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        found = checkpoints(self.path)
+        return load_checkpoint(found[-1]) if found else None
+
+    def prepare(self, config: dict[str, Any], iteration: int) -> None:
+        """Write the configuration, and leave out of the metrics what is about to be done again."""
+        # Written anew only if its end was moved: else it is as its owner left it.
+        if not self.config.exists() or self.read_config().training != RunConfig.model_validate(config).training:
+            write_text_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
+        trim_metrics(self.metrics, iteration)
+
+    def write_samples(self, iteration: int, pictures: Tensor) -> None:
+        """Write a grid of pictures, (N, 3, H, W) in [0, 1], of after an iteration."""
+        with atomic_path(self.path / "samples" / f"{iteration:06d}.png") as temporary:
+            image_grid(pictures, columns=min(8, len(pictures))).save(temporary)
+
+
+def trim_metrics(path: Path, iteration: int) -> None:
+    """Leave out of metrics.jsonl what comes after an iteration and is about to be done again.
+
+    And what is no record: a line cut by a kill, or damaged. It is a log, and no reason not to go on.
+    """
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            if json.loads(line)["iteration"] <= iteration:
+                kept.append(line + "\n")
+    write_text_atomically(path, "".join(kept))

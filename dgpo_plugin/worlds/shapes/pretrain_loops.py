@@ -1,0 +1,302 @@
+"""How the shapes pipeline is trained: the VAE on pictures, then the denoiser with its text encoders on latents."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.seeding import derive_seed
+from dgpo_plugin.worlds.shapes.pretrain_networks import (
+    LATENT_CHANNELS,
+    LATENT_SIZE,
+    TEXT_TOKENS,
+    PretrainConfig,
+    build_vae,
+)
+from dgpo_plugin.worlds.shapes.scenes import TASKS, all_prompts
+from dgpo_plugin.worlds.shapes.verify import verify
+
+Record = Callable[..., None]
+"""Writes its keyword arguments as a line of the log."""
+THIRD_ENCODER_PADDING = (1, 77, 256)
+"""Third-encoder token counts seen in training: ours inside, ComfyUI's without a T5, diffusers' default."""
+
+
+# ---- the VAE
+
+
+def train_vae(pictures: Tensor, config: PretrainConfig, record: Record) -> AutoencoderKL:
+    """Train the VAE on pictures (N, 3, 64, 64), uint8; its latent scale and shift are measured at the end."""
+    vae = build_vae().to(memory_format=torch.channels_last)
+    parameters = list(vae.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=config.vae_learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(config.vae_iterations))
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "vae"))
+    started = time.perf_counter()
+    for iteration in _progress("VAE", config.vae_iterations):
+        chosen = torch.randint(len(pictures), (config.vae_batch,), generator=generator)
+        target = _to_model_range(pictures[chosen]).contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(target).latent_dist
+        decoded = vae.decode(posterior.sample()).sample
+        error = (decoded - target).square().mean() + 0.2 * (decoded - target).abs().mean()
+        loss = error + config.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+        _optimize(loss, parameters, optimizer, schedule)
+        if iteration % 250 == 0 or iteration == config.vae_iterations - 1:
+            seconds = round(time.perf_counter() - started, 1)
+            record(stage="vae", iteration=iteration, error=error.item(), loss=loss.item(), seconds=seconds)
+    latents = encode_pictures(vae.eval(), pictures[:4096], normalized=False)
+    vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+    return vae.to(memory_format=torch.contiguous_format)
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, pictures: Tensor, *, normalized: bool = True) -> Tensor:
+    """Posterior means of pictures (N, 3, 64, 64) in uint8: (N, 16, 8, 8), ``normalized`` as the denoiser sees them."""
+    latents = torch.cat([vae.encode(_to_model_range(batch)).latent_dist.mean for batch in pictures.split(256)])
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor if normalized else latents
+
+
+def _to_model_range(pictures: Tensor) -> Tensor:
+    return pictures.float() / 127.5 - 1
+
+
+# ---- the denoiser
+
+
+def train_denoiser(
+    pipeline: StableDiffusion3Pipeline,
+    latents: Tensor,
+    prompts: Sequence[Prompt],
+    config: PretrainConfig,
+    record: Record,
+    *,
+    in_bf16: bool,
+    compile_model: bool,
+) -> None:
+    """Flow matching on cached latents, with both text encoders; the pipeline ends with the averaged weights.
+
+    Args:
+        latents: (N, 16, 8, 8), as the denoiser sees them.
+        prompts: N, what each shows.
+        in_bf16: compute the passes in bf16, not in float32.
+    """
+    transformer, attention = pipeline.transformer, PaddedAttention()
+    original_processors = transformer.attn_processors
+    transformer.set_attn_processor(attention)
+    denoise = torch.compile(transformer) if compile_model else transformer
+    networks = (transformer, pipeline.text_encoder, pipeline.text_encoder_2)
+    parameters = [parameter for network in networks for parameter in network.parameters()]
+    average = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=1e-2, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(config.iterations))
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "denoiser"))
+    token_ids, rows = _tokenized_once(pipeline, prompts)
+    started, smoothed_loss = time.perf_counter(), 0.0
+    for iteration in _progress("denoiser", config.iterations):
+        batch = _draw_batch(latents, rows, config, generator)
+        attention.count_last_token(batch.third_encoder_tokens)
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            context, pooled = encode_ids(pipeline, token_ids[batch.rows])
+            predicted = denoise(batch.noisy, context, pooled, batch.sigma * 1000, return_dict=False)[0]
+        loss = (predicted.float() - batch.velocity).square().mean()
+        _optimize(loss, parameters, optimizer, schedule)
+        decay = min(config.ema_decay, (1 + iteration) / (10 + iteration))
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 1 - decay)
+        smoothed_loss = loss.item() if iteration == 0 else 0.98 * smoothed_loss + 0.02 * loss.item()
+        if (iteration + 1) % 1000 == 0 or iteration == config.iterations - 1:
+            seconds = round(time.perf_counter() - started, 1)
+            with _weights(parameters, average):
+                attention.count_last_token_once()
+                accuracy = {f"accuracy_guidance_{g:g}": task_accuracy(pipeline, guidance=g) for g in (1.0, 2.5)}
+            record(stage="denoiser", iteration=iteration + 1, loss=smoothed_loss, seconds=seconds, **accuracy)
+    _assign(parameters, average)
+    transformer.set_attn_processor(original_processors)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One step's latents, noised, and what the denoiser is told about them.
+
+    Attributes:
+        noisy, velocity: (N, 16, 8, 8).
+        sigma: (N,) in [0, 1].
+        rows: each caption's row among the token ids, (N,); 0, the empty text's, where it is dropped.
+        third_encoder_tokens: how many each text has of them, (N,).
+    """
+
+    noisy: Tensor
+    velocity: Tensor
+    sigma: Tensor
+    rows: Tensor
+    third_encoder_tokens: Tensor
+
+
+def _draw_batch(latents: Tensor, rows: Tensor, config: PretrainConfig, generator: torch.Generator) -> _Batch:
+    chosen = torch.randint(len(latents), (config.batch,), generator=generator)
+    clean = latents[chosen]
+    kept = torch.rand(config.batch, generator=generator) >= config.caption_dropout
+    sigma = torch.randn(config.batch, generator=generator).sigmoid()
+    sigma = config.shift * sigma / (1 + (config.shift - 1) * sigma)
+    noise = torch.randn(clean.shape, generator=generator)
+    copies = torch.tensor(THIRD_ENCODER_PADDING)[torch.randint(3, (config.batch,), generator=generator)]
+    blend = sigma.view(-1, 1, 1, 1)
+    return _Batch((1 - blend) * clean + blend * noise, noise - clean, sigma, rows[chosen] * kept, copies)
+
+
+def _tokenized_once(pipeline: StableDiffusion3Pipeline, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """Token ids of the empty text and of each different text, (texts, 12), and every prompt's row among them, (N,)."""
+    texts = sorted({prompt.text for prompt in prompts})
+    row_of = {text: index for index, text in enumerate(texts, start=1)}
+    return tokenize(pipeline, ["", *texts]), torch.tensor([row_of[prompt.text] for prompt in prompts])
+
+
+class PaddedAttention:
+    """SD3's joint attention with the last text token counted several times.
+
+    The third encoder's tokens are all zero and carry no position, so they stay equal through every layer, and
+    attending to n of them is attending to one with log n added to its logit: exactly diffusers' default padding of
+    256 tokens at the price of one.
+    """
+
+    def __init__(self) -> None:
+        self.bias: Tensor | None = None
+
+    def count_last_token(self, copies: Tensor) -> None:
+        """Have each text's last token stand for so many copies of it, (N,)."""
+        self.bias = torch.zeros(len(copies), 1, 1, LATENT_SIZE**2 // 4 + TEXT_TOKENS + 1)
+        self.bias[:, 0, 0, -1] = copies.log()
+
+    def count_last_token_once(self) -> None:
+        """Have each text's last token stand for itself alone, in batches of any size."""
+        self.bias = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None = None,  # noqa: ARG002 (diffusers hands it on)
+    ) -> tuple[Tensor, Tensor]:
+        batch, image_tokens, _ = hidden_states.shape
+
+        def heads(x: Tensor) -> Tensor:
+            return x.view(batch, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
+
+        image_q = attn.norm_q(heads(attn.to_q(hidden_states)))
+        image_k = attn.norm_k(heads(attn.to_k(hidden_states)))
+        text_q = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
+        text_k = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
+        q, k = torch.cat([image_q, text_q], dim=2), torch.cat([image_k, text_k], dim=2)
+        v = torch.cat([heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(encoder_hidden_states))], dim=2)
+        mask = None if self.bias is None else self.bias.to(q.dtype)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = mixed.transpose(1, 2).reshape(batch, q.shape[2], -1)
+        image, text = mixed[:, :image_tokens], mixed[:, image_tokens:]
+        if not attn.context_pre_only:
+            text = attn.to_add_out(text)
+        return attn.to_out[0](image), text
+
+
+def tokenize(pipeline: StableDiffusion3Pipeline, texts: list[str]) -> Tensor:
+    """The token ids of N texts, (N, 12); both text encoders share the tokenizer."""
+    batch = pipeline.tokenizer(
+        texts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
+    )
+    ids: Tensor = batch.input_ids
+    return ids
+
+
+def encode_ids(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``encode_prompt`` gives with one third-encoder token, differentiably: (N, 13, 128) and pooled (N, 128)."""
+    encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+    outputs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
+    context = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    context = nn.functional.pad(context, (0, 0, 0, 1))
+    return context, torch.cat([output.text_embeds for output in outputs], dim=-1)
+
+
+@torch.no_grad()
+def task_accuracy(
+    pipeline: StableDiffusion3Pipeline, guidance: float, images_per_task: int = 64, steps: int = 10
+) -> dict[str, float]:
+    """Strict accuracy in [0, 1] for each task type, over all its prompts, with a plain Euler loop; and their mean."""
+    generator = torch.Generator().manual_seed(1)
+    rng = np.random.default_rng(1)
+    pipeline.scheduler.set_timesteps(steps)
+    sigmas = pipeline.scheduler.sigmas
+    vae = pipeline.vae
+    accuracy = {}
+    for task in TASKS:
+        candidates = [p for p in all_prompts() if p.metadata["task"] == task]
+        prompts = [candidates[i] for i in rng.integers(len(candidates), size=images_per_task)]
+        context, pooled = encode_ids(pipeline, tokenize(pipeline, [p.text for p in prompts] + [""] * images_per_task))
+        x = torch.randn(images_per_task, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=generator)
+        for sigma, following in itertools.pairwise(sigmas):
+            t = sigma.expand(2 * images_per_task) * 1000
+            both = pipeline.transformer(x.repeat(2, 1, 1, 1), context, pooled, t, return_dict=False)[0]
+            prompted, empty = both.chunk(2)
+            x = x + (following - sigma) * (empty + guidance * (prompted - empty))
+        decoded = vae.decode(x / vae.config.scaling_factor + vae.config.shift_factor).sample
+        pictures = (decoded / 2 + 0.5).clamp(0, 1).numpy()
+        verdicts = verify(pictures, [dict(p.metadata) for p in prompts])
+        accuracy[task] = float(np.mean([verdict.strict for verdict in verdicts]))
+    return {**accuracy, "mean": float(np.mean(list(accuracy.values())))}
+
+
+@contextlib.contextmanager
+def _weights(parameters: list[nn.Parameter], values: list[Tensor]) -> Iterator[None]:
+    """Have other values in the parameters for the block."""
+    own = [parameter.detach().clone() for parameter in parameters]
+    _assign(parameters, values)
+    yield
+    _assign(parameters, own)
+
+
+@torch.no_grad()
+def _assign(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+# ---- both
+
+
+def _optimize(
+    loss: Tensor,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()
+
+
+def _warm_cosine(total: int, warm: int = 100) -> Callable[[int], float]:
+    """A learning rate's factor by step: a linear warm-up, then a cosine to 2 % of the peak."""
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / warm) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
+
+    return factor
+
+
+def _progress(name: str, total: int) -> Iterator[int]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        yield from bar.track(range(total), description=name)

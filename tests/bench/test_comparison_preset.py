@@ -1,0 +1,113 @@
+"""Comparison presets: the shipped ones, and what is said of a mistaken one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dgpo_bench.preset import bench_preset_names, load_preset
+from dgpo_plugin.common.errors import UserError
+
+pytestmark = pytest.mark.fast
+
+
+def changed(folder: Path, **changes: Any) -> str:
+    """The shipped comparison with other values at the top, as a file."""
+    values = yaml.safe_load(bench_preset_names()["shapes"].read_text())
+    path = folder / "p.yaml"
+    path.write_text(yaml.safe_dump({**values, **changes}))
+    return str(path)
+
+
+def test_every_shipped_size_is_larger_than_the_one_before() -> None:
+    for name in bench_preset_names():
+        preset = load_preset(name)
+        quick, default, full = (preset.sizes[size] for size in ("quick", "default", "full"))
+        assert quick.evaluations < default.evaluations < full.evaluations
+        assert quick.prompts_per_task < default.prompts_per_task <= full.prompts_per_task
+        assert "prove" in quick.caution
+        assert not full.caution
+        assert preset.evaluation.guidance in preset.evaluation.guidances
+
+
+def test_a_preset_without_a_size_is_refused(tmp_path: Path) -> None:
+    values = yaml.safe_load(bench_preset_names()["shapes"].read_text())
+    del values["sizes"]["full"]
+    path = tmp_path / "p.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="sizes: .*lacks full"):
+        load_preset(str(path))
+
+
+def test_algorithms_that_start_from_different_bases_are_refused(tmp_path: Path) -> None:
+    values = yaml.safe_load(bench_preset_names()["shapes"].read_text())
+    values["algorithms"]["dgpo"]["model"] = {"resolution": 32}
+    path = tmp_path / "p.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="must start from one base"):
+        load_preset(str(path))
+
+
+def test_the_command_line_changes_a_size() -> None:
+    preset = load_preset("shapes")
+    assert preset.sized("full") == preset.sizes["full"]
+    changed = preset.sized("full", 7, 1234)
+    assert (changed.seeds, changed.evaluations) == (7, 1234)
+    assert changed.prompts_per_task == preset.sizes["full"].prompts_per_task
+
+
+def test_shipped_presets_share_what_must_be_equal() -> None:
+    for name in bench_preset_names():
+        preset = load_preset(name)
+        configs = [preset.run_config(algorithm, 0) for algorithm in preset.algorithms]
+        assert {config.lora for config in configs} == {configs[0].lora}
+        assert {config.prompts for config in configs} == {configs[0].prompts}
+        assert {config.model for config in configs} == {configs[0].model}
+        geometry = {(c.training.prompts_per_iteration, c.training.group_size, c.rollout.steps) for c in configs}
+        assert len(geometry) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluaton": {}}, "unknown key evaluaton; did you mean 'evaluation'"),
+        ({"challenger": "dpgo"}, "challenger: 'dpgo' is not among the algorithms; did you mean 'dgpo'"),
+        ({"labels": {"flow-gpro": "x"}}, "labels: 'flow-gpro' is not among the algorithms; did you mean 'flow-grpo'"),
+        ({"labels": {"dgpo": "x", "flow-grpo": "x"}}, "labels: must differ from one another"),
+        ({"colors": {"dgpo": "red"}}, "colors.dgpo: "),
+        ({"shared": {"model": "shapes"}}, "every algorithm: model: "),
+    ],
+)
+def test_a_mistake_is_told_where_it_is(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        load_preset(changed(tmp_path, **changes))
+    assert str(refused.value).startswith(f"{tmp_path / 'p.yaml'}: ")
+    assert message in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_challenger_is_required(tmp_path: Path) -> None:
+    values = yaml.safe_load(Path(changed(tmp_path)).read_text())
+    del values["challenger"]
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="challenger"):
+        load_preset(str(tmp_path / "p.yaml"))
+
+
+def test_the_mistakes_of_all_algorithms_are_told_at_once(tmp_path: Path) -> None:
+    """One that several have, once."""
+    values = yaml.safe_load(Path(changed(tmp_path)).read_text())
+    values["algorithms"]["dgpo"]["algorithm"]["bata"] = 1
+    for name in ("flow-grpo", "flow-grpo-fast"):
+        values["algorithms"][name]["training"]["learning_rte"] = 1
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError) as refused:
+        load_preset(str(tmp_path / "p.yaml"))
+    assert str(refused.value).removeprefix(f"{tmp_path / 'p.yaml'}: ") == (
+        "algorithms.dgpo: unknown key algorithm.bata; did you mean 'beta'?; "
+        "algorithms.flow-grpo, algorithms.flow-grpo-fast: unknown key training.learning_rte; "
+        "did you mean 'learning_rate'?"
+    )
