@@ -90,7 +90,7 @@ class DGPOConfig(AlgorithmConfig):
         None,
         ge=0,
         lt=1,
-        description="Train instead on M flow times drawn uniformly from [t_min, the rollout's first sigma], as in the ."
+        description="Train instead on M flow times drawn uniformly from [t_min, the rollout's first sigma], as in the "
         "paper, which names shift(0.3) and shift(0.4): .5625 and .6667 at shift 3; noisiest_steps then has no say. "
         "Null for sampler steps, as in the released code.",
     )
@@ -98,7 +98,7 @@ class DGPOConfig(AlgorithmConfig):
         0.0,
         ge=0,
         lt=1,
-        description="Share of prompt groups, drawn anew for each timestep, that are trained on the empty prompt in all ."
+        description="Share of prompt groups, drawn anew for each timestep, that are trained on the empty prompt in all "
         "passes; the paper's is 0.05, the released code has none.",
     )
     old_policy_after: int = Field(

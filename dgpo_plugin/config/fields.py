@@ -328,17 +328,15 @@ class PromptsConfig(_Config):
 
 
 class RunConfig(_Config):
-    """Everything a training run depends on.
-
-    Attributes:
-        rewards: what is to be raised, by labels of the user's; ``ocr``, ``[ocr, hpsv2.1]`` and ``{ocr: 2}`` are short
-            for ``{ocr: {weight: 1}}`` and so on.
-    """
+    """Everything a training run depends on."""
 
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     prompts: PromptsConfig
-    rewards: dict[str, RewardTerm]
+    rewards: dict[str, RewardTerm] = Field(
+        description="What is to be raised, by labels of one's own; ocr, [ocr, hpsv2.1] and {ocr: 2} are short for "
+        "{ocr: {weight: 1}} and so on."
+    )
     scoring: ScoringConfig = ScoringConfig()
     rollout: RolloutConfig = RolloutConfig()
     algorithm: SerializeAsAny[AlgorithmConfig] = Field({"name": "dgpo"}, validate_default=True)

@@ -11,5 +11,5 @@ WORLD = World(
     },
     reward="dgpo_plugin.worlds.shapes.reward:ShapesReward",
     about_reward="half for the share of what was asked for, half for all of it and nothing else",
-    pretrain="dgpo_plugin.worlds.shapes.pretrain:pretrain_again",
+    pretrain="dgpo_plugin.worlds.shapes.pretrain:pretrain",
 )
