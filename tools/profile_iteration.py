@@ -53,7 +53,7 @@ def main() -> None:
         if index == iterations:
             break
     spent["overhead"] = total - sum(spent.values())
-    print(f"{algorithm}: {total / iterations:.2f} s an iteration")
+    print(f"{algorithm}: {total / iterations:.2f} s per iteration")
     for part, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"  {part:<18} {seconds / iterations:6.3f} s  {seconds / total:5.1%}")
 
