@@ -36,7 +36,7 @@ def time_algorithm(plan: Plan, algorithm: str) -> Timing:
     trainer = new_trainer(plan, algorithm, plan.seeds[0])
     evaluator = evaluator_of(plan, trainer)
     ready = time.perf_counter()
-    records = list(itertools.islice(trainer.iterations(), TIMED_ITERATIONS))
+    records = list(itertools.islice(trainer.iterations(share_done=lambda: 0.0), TIMED_ITERATIONS))
     few = plan.model_copy(update={"size": plan.size.model_copy(update=FEW_PROMPTS)})
     small_evaluator = evaluator_of(few, trainer)
     trained = time.perf_counter()

@@ -23,7 +23,7 @@ class Metric(_Record):
 
     Attributes:
         label: for tables and axes.
-        domain: ``in`` for what was optimised (on held-out prompts), ``out`` for everything else.
+        domain: ``in`` for what was optimized (on held-out prompts), ``out`` for everything else.
         better: which way is good; ``none`` for a statistic that should merely stay where the base has it.
         description: one sentence for the reader of the report.
     """

@@ -12,7 +12,7 @@ async def comfy_entrypoint() -> Any:
     """ComfyUI asks this for the pack's nodes."""
     from comfy_api.latest import ComfyExtension, io
 
-    from . import nodes_adapters, nodes_compare, nodes_embedded, nodes_prompts, nodes_training, rewards
+    from . import nodes_adapters, nodes_compare, nodes_embedded, nodes_prompts, nodes_rewards, nodes_training
 
     class Extension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
@@ -20,9 +20,9 @@ async def comfy_entrypoint() -> Any:
                 nodes_adapters.LoadAdapter,
                 nodes_adapters.ShowAdapterCard,
                 nodes_prompts.PromptList,
-                rewards.LoadReward,
-                rewards.ScoreImages,
-                rewards.BestOfN,
+                nodes_rewards.LoadReward,
+                nodes_rewards.ScoreImages,
+                nodes_rewards.BestOfN,
                 nodes_compare.CompareAdapter,
                 nodes_training.TrainAdapter,
                 nodes_embedded.LoadShapes,

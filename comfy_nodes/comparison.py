@@ -13,7 +13,8 @@ from torch import Tensor
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 
-from .rewards import LoadedReward, score
+from .loaded_reward import LoadedReward
+from .scores import score
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dgpo_plugin.common.prompt import Prompt
 
 from .comparison import SamplerSettings, sample_both, score_both
 from .comparison_grid import draw_grid
-from .rewards import LoadedReward
+from .loaded_reward import LoadedReward
 from .types import CATEGORY, Prompts, Reward
 
 

@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.load import preset_names
 
-from .rewards import LoadedReward
+from .loaded_reward import LoadedReward
 from .run_files import publish, read_result, run_folder, write_prompts
 from .run_settings import node_config
 from .types import CATEGORY, Prompts, Reward

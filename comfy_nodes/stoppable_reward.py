@@ -11,7 +11,7 @@ from torch import Tensor
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.rewards import WrappedReward
 
-from .rewards import LoadedReward
+from .loaded_reward import LoadedReward
 from .stop_button import StopButton
 
 POLL = 0.1

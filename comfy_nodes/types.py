@@ -15,4 +15,4 @@ def written_lines(text: str) -> list[str]:
 Prompts = io.Custom("DGPO_PROMPTS")
 """list[dgpo_plugin.common.prompt.Prompt]"""
 Reward = io.Custom("DGPO_REWARD")
-"""comfy_nodes.rewards.LoadedReward"""
+"""comfy_nodes.loaded_reward.LoadedReward"""

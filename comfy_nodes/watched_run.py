@@ -24,7 +24,7 @@ from dgpo_plugin.training.run import resume, train
 from dgpo_plugin.training.run_folder import RunFolder
 from dgpo_plugin.training.trainer import Trainer
 
-from .rewards import LoadedReward
+from .loaded_reward import LoadedReward
 from .run_files import publish
 from .run_settings import settle_settings
 from .stop_button import StopButton

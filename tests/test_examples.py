@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -43,6 +44,23 @@ def test_a_mistake_in_it_is_one_line(tmp_path: Path) -> None:
     done = python("train_in_python.py", str(tmp_path / "run"), "training.sed=1")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith("unknown key training.sed; did you mean 'seed'?")
+
+
+@pytest.mark.slow
+def test_my_algorithm(tmp_path: Path) -> None:
+    """Named by its file, it is planned, trained and gone on with as the others are."""
+    named = f"algorithm.name={EXAMPLES / 'my_algorithm.py'}:RewardWeighted"
+    changes = [change for change in (*SMALL, named) if not change.startswith("algorithm.") or change == named]
+    options = [part for change in changes for part in ("--set", change)]
+    planned = CliRunner().invoke(main, ["plan", "shapes", *options])
+    assert planned.exit_code == 0, planned.output
+    assert "8 images, 80 denoiser evaluations" in planned.output  # each 4 steps and 2 times 3
+    trained = CliRunner().invoke(main, ["train", "shapes", "--output", str(tmp_path / "run"), *options])
+    assert trained.exit_code == 0, trained.output
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["denoiser_evaluations"] for record in records] == [80, 80]
+    longer = CliRunner().invoke(main, ["resume", str(tmp_path / "run"), "--iterations", "3"])
+    assert longer.exit_code == 0, longer.output
 
 
 @pytest.mark.fast

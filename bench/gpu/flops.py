@@ -45,11 +45,11 @@ def count_flops(model: Published, config: ModelConfig, lora: LoraConfig) -> Flop
         with torch.device("meta"), _written_out_attention():
             skeleton = model_skeleton(plain)
             policy = Policy(skeleton, lora, seed=0, unconditional=skeleton.blank_conditioning(1))
-            latents, asked = torch.zeros(1, *skeleton.latent_shape), skeleton.blank_conditioning(1)
+            latents, conditioning = torch.zeros(1, *skeleton.latent_shape), skeleton.blank_conditioning(1)
             with FlopCounterMode(display=False) as forward, torch.no_grad():
-                policy.velocity(latents, 0.5, asked)
+                policy.velocity(latents, 0.5, conditioning)
             with FlopCounterMode(display=False) as training:
-                policy.velocity(latents, 0.5, asked).square().mean().backward()
+                policy.velocity(latents, 0.5, conditioning).square().mean().backward()
     return Flops(forward.get_total_flops(), training.get_total_flops())
 
 
@@ -59,7 +59,7 @@ def _written_out_attention() -> Iterator[None]:
     original = getattr(functional, name)
 
     def attention(
-        query: Tensor, key: Tensor, value: Tensor, *rest: Any, enable_gqa: bool = False, **options: Any
+        query: Tensor, key: Tensor, value: Tensor, *_rest: Any, enable_gqa: bool = False, **_options: Any
     ) -> Tensor:
         if enable_gqa:
             repeats = query.shape[-3] // key.shape[-3]

@@ -63,9 +63,8 @@ def iteration(setting: Setting) -> Measured:
     found |= {"iterations": len(records), "images": setting.config.training.images}
     last = records[-1]
     found |= _tflops(last, flops, found["rollout_seconds"], found["training_seconds"])
-    for name in ("loss", "kl", "clip_fraction", "ratio_deviation", "grad_norm", "group_weight"):
-        if name in last:
-            found[name] = last[name]
+    logged = ("grad_norm", *(metric.key for metric in trainer.algorithm.METRICS))
+    found |= {name: last[name] for name in logged if name in last}
     if trainer.accelerator.scaler is not None:
         found["gradient_scale"] = trainer.accelerator.scaler.get_scale()
         found["optimizer_steps"] = trainer.steps

@@ -136,7 +136,7 @@ def ranks(*, tiny: bool) -> Measured:
         for process in pair:
             process.kill()
     found["works"] = len(sums) == 2 and all(value == 2 for _, value, _ in sums)
-    found["said"] = sorted({message for _, _, message in sums if message})
+    found["messages"] = sorted({message for _, _, message in sums if message})
     return found
 
 

@@ -98,8 +98,8 @@ def _of_numbers(measured: Mapping[str, Any]) -> list[str]:
     if "finite" in measured:
         return ["finite" if measured["finite"] else "not finite"]
     if "works" in measured:
-        said = [*([measured["note"]] if "note" in measured else []), *measured["said"]]
-        return ["works" if measured["works"] else "refused: " + "; ".join(said)]
+        messages = [*([measured["note"]] if "note" in measured else []), *measured["messages"]]
+        return ["works" if measured["works"] else "refused: " + "; ".join(messages)]
     return []
 
 

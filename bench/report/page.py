@@ -29,7 +29,7 @@ _HERE = Path(__file__).parent
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _AXES: tuple[tuple[Axis, str], ...] = (("seconds", "training time"), ("denoiser_evaluations", "denoiser evaluations"))
 _DOMAINS: tuple[tuple[Literal["in", "out"], str], ...] = (
-    ("in", "In domain: what was optimised"),
+    ("in", "In domain: what was optimized"),
     ("out", "Out of domain: what should not suffer"),
 )
 
@@ -127,7 +127,7 @@ def interval_note(results: Results) -> str:
     if seeds <= 1:
         return f"{what} One seed tells nothing about the spread between seeds, so what rests on one has no interval."
     if seeds <= 3:  # all draws alike has probability 3^-3 = 3.7 % > 2.5 %, so the percentiles are the extremes
-        # The extremes of n draws miss a symmetric centre only when all n fall on one side of it.
+        # The extremes of n draws miss a symmetric center only when all n fall on one side of it.
         cover = round(100 * (1 - 2 ** (1 - seeds)))
         return (
             f"{what} With only {seeds} seeds such an interval is simply the range from the lowest seed to the highest: "

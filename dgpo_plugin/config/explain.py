@@ -81,7 +81,8 @@ def _model_at(root: type[BaseModel], location: Location) -> type[BaseModel] | No
         if model is not None:
             kind = model.model_fields[str(part)].annotation if part in model.model_fields else None
         else:  # a label of a mapping or a number in a list, whose values are annotated last
-            kind = (*get_args(kind), None)[-2] if get_args(kind) else None
+            inside = [argument for argument in get_args(kind) if argument is not Ellipsis]
+            kind = inside[-1] if inside else None
     return _as_model(kind)
 
 

@@ -103,7 +103,7 @@ class LoraConfig(_Config):
 
 
 class ScoringConfig(_Config):
-    """How rewards are computed; everything but ``aggregate`` may also stand in a reward of its own."""
+    """How rewards are computed; everything but `aggregate` may also stand in a reward of its own."""
 
     aggregate: Literal["rewards", "advantages"] = Field(
         "rewards",
@@ -113,7 +113,7 @@ class ScoringConfig(_Config):
     device: RewardDevice = Field(
         "auto", description="Where rewards with weights run: cpu, cuda:1, ...; auto is the GPU if there is one."
     )
-    precision: Precision = Field("fp32", description="Of the weights of rewards that are networks.")
+    precision: Precision = Field("fp32", description="Floating-point type of the weights of rewards that are networks.")
     batch_size: int = Field(16, ge=1, description="Pictures through a reward's network at once.")
     offload: bool = Field(False, description="Keep rewards' weights in main memory between two uses.")
     retries: int = Field(
@@ -334,8 +334,7 @@ class RunConfig(_Config):
     lora: LoraConfig = LoraConfig()
     prompts: PromptsConfig
     rewards: dict[str, RewardTerm] = Field(
-        description="What is to be raised, by labels of one's own; ocr, [ocr, hpsv2.1] and {ocr: 2} are short for "
-        "{ocr: {weight: 1}} and so on."
+        description="What is to be raised, by labels of yours; `ocr`, `[ocr, hpsv2.1]` and `{ocr: 2}` are short forms."
     )
     scoring: ScoringConfig = ScoringConfig()
     rollout: RolloutConfig = RolloutConfig()

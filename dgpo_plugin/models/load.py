@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.names import FAMILIES, WORLDS
 from dgpo_plugin.common.user_file import is_from_file
 from dgpo_plugin.config.fields import ModelConfig
@@ -81,10 +81,15 @@ def denoiser_work(config: ModelConfig, images: int) -> Work:
 
 
 def _family(folder: Path, path: str) -> Any:
-    try:
-        return FAMILIES.load(_pipeline_class(folder))
-    except UserError as error:
-        raise UserError(f"model {path}: {error}") from error
+    name = _pipeline_class(folder)
+    # Of registered names alone: a model's own file must not name code to run.
+    if name not in FAMILIES:
+        raise UserError(
+            f"model {path}: {name} is not supported; supported: {', '.join(FAMILIES)}; "
+            f"docs/adding-a-model.md says how to add one"
+        )
+    with prefixed(f"model {path}"):
+        return FAMILIES.load(name)
 
 
 def world_pipeline(name: str) -> Path:

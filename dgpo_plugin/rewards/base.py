@@ -15,7 +15,7 @@ from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.config.short_forms import weighted_labels
 
 USUAL_SCORING = ScoringConfig()
-MOST_PROBLEMS = 10
+MOST_PROBLEMS = 5
 """Of one reward with its prompts, that are told one by one."""
 
 

@@ -41,7 +41,7 @@ def build_trainer(
     """
     training, held_out_file = config.training, config.prompts.held_out
     processes = replace(join_processes(), lockstep=config.model.shard)
-    _check_layout(config, processes.count)
+    check_layout(config, processes.count)
     accelerator = _accelerator(config)
     prompts = load_prompts(config.prompts.train)
     held_out = load_prompts(held_out_file) if held_out_file else prompts
@@ -110,7 +110,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
     return Accelerator(mixed_precision="fp16" if fp16 else "no", cpu=runs_on_cpu())
 
 
-def _check_layout(config: RunConfig, processes: int) -> None:
+def check_layout(config: RunConfig, processes: int) -> None:
     """Refuse what cannot be split, rather than adjust it."""
     training = config.training
     if processes > training.images:

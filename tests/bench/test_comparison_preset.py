@@ -78,7 +78,7 @@ def test_shipped_presets_share_what_must_be_equal() -> None:
         ({"labels": {"flow-gpro": "x"}}, "labels: 'flow-gpro' is not among the algorithms; did you mean 'flow-grpo'"),
         ({"labels": {"dgpo": "x", "flow-grpo": "x"}}, "labels: must differ from one another"),
         ({"colors": {"dgpo": "red"}}, "colors.dgpo: "),
-        ({"shared": {"model": "shapes"}}, "every algorithm: model: "),
+        ({"shared": {"model": "shapes"}}, "every algorithm: 3 mistakes: (1) model: "),
     ],
 )
 def test_a_mistake_is_told_where_it_is(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -86,6 +86,23 @@ def test_a_mistake_is_told_where_it_is(changes: dict[str, Any], message: str, tm
         load_preset(changed(tmp_path, **changes))
     assert str(refused.value).startswith(f"{tmp_path / 'p.yaml'}: ")
     assert message in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_all_mistakes_of_the_file_are_told_at_once(tmp_path: Path) -> None:
+    values = yaml.safe_load(Path(changed(tmp_path)).read_text())
+    values["evaluation"]["gudance"] = values["evaluation"].pop("guidance")
+    values["sizes"]["quick"]["seedz"] = 1
+    values["sizes"]["full"]["schedule"] = [0.5, 0.2]
+    with pytest.raises(UserError) as refused:
+        load_preset(changed(tmp_path, evaluation=values["evaluation"], sizes=values["sizes"], notez={}))
+    for mistake in (
+        "unknown key evaluation.gudance; did you mean 'guidance'?",
+        "unknown key sizes.quick.seedz; did you mean 'seeds'?",
+        "sizes.full.schedule: must rise and lie between 0 and 1",
+        "unknown key notez; did you mean 'notes'?",
+    ):
+        assert mistake in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
 
 

@@ -21,7 +21,7 @@ from dgpo_plugin.distributed import processor
 from dgpo_plugin.distributed.processor import ISA_VARIABLE
 from tests.bench.test_compare import small_preset
 from tests.conftest import needs_bf16
-from tests.dgpo_plugin.test_processor import DEAD, FAST, SLOW, TRAPS, Imitate, imitate
+from tests.dgpo_plugin.distributed.test_processor import DEAD, FAST, SLOW, TRAPS, Imitate, imitate
 
 __all__ = ["imitate"]  # a fixture
 

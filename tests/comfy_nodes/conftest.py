@@ -54,7 +54,7 @@ def make_adapters(model: str, folder: Path, name: str) -> None:
     export_adapter(policy, weights, folder / f"{name}.safetensors", facts)
     layers = {
         policy.model.adapter_key(key).removeprefix("transformer."): weight.contiguous()
-        for key, weight in zip(policy.names, weights, strict=True)
+        for key, weight in weights.items()
     }
     diffusers.StableDiffusion3Pipeline.save_lora_weights(
         folder,

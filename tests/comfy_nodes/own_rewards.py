@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from dgpo_plugin.rewards import Reward
+
 logging.info("own rewards: imported")
 
 
@@ -13,7 +15,7 @@ def brightness(images, prompts):
     return images.mean((1, 2, 3))
 
 
-class Neural:
+class Neural(Reward):
     """Brightness by a network, like a neural reward of the library: ``network``, and ``device`` that callers set."""
 
     def __init__(self):
@@ -55,8 +57,10 @@ def slow(images, prompts):
     return images.mean((1, 2, 3))
 
 
-class SlowLater:
+class SlowLater(Reward):
     """Quick for the base's evaluation and the first iteration, then slow."""
+
+    title = "brightness, later slowly"
 
     def __init__(self):
         self.calls = 0

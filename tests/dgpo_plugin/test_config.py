@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dgpo_plugin.algorithms.dgpo import DGPOConfig
+from dgpo_plugin.algorithms.flow_grpo import FlowGRPOConfig, FlowGRPOFastConfig
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.config.fields import DGPOConfig, FlowGRPOConfig, FlowGRPOFastConfig, RunConfig
+from dgpo_plugin.config.explain import explain
+from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config, parse_config, preset_names
 from tests.conftest import REQUIRED, shapes_run
 
@@ -28,7 +31,7 @@ def whole(text: str | bytes) -> str | bytes:
         given = values.setdefault(key, required)
         if isinstance(given, dict) and isinstance(required, dict):
             values[key] = {**required, **given}
-    return yaml.safe_dump(values)
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def load(folder: Path, text: str | bytes, *overrides: str) -> RunConfig:
@@ -115,7 +118,7 @@ def test_a_configuration_survives_the_round_trip() -> None:
         ("algorithm: {name: flow-grpo, noise_levl: 3}", "unknown key algorithm.noise_levl", "noise_level"),
         ("algorithm: {name: flow-grpo-fast, windo: 3}", "unknown key algorithm.windo", "window"),
         ("lora: {alfa: 3}", "unknown key lora.alfa", "alpha"),
-        ("algorithm: {name: dpgo}", "algorithm.name: unknown algorithm 'dpgo'", "dgpo"),
+        ("algorithm: {name: dpgo}", "algorithm: no algorithm 'dpgo'", "dgpo"),
     ],
 )
 def test_an_unknown_key_suggests_the_near_one(tmp_path: Path, text: str, where: str, near: str) -> None:
@@ -182,7 +185,7 @@ def test_the_constraints_hold_at_their_limits(tmp_path: Path) -> None:
 
 
 def test_an_algorithm_needs_its_name(tmp_path: Path) -> None:
-    assert "algorithm.name is missing; name dgpo, flow-grpo or flow-grpo-fast" in mistake(
+    assert "algorithm: name is missing; name dgpo, flow-grpo, flow-grpo-fast" in mistake(
         tmp_path, "algorithm: {beta: 3}"
     )
 
@@ -208,6 +211,166 @@ def test_sources_that_do_not_exist(tmp_path: Path) -> None:
         load_config("zzz")
     with pytest.raises(UserError, match=r"missing\.yaml: No such file.*check the path"):
         load_config(str(tmp_path / "missing.yaml"))
+
+
+# ---- nothing is taken for granted
+
+
+def refused(folder: Path, text: str, *overrides: str) -> str:
+    """What is said of a file that is taken as it is."""
+    path = folder / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(str(path), overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def test_ones_own_model_is_not_silently_trained_on_shapes(tmp_path: Path) -> None:
+    said = refused(tmp_path, "model: {path: /models/my-sd35}")
+    assert said == (
+        "2 mistakes: (1) prompts.train is missing; name a .txt or .jsonl file or one of `dgpo list prompts`; "
+        "(2) rewards is missing; name at least one of `dgpo list rewards`"
+    )
+    rest = "{prompts: {train: a.txt}, rewards: ocr}"
+    assert refused(tmp_path, rest).startswith("model.path is missing; name a diffusers folder, a hub id or one of")
+    assert refused(tmp_path, rest, "model.precision=bf16").startswith("model.path is missing")
+    assert refused(tmp_path, rest, "model.path=a", "prompts={}").startswith("prompts.train is missing")
+
+
+def test_all_mistakes_of_a_file_are_told_at_once_each_with_its_near_key(tmp_path: Path) -> None:
+    text = (
+        "lora: {alfa: 3, rank: 0}\nrewards: {ocr: {weights: 1}, hpsv2.1: {options: {x: 1}, retrys: 3}}\n"
+        "scoring: {batch: 3}\ntrainin: {}"
+    )
+    said = mistake(tmp_path, text)
+    assert " 6 mistakes: (1) " in said
+    for each in (
+        "unknown key lora.alfa; did you mean 'alpha'?",
+        "lora.rank: Input should be greater than or equal to 1 (given 0)",
+        "unknown key rewards.ocr.weights; did you mean 'weight'?",
+        "unknown key rewards.hpsv2.1.retrys; did you mean 'retries'?",
+        "unknown key scoring.batch; did you mean 'batch_size'?",
+        "unknown key trainin; did you mean 'training'?",
+    ):
+        assert each in said
+
+
+class Part(BaseModel):
+    """Of a model that is no run's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: int = 1
+
+
+class Whole(BaseModel):
+    """Sections in mappings, lists and tuples, or none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    parts: dict[str, Part] = {}
+    listed: list[Part] = []
+    tupled: tuple[Part, ...] = ()
+    perhaps: Part | None = None
+
+
+def test_near_keys_are_known_in_any_model() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Whole.model_validate(
+            {"parts": {"a": {"sise": 1}}, "listed": [{"sise": 1}], "tupled": [{"sise": 1}], "perhaps": {"sise": 1}}
+        )
+    said = explain(caught.value, Whole)
+    for where in ("parts.a.sise", "listed.0.sise", "tupled.0.sise", "perhaps.sise"):
+        assert f"unknown key {where}; did you mean 'size'?" in said
+
+
+# ---- rewards
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("rewards: ocr", "ocr"),
+        ("rewards: [ocr, hpsv2.1]", "1 ocr + 1 hpsv2.1"),
+        ("rewards: {ocr: 2, hpsv2.1: 0.5}", "2 ocr + 0.5 hpsv2.1"),
+        ("rewards: {ocr: , hpsv2.1: {weight: -1}}", "1 ocr + -1 hpsv2.1"),
+        ("rewards: {hps: {reward: hpsv2.1, options: {weights: /x}}}", "hps"),
+        ("rewards: {ocr: 2}", "2 ocr"),
+    ],
+)
+def test_short_forms_of_rewards(tmp_path: Path, text: str, label: str) -> None:
+    config = load(tmp_path, text)
+    assert config.reward_label == label
+    assert parse_config(config.model_dump(mode="json"), "here") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("rewards: {}", "rewards: is empty; name at least one"),
+        ("rewards: [ocr, ocr]", "rewards: "),
+        ("rewards: 3", "rewards: "),
+        ("rewards: {ocr: yes please}", "rewards.ocr: "),
+        ("rewards: {ocr: 0}", "rewards.ocr.weight: must not be 0; leave the reward out instead"),
+        ("rewards: {ocr: {weight: .inf}}", "rewards.ocr.weight: "),
+        ("rewards: {1: {}}", "rewards.1"),
+        ("rewards: {ocr: {device: gpu}}", "rewards.ocr.device: "),
+    ],
+)
+def test_rewards_that_are_none(tmp_path: Path, text: str, says: str) -> None:
+    assert says in mistake(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{name: ocr}", "rewards: {ocr: {weight: 1}}"),
+        ("ocr", "rewards: {ocr: {weight: 1}}"),
+        ("{name: null, sum: {ocr: 1, hpsv2.1: 10}}", "rewards: {ocr: {weight: 1}, hpsv2.1: {weight: 10}}"),
+        (
+            "{name: pickscore, options: {pickscore: {divisor: 26}}, precision: bf16, aggregate: advantages}",
+            "rewards: {pickscore: {weight: 1, options: {divisor: 26}}}, "
+            "scoring: {precision: bf16, aggregate: advantages}",
+        ),
+        ("{sum: 3}", "rewards: {ocr: {weight: 1}}"),
+    ],
+)
+def test_the_old_form_is_told_in_the_new_one(tmp_path: Path, old: str, new: str) -> None:
+    text = f"model: {{path: a}}\nprompts: {{train: b}}\nreward: {old}"
+    assert refused(tmp_path, text) == f"reward: is called rewards now; write {new}"
+    assert yaml.safe_load("{" + new + "}").keys() <= {"rewards", "scoring"}
+
+
+def test_the_old_form_on_the_command_line() -> None:
+    with pytest.raises(UserError, match=r"^shapes: reward: is called rewards now; write rewards: {ocr: {weight: 1}}$"):
+        load_config("shapes", ["reward.name=ocr"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["rewards.shapes.weight=3"], "3 shapes"),
+        (["rewards.hpsv2.1.weight=2"], "1 shapes + 2 hpsv2.1"),
+        (["rewards.hpsv2.1=2", "rewards.hpsv2.1.options.weights=/x.pt"], "1 shapes + 2 hpsv2.1"),
+        (["rewards.own/mine.py:sharp.weight=2"], "1 shapes + 2 own/mine.py:sharp"),
+        (["rewards={ocr: {weight: 1}}"], "ocr"),
+        (["rewards=[ocr, hpsv2.1]", "rewards.hpsv2.1.weight=4"], "1 ocr + 4 hpsv2.1"),
+        # The longest label that is there: an option may be called as a field is.
+        (["rewards.shapes.options.weight=3", "rewards.shapes.options.weight=4"], "shapes"),
+    ],
+)
+def test_overrides_know_labels_with_dots(overrides: list[str], label: str) -> None:
+    assert load_config("shapes", overrides).reward_label == label
+
+
+def test_overrides_of_a_files_short_form(tmp_path: Path) -> None:
+    assert load(tmp_path, "rewards: hpsv2.1", "rewards.hpsv2.1.weight=3").reward_label == "3 hpsv2.1"
+    assert "unknown key rewards.hpsv2.1.wieght; did you mean 'weight'?" in mistake(
+        tmp_path, "rewards: hpsv2.1", "rewards.hpsv2.1.wieght=3"
+    )
+    said = mistake(tmp_path, "rewards: {ocr: {weight: 2}}", "rewards.ocr.weight.x=1")
+    assert said == "rewards.ocr.weight.x: weight is a value, not a section"
 
 
 # ---- overrides

@@ -23,7 +23,7 @@ from dgpo_plugin.prompts.geneval import COLORS
 from dgpo_plugin.rewards import checked_rewards, load_reward
 from dgpo_plugin.rewards.geneval.reward import GenEvalReward
 from dgpo_plugin.rewards.geneval.rules import Detection
-from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.training.build import build_trainer
 from tests.conftest import SMALL, needs_bf16
 from tests.dgpo_plugin.geneval_networks import pictures, tiny_clip, tiny_mask2former
 
@@ -234,6 +234,8 @@ def test_prompts_without_metadata_are_refused(reward: GenEvalReward) -> None:
 def test_an_iteration_of_training(folders: dict[str, str]) -> None:
     """Prompts, pictures and metadata as a run brings them together."""
     options = [f"rewards.geneval.options.{key}={value}" for key, value in folders.items()]
-    config = load_config("shapes", [*SMALL, "prompts.train=geneval/train", "rewards=geneval", *options])
-    metrics = next(Trainer(config).iterations())
+    config = load_config(
+        "shapes", [*SMALL, "prompts={train: geneval/train, held_out: geneval/test}", "rewards=geneval", *options]
+    )
+    metrics = next(build_trainer(config).iterations())
     assert -14 <= metrics["reward"] <= 1

@@ -35,12 +35,13 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.config.load import load_config, reward_terms
-from dgpo_plugin.rewards import REWARDS, as_reward, load_reward
-from dgpo_plugin.rewards.served import server
+from dgpo_plugin.prompts.registry import load_prompts
+from dgpo_plugin.rewards import REWARDS, Reward, as_reward, load_reward, load_rewards
+from dgpo_plugin.rewards.served import client, server
 from dgpo_plugin.rewards.served.client import RemoteReward
 from dgpo_plugin.rewards.served.server import RewardServer, identity
 from dgpo_plugin.rewards.served.wire import as_png, is_loopback
-from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.worlds.shapes.reward import ShapesReward
 from tests.conftest import SMALL
 
@@ -164,11 +165,99 @@ def test_a_slow_server_does_not_hold_the_others_up() -> None:
 def test_a_run_trains_with_a_remote_reward() -> None:
     with serving(ShapesReward()) as address:
         chosen = ["rewards=remote", f"rewards.remote.options.urls=[{address}]", "scoring.batch_size=3"]
-        trainer = Trainer(load_config("shapes", [*SMALL, *chosen]))
+        trainer = build_trainer(load_config("shapes", [*SMALL, *chosen]))
         remote = next(trainer.iterations())
-    assert trainer.rewards.title == "plain 1 (served)"  # and not "remote", which would tell an adapter's users nothing
-    local = next(Trainer(load_config("shapes", SMALL)).iterations())
+    assert (
+        trainer.scorer.rewards.title == "plain 1 (served)"
+    )  # and not "remote", which would tell an adapter's users nothing
+    local = next(build_trainer(load_config("shapes", SMALL)).iterations())
     assert remote["reward"] == pytest.approx(local["reward"], abs=0.02)
+
+
+# ---- what a served reward says of itself and of prompts
+
+
+class Titled(Reward):
+    """Calls itself something, and cannot judge prompts with an ü."""
+
+    title = "plainness of 2026"
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return plain(images, prompts)
+
+    def check(self, prompts: Sequence[Prompt]) -> list[str]:
+        return [f"prompt {prompt.text!r}, {prompt.metadata}: no" for prompt in prompts if "ü" in prompt.text]
+
+
+def test_the_server_answers_title_and_check_and_the_client_asks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PROMPTS_PER_CHECK", 2)
+    prompts = asked(5)
+    with serving(Titled()) as address:
+        remote = RemoteReward(urls=address)
+        assert call(address, path="/health")[1]["title"] == "plainness of 2026"
+        assert remote.title == "plainness of 2026 1 (served)"
+        assert remote.check(prompts) == Titled().check(prompts) != []
+        assert remote.check([Prompt("a")]) == []
+        with serving(remote, version="2") as second:  # a server may serve what another one does
+            assert RemoteReward(urls=second).check(prompts) == Titled().check(prompts)
+
+
+def test_prompts_that_a_served_reward_cannot_judge_are_told_before_the_first_picture() -> None:
+    with serving(ShapesReward()) as address:
+        chosen = [*SMALL, "rewards=remote", f"rewards.remote.options.urls=[{address}]"]
+        config = load_config("shapes", chosen)
+        rewards = load_rewards(config.rewards, config.scoring)
+        rewards.check(load_prompts("shapes/train"))
+        with pytest.raises(UserError, match=r"^reward remote: prompt 'a dog' has no metadata; take its prompts from"):
+            rewards.check([Prompt("a dog")])
+
+
+def test_a_check_goes_to_a_server_that_answers(url: str) -> None:
+    with serving(Titled(), version="1") as address:
+        remote = RemoteReward(urls=[address])
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+            remote.urls = [nobody, address]
+            assert len(remote.check([Prompt("ü")])) == 1
+            remote.urls = [nobody]
+            with pytest.raises(UserError, match=f"no server answers .{nobody}: ConnectionRefusedError"):
+                remote.check([Prompt("ü")])
+
+
+def test_a_server_by_others_that_has_no_check_finds_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Titled()) as address:
+        remote = RemoteReward(urls=address)
+        monkeypatch.delitem(server.METHODS, "/check")
+        assert remote.check([Prompt("ü")]) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "the body is not JSON"),
+        ({}, "the body must be an object with prompts"),
+        ({"prompts": [], "images": []}, "the body must be an object with prompts"),
+        ({"prompts": 3}, "prompts must be a list"),
+        ({"prompts": [{"metadata": {}}]}, "prompts[0] must be an object with text"),
+    ],
+)
+def test_a_malformed_check_is_refused(url: str, body: Any, message: str) -> None:
+    status, answer = call(url, body, path="/check")
+    assert status == 400
+    assert message in answer["error"]
+
+
+def test_a_check_that_fails_is_the_servers_error() -> None:
+    class Broken(Titled):
+        def check(self, prompts: Sequence[Prompt]) -> list[str]:
+            raise KeyError("no\nway")
+
+    with serving(Broken()) as address:
+        status, answer = call(address, {"prompts": []}, path="/check")
+        assert (status, answer["error"]) == (500, "KeyError: 'no\\nway'")
+        with pytest.raises(UserError, match="no server answers .*500, KeyError"):
+            RemoteReward(urls=address).check([Prompt("a")])
 
 
 # ---- servers that fail

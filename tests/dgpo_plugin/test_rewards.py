@@ -24,8 +24,8 @@ from dgpo_plugin.common import registry
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import files_hash, import_from_file, loaded_hash
-from dgpo_plugin.config.fields import RewardTerm
-from dgpo_plugin.config.load import load_config
+from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
+from dgpo_plugin.config.load import load_config, reward_terms
 from dgpo_plugin.rewards import REWARDS, load_reward, load_rewards
 from dgpo_plugin.rewards.image_statistics import STATISTICS, diversity
 from dgpo_plugin.rewards.ocr import OcrReward, asked_text, closeness, edit_distance
@@ -217,7 +217,7 @@ def test_a_reward_edited_during_the_run_is_not_taken_for_the_one_it_began_with(o
         run.resume(folder, Console(quiet=True), iterations=3)
     own.write_text(OWN)
     run.resume(folder, Console(quiet=True), iterations=3, watch=edit)
-    hashes = {load_checkpoint(path).state.reward_sha256 for path in checkpoints(folder)}
+    hashes = {load_checkpoint(path).identity.rewards_sha256 for path in checkpoints(folder)}
     assert hashes == {hashlib.sha256(OWN.encode()).hexdigest()}
 
 
@@ -265,6 +265,15 @@ def test_options_reach_a_users_class_and_wrong_ones_are_refused(tmp_path: Path) 
         load_reward(name, RewardTerm(options={"facto": 8}))
     with pytest.raises(UserError, match="shapes: has no option 'x', nor any other"):
         load_reward("shapes", RewardTerm(options={"x": 8}))
+
+
+def test_settings_of_one_reward_among_several() -> None:
+    terms, scoring = reward_terms(["hpsv2.1", "ocr"], ["device=cpu", "rewards.hpsv2.1.options.weights=/x.pt"])
+    assert scoring == ScoringConfig(device="cpu")
+    assert terms == {"hpsv2.1": RewardTerm(options={"weights": "/x.pt"}), "ocr": RewardTerm()}
+    with pytest.raises(UserError, match=r"of which reward\? write rewards.hpsv2.1.options.weights=/x.pt"):
+        reward_terms(["hpsv2.1", "ocr"], ["options.weights=/x.pt"])
+    assert reward_terms(["ocr"], ["options={a: 1}", "options.b=2"])[0]["ocr"].options == {"a": 1, "b": 2}
 
 
 # ---- cheap statistics

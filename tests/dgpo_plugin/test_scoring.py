@@ -18,7 +18,7 @@ from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.rewards import scorer as scoring
 from dgpo_plugin.rewards.scorer import Scorer
-from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.training.build import build_trainer
 from tests.conftest import SMALL, one_reward
 
 pytestmark = pytest.mark.fast
@@ -157,8 +157,10 @@ def test_rewards_are_computed_while_the_next_images_are_sampled() -> None:
                 assert second.wait(60), "the second micro-batch was not sampled meanwhile"
             return images.mean((1, 2, 3))
 
-    trainer = Trainer(load_config("shapes", [*SMALL, "training.micro_batch_size=4"]), rewards=one_reward(Patient()))
-    decode, decoded = trainer.model.decode, []
+    trainer = build_trainer(
+        load_config("shapes", [*SMALL, "training.micro_batch_size=4"]), rewards=one_reward(Patient())
+    )
+    decode, decoded = trainer.policy.model.decode, []
 
     def noted(latents: Tensor) -> Tensor:
         decoded.append(len(latents))
@@ -166,7 +168,7 @@ def test_rewards_are_computed_while_the_next_images_are_sampled() -> None:
             second.set()
         return decode(latents)
 
-    trainer.model.decode = noted  # type: ignore[method-assign]
+    trainer.policy.model.decode = noted  # type: ignore[method-assign]
     next(trainer.iterations())
     assert decoded == [4, 4]
 
@@ -178,7 +180,7 @@ def test_a_slow_reward_delays_by_what_sampling_does_not_cover() -> None:
         time.sleep(0.25)
         return images.mean((1, 2, 3))
 
-    trainer = Trainer(load_config("shapes", [*SMALL, "training.micro_batch_size=4"]), rewards=one_reward(slow))
+    trainer = build_trainer(load_config("shapes", [*SMALL, "training.micro_batch_size=4"]), rewards=one_reward(slow))
     record = next(trainer.iterations())
     assert record["reward_seconds"] >= 0.5
     assert record["reward_wait_seconds"] < record["reward_seconds"]

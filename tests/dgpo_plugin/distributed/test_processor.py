@@ -39,7 +39,7 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.models.load import denoiser_work
 from dgpo_plugin.rewards.networks.base import NeuralReward
 from dgpo_plugin.training import run
-from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.training.build import build_trainer
 from tests.conftest import SMALL, needs_bf16
 from tests.dgpo_plugin.families import FAMILIES
 
@@ -376,7 +376,7 @@ class Mean(NeuralReward):
         return images.mean((1, 2, 3))
 
 
-OWN = "from tests.dgpo_plugin.test_processor import Mean\n"
+OWN = "from tests.dgpo_plugin.distributed.test_processor import Mean\n"
 SHARED = [part for change in SMALL if "precision" not in change for part in ("--set", change)]
 
 
@@ -484,7 +484,7 @@ def test_what_is_timed_is_what_runs(imitate: Imitate, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(processor, "bf16_trial", trial)
     config = load_config("shapes", [*AUTO, "training.micro_batch_size=3"])
-    assert Trainer(config).config.model.precision == "fp32"
+    assert build_trainer(config).config.model.precision == "fp32"
     assert asked == [(denoiser_work(config.model, 3), torch.get_num_threads())]
 
 
@@ -533,7 +533,7 @@ except UserError as error:
     say(error)
 leave_processes()
 """)
-    from tests.dgpo_plugin.test_processes import finish, launch
+    from tests.dgpo_plugin.distributed.test_processes import finish, launch
 
     said = finish(launch(2, extra=str(script)))
     for line in ("0 bf16", "1 bf16", "0 no bf16", "1 no bf16"):

@@ -64,9 +64,9 @@ def test_compiled_blocks_give_the_same_velocity_gradient_and_copies() -> None:
         model = random_model(published("sd35").tiny(), CONFIG, torch.device("cpu"), encoders=False)
         policy = Policy(model, LoraConfig(rank=4, alpha=8), 0, random_conditioning(model, 1))
         torch.manual_seed(2)
-        for parameter in policy.parameters:
+        for parameter in policy.parameters.values():
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
-        old = [torch.randn_like(parameter) * 0.1 for parameter in policy.parameters]
+        old = {name: torch.randn_like(p) * 0.1 for name, p in policy.parameters.items()}
         if compiled:
             compile_blocks(model.denoiser)
         latents, asked = torch.randn(2, *model.latent_shape), random_conditioning(model, 2)
@@ -78,7 +78,7 @@ def test_compiled_blocks_give_the_same_velocity_gradient_and_copies() -> None:
             older = policy.velocity(latents, 0.5, asked)
         out = policy.velocity(latents, 0.5, asked)
         out.square().mean().backward()
-        grads = [p.grad for p in policy.parameters if p.grad is not None]
+        grads = [p.grad for p in policy.parameters.values() if p.grad is not None]
         assert len(grads) == len(policy.parameters)
         results.append([guided, base, older, out.detach(), torch.cat([g.flatten() for g in grads])])
     plain, fast = results

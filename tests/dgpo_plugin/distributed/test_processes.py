@@ -20,8 +20,8 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed import processes
 from dgpo_plugin.distributed.processes import Processes
+from dgpo_plugin.training.build import check_layout
 from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
-from dgpo_plugin.training.trainer import _check_layout
 from tests.conftest import SMALL
 
 ODD = (
@@ -163,7 +163,7 @@ def test_layouts_that_cannot_hold_are_errors(changes: list[str], message: str) -
     config = load_config("shapes", [*SMALL, *changes])
     processes = {"4 p": 4}.get(message[:3], 2)
     with pytest.raises(UserError, match=message):
-        _check_layout(config, processes)
+        check_layout(config, processes)
 
 
 def children(pid: int) -> list[int]:

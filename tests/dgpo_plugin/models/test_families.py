@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from dgpo_plugin.models.families.noise_prediction import NoisePredictingModel
 from dgpo_plugin.models.generate import fixed_noise, sample_latents
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.samplers.ode import sample_ode
+from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.plan import make_plan
-from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import one_reward, shapes_run, spread
 from tests.dgpo_plugin.families import FAMILIES, Family
 
@@ -145,7 +146,7 @@ def test_training_lowers_the_matching_error(family: tuple[Family, Path]) -> None
     asked, clean, sigma = model.encode(PROMPTS), fixed_noise(model, range(2), 0), 0.7
     noise = fixed_noise(model, range(2, 4), 0)
     noisy, target = (1 - sigma) * clean + sigma * noise, noise - clean
-    optimizer = torch.optim.AdamW(policy.parameters, lr=1e-2)
+    optimizer = torch.optim.AdamW(policy.parameters.values(), lr=1e-2)
     errors = []
     for _ in range(6):
         error = matching_error(policy.velocity(noisy, sigma, asked), target).mean()
@@ -211,7 +212,7 @@ def test_dgpo_runs(family: tuple[Family, Path], tmp_path: Path) -> None:
     def brightness(images: Tensor, prompts: object) -> Tensor:
         return images.mean((1, 2, 3))
 
-    trainer = Trainer(config, rewards=one_reward(brightness))
+    trainer = build_trainer(config, rewards=one_reward(brightness))
     records = list(trainer.iterations())
     assert records[-1]["grad_norm"] > 0
 
@@ -245,11 +246,19 @@ def test_another_pipeline_is_refused_with_what_is_supported(tmp_path: Path) -> N
         load_model(ModelConfig(path=str(tmp_path)))
 
 
+def test_a_models_own_file_names_no_code_to_run(tmp_path: Path) -> None:
+    code = tmp_path / "family.py"
+    code.write_text("raise SystemExit('was run')")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": f"{code}:Family"}))
+    with pytest.raises(UserError, match="is not supported; supported: "):
+        load_model(ModelConfig(path=str(tmp_path)))
+
+
 def test_unet_adapters_have_the_names_that_comfyui_reads(tmp_path: Path) -> None:
     """ComfyUI knows a U-Net's layers as lora_unet_<path with underscores>, or under no name that diffusers reads."""
     FAMILIES["sdxl"].build(tmp_path)
     policy = Policy(load_model(settings(FAMILIES["sdxl"], tmp_path)), LoraConfig(rank=4, alpha=8), seed=0)
-    keys = [policy.model.adapter_key(name) for name in policy.names]
+    keys = [policy.model.adapter_key(name) for name in policy.parameters]
     assert "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_up.weight" in keys
     assert len(set(keys)) == len(keys)
     assert all(key.startswith("lora_unet_") and key.count(".") == 2 for key in keys)

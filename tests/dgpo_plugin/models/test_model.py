@@ -149,8 +149,8 @@ def test_adapter_has_alpha_folded_and_says_what_it_is(policy: Policy, tmp_path: 
     tensors, header = file.tensors, file.header
     assert all(name.startswith("transformer.transformer_blocks.") for name in tensors)
     assert not [name for name in tensors if "alpha" in name]
-    name = next(name for name in policy.names if name.endswith("lora_B"))
-    raw = policy.parameters[policy.names.index(name)].detach()
+    name = next(name for name in policy.parameters if name.endswith("lora_B"))
+    raw = policy.parameters[name].detach()
     assert torch.equal(tensors[f"transformer.{name}.weight"], raw * 2.0)  # alpha 8 over rank 4
     assert header["ss_network_dim"] == header["ss_network_alpha"] == "4"
     assert header["dgpo.original_alpha"] == "8"
@@ -235,7 +235,7 @@ def test_reference_and_copies_leave_the_policy_as_it_was(policy: Policy) -> None
         before = policy.velocity(noise, 0.5, asked)
         with policy.as_reference():
             base = policy.velocity(noise, 0.5, asked)
-        with policy.with_weights([torch.zeros_like(parameter) for parameter in policy.parameters]):
+        with policy.with_weights({name: torch.zeros_like(p) for name, p in policy.parameters.items()}):
             zeroed = policy.velocity(noise, 0.5, asked)
         after = policy.velocity(noise, 0.5, asked)
     assert torch.equal(before, after)
@@ -256,7 +256,7 @@ def test_the_adapter_starts_from_the_distribution_that_is_asked_for(init: str, p
     # Given an empty prompt's conditioning, it computes nothing, so that bf16 needs no processor that has it.
     policy = Policy(model, LoraConfig(rank=16, alpha=32, init=init), seed=3, unconditional=model.blank_conditioning(1))
     downs, other = [], {"kaiming": "gaussian", "gaussian": "kaiming"}[init]
-    for name, weight in zip(policy.names, policy.parameters, strict=True):
+    for name, weight in policy.parameters.items():
         if name.endswith("lora_B"):
             assert not weight.any()
             continue
@@ -272,7 +272,8 @@ def test_the_adapter_starts_from_the_distribution_that_is_asked_for(init: str, p
 
 def test_the_adapters_start_is_seeded() -> None:
     def start(seed: int) -> list[torch.Tensor]:
-        return Policy(load_model(ModelConfig(path="shapes")), LoraConfig(init="gaussian"), seed=seed).copy_weights()
+        policy = Policy(load_model(ModelConfig(path="shapes")), LoraConfig(init="gaussian"), seed=seed)
+        return list(policy.copy_weights().values())
 
     first, again, other = start(0), start(0), start(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -280,11 +281,24 @@ def test_the_adapters_start_is_seeded() -> None:
 
 
 def test_denoiser_evaluations_are_counted(policy: Policy) -> None:
-    noise, asked = fixed_noise(policy.model, range(3), 0), policy.model.encode(PROMPTS)
-    with torch.no_grad():
-        policy.velocity(noise, 0.5, asked)
-        assert policy.denoiser_evaluations == 3
-        policy.velocity(noise, 0.5, asked, guidance=2.0)
-    assert policy.denoiser_evaluations == 9
-    policy.velocity(noise, 0.5, asked)
-    assert policy.denoiser_evaluations == 18
+    noise, conditioning = fixed_noise(policy.model, range(3), 0), policy.model.encode(PROMPTS)
+    with policy.counting() as cost:
+        with torch.no_grad():
+            policy.velocity(noise, 0.5, conditioning)
+            assert cost.total == 3
+            policy.velocity(noise, 0.5, conditioning, guidance=2.0)
+        assert cost.total == 9
+        policy.velocity(noise, 0.5, conditioning)
+    assert cost.total == 18
+    policy.velocity(noise, 0.5, conditioning)
+    assert cost.total == 18
+
+
+def test_a_block_inside_a_block_counts_its_own(policy: Policy) -> None:
+    """Also where both have counted the same so far."""
+    noise, conditioning = fixed_noise(policy.model, range(3), 0), policy.model.encode(PROMPTS)
+    with torch.no_grad(), policy.counting() as outer:
+        with policy.counting() as inner:
+            policy.velocity(noise, 0.5, conditioning)
+        policy.velocity(noise, 0.5, conditioning)
+    assert (outer.total, inner.total) == (6, 3)

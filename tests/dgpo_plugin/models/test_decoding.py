@@ -16,8 +16,8 @@ from dgpo_plugin.config.fields import ModelConfig, RunConfig
 from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.generate import fixed_noise
+from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.plan import make_plan
-from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import REQUIRED
 from tests.dgpo_plugin.families import FAMILIES
 
@@ -120,10 +120,10 @@ def test_seams_are_refused_where_rewards_look(tmp_path: Path) -> None:
     tiled = run_config(folder, prompts, tiled_decode=True)
     message = "pictures of 64 pixels would be put together from tiles of 32, .*sliced_decode.*accept-seams"
     with pytest.raises(UserError, match=message):
-        Trainer(tiled)
+        build_trainer(tiled)
     with pytest.raises(UserError, match=message):
         make_plan(tiled)
-    Trainer(run_config(folder, prompts, tiled_decode="accept-seams"))
-    Trainer(run_config(folder, prompts, sliced_decode=True))
+    build_trainer(run_config(folder, prompts, tiled_decode="accept-seams"))
+    build_trainer(run_config(folder, prompts, sliced_decode=True))
     smaller = tiled.model.model_copy(update={"resolution": 32})
-    Trainer(tiled.model_copy(update={"model": smaller}))  # one tile
+    build_trainer(tiled.model_copy(update={"model": smaller}))  # one tile
