@@ -120,7 +120,7 @@ class DGPOConfig(AlgorithmConfig):
         """DPM-Solver++ is stable on its own scheduler's noise levels; Euler was made for the pipeline's."""
         return "dpm" if self.sampler == "dpm-solver++" else "native"
 
-    def check_rollout(self, steps: int, schedule: Schedule) -> None:
+    def check_rollout(self, steps: int, schedule: Schedule) -> None:  # noqa: ARG002
         if self.t_min is None and steps < self.noisiest_steps:
             raise ValueError(
                 f"rollout.steps ({steps}) must be at least {self.noisiest_steps} for algorithm.noisiest_steps"

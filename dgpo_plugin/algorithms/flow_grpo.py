@@ -77,7 +77,7 @@ class FlowGRPOConfig(TrajectoryConfig):
     def trained_steps(self, steps: int) -> int:
         return steps - 1
 
-    def check_rollout(self, steps: int, schedule: Schedule) -> None:
+    def check_rollout(self, steps: int, schedule: Schedule) -> None:  # noqa: ARG002
         if schedule == "dpm":
             # The SDE's noise grows without bound towards sigma = 1, which only the native grid starts at exactly.
             raise ValueError("rollout.schedule dpm: is for deterministic samplers; leave it out for flow-grpo")
@@ -98,10 +98,10 @@ class FlowGRPOFastConfig(TrajectoryConfig):
     )
     window_range: int = Field(5, ge=1, description="Steps, the noisiest, within which the window lies.")
 
-    def trained_steps(self, steps: int) -> int:
+    def trained_steps(self, steps: int) -> int:  # noqa: ARG002
         return self.window
 
-    def check_rollout(self, steps: int, schedule: Schedule) -> None:
+    def check_rollout(self, steps: int, schedule: Schedule) -> None:  # noqa: ARG002
         if steps < self.window_range + 1:
             raise ValueError(
                 f"rollout.steps ({steps}) must be at least {self.window_range + 1} for algorithm.window_range"
@@ -234,7 +234,7 @@ class _Trajectories(Algorithm[T, TrajectoryRollout]):
             log_probability=torch.stack(log_probabilities, dim=1),
         )
 
-    def gradient(self, rollout: TrajectoryRollout, advantages: Tensor, random: Random) -> dict[str, float]:
+    def gradient(self, rollout: TrajectoryRollout, advantages: Tensor, random: Random) -> dict[str, float]:  # noqa: ARG002
         device = rollout.latents.device
         own_advantages = advantages.flatten()[rollout.positions.to(device)]
         # A sample no better or worse than its group's mean moves nothing and is dropped, its KL term with it.
@@ -295,7 +295,7 @@ class FlowGRPO(_Trajectories[FlowGRPOConfig]):
 
     Config = FlowGRPOConfig
 
-    def _choose_steps(self, steps: int, random: Random) -> tuple[list[int], list[int]]:
+    def _choose_steps(self, steps: int, random: Random) -> tuple[list[int], list[int]]:  # noqa: ARG002
         # The last step's noise is too small to be trained on.
         return list(range(steps)), list(range(steps - 1))
 
@@ -311,7 +311,7 @@ class FlowGRPOFast(_Trajectories[FlowGRPOFastConfig]):
 
     Config = FlowGRPOFastConfig
 
-    def _choose_steps(self, steps: int, random: Random) -> tuple[list[int], list[int]]:
+    def _choose_steps(self, steps: int, random: Random) -> tuple[list[int], list[int]]:  # noqa: ARG002
         first = random.choose(1, self.config.window_range - self.config.window + 1, "window")[0]
         window = list(range(first, first + self.config.window))
         return window, window

@@ -104,7 +104,7 @@ R = TypeVar("R", bound=Rollout)
 
 def join(rollouts: Sequence[R]) -> R:
     """Micro-batches of one iteration, in their order, as one rollout."""
-    tables = [rollout._per_sample() for rollout in rollouts]
+    tables = [rollout._per_sample() for rollout in rollouts]  # noqa: SLF001 (its own kind)
 
     def joined(name: str) -> Any:
         values = [table[name] for table in tables]

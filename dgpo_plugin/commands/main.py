@@ -39,10 +39,10 @@ class LazyGroup(click.Group):
         super().__init__(*args, **kwargs)
         self._targets = targets
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self._targets)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in self._targets:
             return None
         command: click.Command = imported(self._targets[cmd_name])

@@ -157,7 +157,7 @@ class RewardServer(ThreadingTCPServer):
         finally:
             self._places.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """A client that went away is no news."""
         log.debug("connection of %s broken off", client_address, exc_info=True)
 
@@ -245,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
             while self.rfile.read1(2**16):
                 pass
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
         """What the base class refuses by itself, in JSON too."""
         self._answer(HTTPStatus(code), {"error": message or HTTPStatus(code).phrase})
 
