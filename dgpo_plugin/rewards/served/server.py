@@ -157,7 +157,7 @@ class RewardServer(ThreadingTCPServer):
         finally:
             self._places.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  (socketserver's)
         """A client that went away is no news."""
         log.debug("connection of %s broken off", client_address, exc_info=True)
 
@@ -245,7 +245,12 @@ class _Handler(BaseHTTPRequestHandler):
             while self.rfile.read1(2**16):
                 pass
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+    def send_error(
+        self,
+        code: int,
+        message: str | None = None,
+        explain: str | None = None,  # noqa: ARG002  (http.server's)
+    ) -> None:
         """What the base class refuses by itself, in JSON too."""
         self._answer(HTTPStatus(code), {"error": message or HTTPStatus(code).phrase})
 
@@ -304,7 +309,7 @@ def _prompt(content: Any, where: str) -> Prompt:
 
 
 def _pictures(texts: Sequence[Any]) -> Tensor:
-    """All of one size; nothing is decoded before all sizes are known and allowed."""
+    """The pictures of a request, all of one size; nothing is decoded before all sizes are known and allowed."""
     opened = [_opened(text, f"images[{at}]") for at, text in enumerate(texts)]
     width, height = opened[0].size
     for at, picture in enumerate(opened):
