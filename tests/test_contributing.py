@@ -41,6 +41,7 @@ def follow(title: str, tree: Path) -> list[Path]:
             file.write_text(with_lines_added(file.read_text(encoding="utf-8"), text), encoding="utf-8")
         else:
             assert not file.exists(), f"{name} is there already"
+            file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
     return [tree / name for _, name, _ in section(title) if name.startswith("tests/")]
 

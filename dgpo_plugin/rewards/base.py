@@ -44,7 +44,7 @@ class Reward:
         """
         raise NotImplementedError
 
-    def check(self, prompts: Sequence[Prompt]) -> list[str]:  # noqa: ARG002  (most can judge any)
+    def check(self, prompts: Sequence[Prompt]) -> list[str]:
         """What keeps it from judging some of the prompts, a line for each; none if it can judge them all."""
         return []
 

@@ -72,5 +72,5 @@ class Statistic(Reward):
     def __init__(self, statistic: str) -> None:
         self._of = STATISTICS[statistic]
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # noqa: ARG002  (they do not matter)
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return torch.from_numpy(self._of(images.cpu().numpy())).float()

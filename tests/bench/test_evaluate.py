@@ -40,10 +40,10 @@ def test_evaluation_leaves_the_policy_alone_and_drift_sees_the_adapter(policy: P
     evaluator = make_evaluator(plan, size, policy)
     before = policy.copy_weights()
     changed = evaluator.measure(policy, before)
-    untouched = evaluator.measure(policy, [torch.zeros_like(weight) for weight in before])
+    untouched = evaluator.measure(policy, {name: torch.zeros_like(weight) for name, weight in before.items()})
     assert changed["drift"] > 100 * max(untouched["drift"], 1e-12)
     assert untouched["drift"] < 1e-9
-    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters, strict=True))
+    assert all(torch.equal(before[name], parameter) for name, parameter in policy.parameters.items())
     assert evaluator.measure(policy, before) == changed
 
 

@@ -10,8 +10,8 @@ from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, SceneObject, draw
 
 
-def picture(*things: SceneObject) -> np.ndarray:
-    return draw(list(things))
+def picture(*objects: SceneObject) -> np.ndarray:
+    return draw(list(objects))
 
 
 @pytest.mark.fast

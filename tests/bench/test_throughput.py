@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ def test_the_ceiling_is_timed_on_the_trainers_own_denoiser_before_every_iteratio
     seen: list[nn.Module] = []
     iterate, ceilings, peak = Trainer.iterations, throughput.bare_rates, throughput.peak_bytes
 
-    def noting_iterations(trainer: Trainer) -> Iterator[dict[str, float]]:
-        for record in iterate(trainer):
+    def noting_iterations(trainer: Trainer, share_done: Callable[[], float]) -> Iterator[dict[str, float]]:
+        for record in iterate(trainer, share_done):
             order.append("iteration")
             yield record
 

@@ -35,7 +35,7 @@ class Aesthetic(NeuralReward):
         fill(nn.ModuleDict({"layers": head}), load_published(path))
         super().__init__(nn.ModuleDict({"clip": model, "layers": head}), config)
 
-    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:  # noqa: ARG002  (looks alone)
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         assert isinstance(self.network, nn.ModuleDict)
         values = normalize(image_embeddings(self.network["clip"], images), dim=-1).to(self.dtype)
         for layer in self.network["layers"].children():

@@ -108,7 +108,7 @@ class RewardServer(ThreadingTCPServer):
         self._places = threading.Semaphore(CONNECTIONS)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            super().__init__((host, port), _Handler)
+            super().__init__((host, port), Handler)
         except OSError as error:
             raise UserError(f"--host {host} --port {port}: {error.strerror or error}; choose another") from error
 
@@ -157,12 +157,14 @@ class RewardServer(ThreadingTCPServer):
         finally:
             self._places.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  (socketserver's)
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no news."""
         log.debug("connection of %s broken off", client_address, exc_info=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """One connection: requests read within limits, answers in JSON."""
+
     server: RewardServer
     timeout = SILENCE_SECONDS
     server_version, sys_version = "dgpo", ""
@@ -245,12 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             while self.rfile.read1(2**16):
                 pass
 
-    def send_error(
-        self,
-        code: int,
-        message: str | None = None,
-        explain: str | None = None,  # noqa: ARG002  (http.server's)
-    ) -> None:
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class refuses by itself, in JSON too."""
         self._answer(HTTPStatus(code), {"error": message or HTTPStatus(code).phrase})
 

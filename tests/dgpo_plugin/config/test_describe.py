@@ -105,7 +105,7 @@ class Mine:
 
 
 def test_an_algorithm_that_is_registered_is_in_the_schema_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = Registry("algorithm", {"mine": Entry(f"{__name__}:Mine")}, Entry)
+    registry = Registry("algorithm", "algorithms", {"mine": Entry(f"{__name__}:Mine")}, Entry)
     monkeypatch.setattr("dgpo_plugin.commands.schema.ALGORITHMS", registry)
     monkeypatch.setattr("dgpo_plugin.config.fields.ALGORITHMS", registry)
     schema = json_schema()
