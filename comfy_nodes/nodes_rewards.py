@@ -19,7 +19,7 @@ from .types import Reward as RewardType
 
 
 class LoadReward(io.ComfyNode):
-    """A reward, loaded once."""
+    """Loads a reward, once."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -71,7 +71,7 @@ class LoadReward(io.ComfyNode):
 
 
 class ScoreImages(io.ComfyNode):
-    """A number a picture."""
+    """Gives each picture a number."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -103,7 +103,7 @@ class ScoreImages(io.ComfyNode):
 
 
 class BestOfN(io.ComfyNode):
-    """The best of a batch."""
+    """Lets the best of a batch through."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

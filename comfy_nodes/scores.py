@@ -17,7 +17,7 @@ from .loaded_reward import LoadedReward
 
 
 def for_each(prompts: Sequence[Prompt], pictures: int, where: str) -> list[Prompt]:
-    """A prompt a picture: one serves all.
+    """A prompt for each picture: one serves all.
 
     Raises:
         UserError: neither one nor as many as there are pictures.
@@ -45,7 +45,7 @@ class Scores:
         return sum(self.values) / len(self.values)
 
     def report(self, order: Sequence[int] | None = None) -> str:
-        """A line a picture, numbered from 0."""
+        """A line for each picture, numbered from 0."""
         lines = [f"{self.reward}: mean {self.mean:.4f} of {len(self.values)}"]
         chosen = range(len(self.values)) if order is None else order
         return "\n".join(lines + [f"{n:4}  {self.values[n]:8.4f}  {self.prompts[n].text}" for n in chosen])

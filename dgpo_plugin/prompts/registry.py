@@ -27,7 +27,8 @@ def load_prompts(source: str) -> list[Prompt]:
     if source.endswith((".txt", ".jsonl")):
         return read_prompts(source)
     world, _, name = source.rpartition("/")
-    if world in WORLDS or (is_from_file(world) and not is_from_file(name)):
+    of_world = world in WORLDS and source not in PROMPT_SETS  # another package may add to a world's sets
+    if of_world or (is_from_file(world) and not is_from_file(name)):
         return _prompts_of_world(world, name)
     found: list[Prompt] = _checked(PROMPT_SETS.load(source)(), source)
     return found

@@ -19,12 +19,12 @@ Pictures = NDArray[np.float32]
 
 
 def sharpness(images: Pictures) -> NDArray[np.float64]:
-    """(N, 3, H, W) in [0, 1] -> (N,): standard deviation of the brightness's Laplacian; a fall is blur."""
+    """Standard deviation of the brightness's Laplacian, (N,), of pictures (N, 3, H, W) in [0, 1]; a fall is blur."""
     return np.array([ndimage.laplace(image.mean(0)).std() for image in images], dtype=np.float64)
 
 
 def color_entropy(images: Pictures) -> NDArray[np.float64]:
-    """-> (N,): bits of the 8 x 8 x 8 RGB histogram, in [0, 9]; a fall is a poorer picture."""
+    """Bits of the 8 x 8 x 8 RGB histogram, (N,) in [0, 9], of pictures (N, 3, H, W); a fall is a poorer picture."""
     levels = np.minimum((images * 8).astype(int), 7)
     entropies = []
     for red, green, blue in levels:
@@ -35,12 +35,12 @@ def color_entropy(images: Pictures) -> NDArray[np.float64]:
 
 
 def brightness(images: Pictures) -> NDArray[np.float64]:
-    """-> (N,): mean of all channels, in [0, 1]; it should stay where the base has it."""
+    """Mean of all channels, (N,) in [0, 1], of pictures (N, 3, H, W); it should stay where the base has it."""
     return np.asarray(images.mean((1, 2, 3), dtype=np.float64))
 
 
 def jpeg_size(images: Pictures) -> NDArray[np.float64]:
-    """-> (N,): kilobytes (1000 bytes) as a JPEG file of quality 95, as in DDPO (arXiv 2305.13301)."""
+    """Kilobytes (1000 bytes) as a JPEG file of quality 95, (N,), as in DDPO (arXiv 2305.13301)."""
     return np.array([_jpeg_bytes(torch.from_numpy(image)) / 1000 for image in images])
 
 

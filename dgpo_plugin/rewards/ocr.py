@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 class OcrReward(Reward):
-    """1 - edit distance / length of what was asked for, in [0, 1], as in Flow-GRPO's text rendering reward.
+    """How well the words asked for are read: 1 - edit distance / length, in [0, 1], as in Flow-GRPO's reward.
 
     Both texts lose their spaces and their case; where the words asked for stand whole in what is read, the distance is
     0, whatever else is there. The words come from ``metadata["text"]``, else from between the prompt's double quotes.
@@ -39,13 +39,13 @@ class OcrReward(Reward):
         self._engine: Any = RapidOCR(params=SETTINGS)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        wanted = [asked_text(prompt) for prompt in prompts]
+        wanted = [requested_text(prompt) for prompt in prompts]
         return images.new_tensor(
             [closeness(self.read(image), text) for image, text in zip(images, wanted, strict=True)]
         )
 
     def check(self, prompts: Sequence[Prompt]) -> list[str]:
-        return problems(prompts, asked_text)
+        return problems(prompts, requested_text)
 
     def read(self, image: Tensor) -> str:
         """Everything found in one picture (3, H, W), in the reader's order."""
@@ -57,7 +57,7 @@ class OcrReward(Reward):
         return "".join(found.txts or ())
 
 
-def asked_text(prompt: Prompt) -> str:
+def requested_text(prompt: Prompt) -> str:
     """The words that a prompt asks for.
 
     Raises:
@@ -72,7 +72,7 @@ def asked_text(prompt: Prompt) -> str:
 
 
 def closeness(read: str, wanted: str) -> float:
-    """1 - edit distance / length, at least 0."""
+    """How near a text is to the wanted one: 1 - edit distance / length, at least 0."""
     read, wanted = _bare(read), _bare(wanted)
     if wanted in read:
         return 1.0

@@ -25,7 +25,7 @@ MOST_PIXELS = 50_000_000
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, folders' pictures by name.
+    """The files as given, folders' pictures by name.
 
     Raises:
         UserError: nothing there.
@@ -40,7 +40,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_picture(path: Path) -> Tensor:
-    """(3, H, W) in [0, 1], as people see it: turned as its camera says, what is transparent on white.
+    """A picture (3, H, W) in [0, 1], as people see it: turned as its camera says, what is transparent on white.
 
     Raises:
         UserError: not a picture, too large a one, or one of numbers that mean no color.
@@ -85,7 +85,7 @@ def score(
     batch_size: int,
     advance: Callable[[int], object],
 ) -> list[dict[str, str | float]]:
-    """One row a picture: file, prompt, and a column for each reward.
+    """One row per picture: file, prompt, and a column for each reward.
 
     Args:
         batch_size: pictures in memory at once; those of one size that follow each other are scored together.

@@ -26,7 +26,7 @@ from torch.nn.functional import interpolate, pad
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.prompts.geneval import OBJECTS
 from dgpo_plugin.rewards.geneval.rules import THRESHOLD, Detection
-from dgpo_plugin.rewards.networks.pixels import normalised
+from dgpo_plugin.rewards.networks.pixels import normalized
 
 SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32
 PADDING = 128
@@ -73,7 +73,7 @@ def prepared(images: Tensor, size: tuple[int, int]) -> Tensor:
     pixels = (images.float() * 255).round().clamp(0, 255)
     resized = interpolate(pixels, size, mode="bilinear", align_corners=False).round()
     padded = pad(resized, (0, -size[1] % MULTIPLE, 0, -size[0] % MULTIPLE), value=PADDING)
-    return normalised(padded / 255, IMAGENET_MEAN, IMAGENET_STD)
+    return normalized(padded / 255, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def instances(
@@ -112,7 +112,7 @@ def instances(
 
 
 def _box(mask: Tensor) -> tuple[float, float, float, float]:
-    """Of a mask with at least one pixel."""
+    """The box around a mask (H, W) with at least one pixel: left, top, right, bottom."""
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
     return (float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1)
 

@@ -27,7 +27,7 @@ from dgpo_plugin.rewards.base import problems
 from dgpo_plugin.rewards.geneval.mask2former import class_names, detect
 from dgpo_plugin.rewards.geneval.rules import Detection, kept, partial, read_task, strict
 from dgpo_plugin.rewards.networks.base import NeuralReward, from_hub, pretrained
-from dgpo_plugin.rewards.networks.pixels import normalised, shortest_to
+from dgpo_plugin.rewards.networks.pixels import normalized, shortest_to
 
 CAPTIONS = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 GREY = 0x99 / 255
@@ -88,12 +88,12 @@ class GenEvalReward(NeuralReward):
         """The color of each of several objects, all of one class, in a picture (3, H, W) in [0, 1]."""
         side = self.clip.config.vision_config.image_size
         cut = torch.cat([shortest_to(cut_out(image, found)[None], side, nearest=True) for found in objects])
-        embeddings = self.clip.get_image_features(pixel_values=normalised(cut).to(self.dtype)).pooler_output
+        embeddings = self.clip.get_image_features(pixel_values=normalized(cut).to(self.dtype)).pooler_output
         nearest = (normalize(embeddings.float(), dim=-1) @ self._embedded(objects[0].name).T).argmax(-1)
         return [COLORS[int(number)] for number in nearest]
 
     def _embedded(self, name: str) -> Tensor:
-        """(colors, width): the directions of an object's ten colors."""
+        """The directions of an object's ten colors, (10, width)."""
         if name not in self._captions:
             captions = [caption.format(color=color, name=name) for color in COLORS for caption in CAPTIONS]
             tokens = self._tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(self.device)

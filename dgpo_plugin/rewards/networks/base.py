@@ -41,11 +41,11 @@ class NeuralReward(Reward):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Floating-point type of the weights."""
         return DTYPES[self.config.precision]
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """(N, 3, H, W) in [0, 1] on the network's device -> (N,) float32, differentiable in the images."""
+        """Scores (N,), float32, of pictures (N, 3, H, W) in [0, 1] on the network's device, differentiable in these."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class NeuralReward(Reward):
 
 
 def from_hub(what: str, load: Callable[[], T]) -> T:
-    """Something by hub id or local folder.
+    """Whatever ``load`` loads by hub id or local folder.
 
     Args:
         what: names it in the error, and the option that says another place.

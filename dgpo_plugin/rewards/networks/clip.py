@@ -12,21 +12,21 @@ from transformers import AutoTokenizer, CLIPModel
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.rewards.networks.base import NeuralReward, from_hub, pretrained
-from dgpo_plugin.rewards.networks.pixels import normalised, shortest_to
+from dgpo_plugin.rewards.networks.pixels import normalized, shortest_to
 
 VIT_L = "openai/clip-vit-large-patch14"
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 def image_embeddings(model: Any, images: Tensor) -> Tensor:
-    """(N, 3, H, W) in [0, 1] -> (N, D), by CLIP's own preprocessing."""
-    pixels = normalised(shortest_to(images, model.config.vision_config.image_size))
+    """CLIP's embeddings (N, D) of pictures (N, 3, H, W) in [0, 1], by its own preprocessing."""
+    pixels = normalized(shortest_to(images, model.config.vision_config.image_size))
     embeddings: Tensor = model.get_image_features(pixel_values=pixels.to(model.dtype)).pooler_output
     return embeddings.float()
 
 
 def text_embeddings(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """N texts, cut where the model's places end -> (N, D)."""
+    """CLIP's embeddings (N, D) of N texts, cut where the model's places end."""
     tokens = tokenizer(
         list(texts),
         padding=True,

@@ -29,7 +29,7 @@ from dgpo_plugin.rewards.networks.base import (
     load_published,
 )
 from dgpo_plugin.rewards.networks.packages import Package, hpsv2_package, pictures, uses_package
-from dgpo_plugin.rewards.networks.pixels import longest_to, normalised
+from dgpo_plugin.rewards.networks.pixels import longest_to, normalized
 
 REPOSITORY = "xswu/HPSv2"
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -97,11 +97,11 @@ class HPSv2Reward(NeuralReward):
         super().__init__(network, config)
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """(N, 3, H, W) in [0, 1] and N prompts -> cosines (N,)."""
+        """Cosines (N,) of pictures (N, 3, H, W) in [0, 1] and N prompts."""
         texts = [prompt.text for prompt in prompts]
         if self.package is not None:
             return images.new_tensor(self.package(pictures(images), texts))
-        pixels = normalised(longest_to(images, self.side)).to(self.dtype)
+        pixels = normalized(longest_to(images, self.side)).to(self.dtype)
         found = self.network(input_ids=self.tokenizer(texts).to(images.device), pixel_values=pixels)
         return cosine_similarity(found.image_embeds.float(), found.text_embeds.float())
 
@@ -124,13 +124,13 @@ class CLIPText:
             )
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(N, longest), filled up with 0: attention is causal, so that nothing after the end is seen."""
+        """Tokens (N, longest), filled up with 0: attention is causal, so that nothing after the end is seen."""
         ids = self.cut([clean(text) for text in texts], truncation=True, max_length=self.limit)["input_ids"]
         return pad_sequence([torch.tensor(one) for one in ids], batch_first=True)
 
 
 def clean(text: str) -> str:
-    """Broken encodings, curly quotes and HTML entities mended, white space and case levelled, as open_clip does."""
+    """A text as open_clip cleans it: encodings, curly quotes and HTML entities mended, white space and case leveled."""
     import ftfy
 
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -153,7 +153,7 @@ def clip_from_open_clip(tensors: Mapping[str, Tensor]) -> CLIPModel:
 
 
 def clip_config(tensors: Mapping[str, Tensor]) -> CLIPConfig:
-    """Sizes from the tensors' shapes; what these do not show is as in ViT-H/14: GELU, and the width of the heads."""
+    """CLIP's sizes from the tensors' shapes; what they do not show is as in ViT-H/14: GELU, and the heads' width."""
     width, _, patch, _ = tensors["visual.conv1.weight"].shape
     vocabulary, text_width = tensors["token_embedding.weight"].shape
     return CLIPConfig(

@@ -24,7 +24,7 @@ from dgpo_plugin.rewards.networks.base import (
     load_published,
 )
 from dgpo_plugin.rewards.networks.packages import Package, imagereward_package, pictures, uses_package
-from dgpo_plugin.rewards.networks.pixels import normalised, shortest_to
+from dgpo_plugin.rewards.networks.pixels import normalized, shortest_to
 
 REPOSITORY, FILE = "THUDM/ImageReward", "ImageReward.pt"
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -55,7 +55,7 @@ UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.
 
 
 class ImageReward(NeuralReward):
-    """Roughly normal with mean 0 and deviation 1 over its authors' pictures.
+    """ImageReward's score, roughly normal with mean 0 and deviation 1 over its authors' pictures.
 
     Preprocessing is the original's: the middle square; 35 tokens of the prompt, and no more.
 
@@ -87,12 +87,12 @@ class ImageReward(NeuralReward):
         super().__init__(network, config)
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """(N, 3, H, W) in [0, 1] and N prompts -> (N,)."""
+        """Scores (N,) of pictures (N, 3, H, W) in [0, 1] and N prompts."""
         texts = [prompt.text for prompt in prompts]
         if self.package is not None:
             return images.new_tensor(self.package(pictures(images), texts))
         cut = self.tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-        pixels = normalised(shortest_to(images, self.side, nearest=True)).to(self.dtype)
+        pixels = normalized(shortest_to(images, self.side, nearest=True)).to(self.dtype)
         raw: Tensor = self.network(pixels, cut["input_ids"].to(images.device), cut["attention_mask"].to(images.device))
         return (raw.float() - MEAN) / STD
 
@@ -124,7 +124,7 @@ class BlipScore(nn.Module):
         fill(self, from_imagereward(tensors))
 
     def forward(self, pixels: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        """Normalised (N, 3, side, side), tokens and their mask (N, 35) -> (N,)."""
+        """Raw scores (N,) of normalised pictures (N, 3, side, side), tokens (N, 35) and their mask (N, 35)."""
         seen = self.vision(pixel_values=pixels).last_hidden_state
         read = self.text(input_ids=words, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
         raw: Tensor = self.head(read[:, 0]).squeeze(-1)
@@ -132,7 +132,7 @@ class BlipScore(nn.Module):
 
 
 def vision_config(tensors: Mapping[str, Tensor]) -> BlipVisionConfig:
-    """Sizes from the tensors' shapes."""
+    """Sizes of the image encoder, from the tensors' shapes."""
     width, _, patch, _ = tensors["blip.visual_encoder.patch_embed.proj.weight"].shape
     return BlipVisionConfig(
         hidden_size=width,
@@ -147,7 +147,7 @@ def vision_config(tensors: Mapping[str, Tensor]) -> BlipVisionConfig:
 
 
 def text_config(tensors: Mapping[str, Tensor]) -> BlipTextConfig:
-    """Sizes from the tensors' shapes; ``is_decoder`` makes room for the attention to the picture."""
+    """Sizes of the text encoder, from the tensors' shapes; ``is_decoder`` makes room for attention to the picture."""
     words, width = tensors["blip.text_encoder.embeddings.word_embeddings.weight"].shape
     layer = "blip.text_encoder.encoder.layer."
     return BlipTextConfig(

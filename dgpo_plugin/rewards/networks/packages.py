@@ -29,12 +29,12 @@ def uses_package(backend: str) -> bool:
 
 
 def pictures(images: Tensor) -> list[Image]:
-    """(N, 3, H, W) in [0, 1] as 8-bit pictures."""
+    """Pictures (N, 3, H, W) in [0, 1] as 8-bit ones."""
     return [to_image(image) for image in images.detach().clamp(0, 1)]
 
 
 def hpsv2_package(version: str, weights: str | None) -> Package:
-    """``hpsv2``, which loads its weights anew for each call; so a call takes all pictures of a prompt.
+    """The package ``hpsv2``, which loads its weights anew for each call; so a call takes all pictures of a prompt.
 
     Raises:
         UserError: not installed, or it cannot be imported.
@@ -53,7 +53,7 @@ def hpsv2_package(version: str, weights: str | None) -> Package:
 
 
 def imagereward_package(weights: str | None) -> Package:
-    """``image-reward``, loaded once.
+    """The package ``image-reward``, loaded once.
 
     Args:
         weights: its checkpoint, with ``med_config.json`` in the same folder; None for the hub's.

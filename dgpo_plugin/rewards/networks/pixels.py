@@ -20,18 +20,18 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def levels(images: Tensor) -> Tensor:
-    """From [0, 1] to whole numbers in [0, 255], as floats, without a gradient."""
+    """Pictures from [0, 1] to whole numbers in [0, 255], as floats, without a gradient."""
     return (images.detach() * 255).round_().clamp_(0, 255)  # in place: most of the time was fresh memory
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """Rounded to multiples of 1/255, with the gradient of the identity."""
+    """Pictures rounded to multiples of 1/255, with the gradient of the identity."""
     values = levels(images).div_(255)
     return images + (values - images).detach() if images.requires_grad else values
 
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:
-    """(N, 3, H, W) in [0, 1] -> (N, 3, height, width), rounded to multiples of 1/255 as Pillow does."""
+    """Pictures (N, 3, H, W) in [0, 1] resized to (N, 3, height, width), rounded to 8 bits as Pillow does."""
     if images.shape[2:] == (height, width):
         return eight_bit(images)
     pixels = levels(images).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -45,7 +45,7 @@ def resized(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def shortest_to(images: Tensor, side: int, *, nearest: bool = False) -> Tensor:
-    """The shorter side to ``side``, then the middle square: CLIP's own preprocessing.
+    """Pictures with the shorter side resized to ``side``, then the middle square: CLIP's own preprocessing.
 
     Args:
         nearest: see :func:`middle_square`.
@@ -70,7 +70,7 @@ def middle_square(height: int, width: int, side: int, *, nearest: bool) -> tuple
 
 
 def longest_to(images: Tensor, side: int) -> Tensor:
-    """The longer side to ``side``, the rest of the square black: HPSv2's preprocessing, with current torchvision.
+    """Pictures in a black square of ``side``, their longer side: HPSv2's preprocessing, with current torchvision.
 
     Resized in float32 and not rounded again, so values may leave [0, 1] a little beside sharp edges.
     """
@@ -84,6 +84,6 @@ def longest_to(images: Tensor, side: int) -> Tensor:
     return pad(images, (left, side - wide - left, above, side - tall - above))
 
 
-def normalised(pixels: Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD) -> Tensor:
-    """(pixels - mean) / std, a value a channel."""
+def normalized(pixels: Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD) -> Tensor:
+    """The pixels less the mean, divided by the standard deviation, each a value per channel."""
     return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]

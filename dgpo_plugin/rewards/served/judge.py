@@ -100,7 +100,7 @@ class JudgeReward(Reward):
         return text.strip()
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> (N,), between ``lowest`` and ``highest``."""
+        """Scores (N,) of pictures (N, 3, H, W) in [0, 1], between ``lowest`` and ``highest``."""
         stop = Event()
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         try:
@@ -116,7 +116,12 @@ class JudgeReward(Reward):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _judge(self, number: int, image: Tensor, prompt: Prompt, stop: Event) -> float:
-        """One picture; ``number`` says whose turn it is to answer first. ``stop`` ends it between two attempts."""
+        """The judge's number for one picture.
+
+        Args:
+            number: the picture's; it says whose turn it is to answer first.
+            stop: ends it between two attempts.
+        """
         image_url = {"url": f"data:image/png;base64,{as_png(image)}"}
         question = self._template.replace("{prompt}", prompt.text)
         content = [{"type": "image_url", "image_url": image_url}, {"type": "text", "text": question}]

@@ -306,7 +306,7 @@ def _prompt(content: Any, where: str) -> Prompt:
 
 
 def _pictures(texts: Sequence[Any]) -> Tensor:
-    """All of one size; nothing is decoded before all sizes are known and allowed."""
+    """The pictures of a request, all of one size; nothing is decoded before all sizes are known and allowed."""
     opened = [_opened(text, f"images[{at}]") for at, text in enumerate(texts)]
     width, height = opened[0].size
     for at, picture in enumerate(opened):

@@ -26,7 +26,7 @@ LONGEST_ANSWER = 16 * 2**20
 
 
 class RequestFailed(Exception):
-    """No good answer.
+    """A request had no good answer.
 
     Attributes:
         status: HTTP status; None if no whole answer came at all.

@@ -28,7 +28,7 @@ from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
 from dgpo_plugin.config.load import load_config, reward_terms
 from dgpo_plugin.rewards import REWARDS, load_reward, load_rewards
 from dgpo_plugin.rewards.image_statistics import STATISTICS, diversity
-from dgpo_plugin.rewards.ocr import OcrReward, asked_text, closeness, edit_distance
+from dgpo_plugin.rewards.ocr import OcrReward, closeness, edit_distance, requested_text
 from dgpo_plugin.training import run
 from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
 from dgpo_plugin.training.trainer import Trainer
@@ -81,10 +81,10 @@ def test_words_that_are_not_there_are_worth_little(ocr: OcrReward) -> None:
 
 
 def test_what_a_prompt_asks_for() -> None:
-    assert asked_text(Prompt('A "Big Sale" and "more"')) == "Big Sale"
-    assert asked_text(Prompt('A "Big Sale"', {"text": "Other"})) == "Other"
+    assert requested_text(Prompt('A "Big Sale" and "more"')) == "Big Sale"
+    assert requested_text(Prompt('A "Big Sale"', {"text": "Other"})) == "Other"
     with pytest.raises(UserError, match='asks for no words; put them in "double quotes"'):
-        asked_text(Prompt("a red circle"))
+        requested_text(Prompt("a red circle"))
 
 
 def test_closeness_forgets_spaces_case_and_what_stands_around() -> None:

@@ -800,7 +800,7 @@ def test_serving_ones_own_needs_little() -> None:
 
 def test_the_example_of_the_documentation(tmp_path: Path) -> None:
     """Its file, with a stand-in for the model that checks how it is loaded and what it is given."""
-    text = (Path(__file__).parents[2] / "docs" / "rewards-remote.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[4] / "docs" / "rewards-remote.md").read_text(encoding="utf-8")
     (tmp_path / "deqa.py").write_text(text.split("```python\n")[1].split("```")[0])
     (tmp_path / "transformers.py").write_text(
         "import torch\n"
