@@ -66,7 +66,7 @@ def _patcher(network: nn.Module) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def loaded_reward(name: str, content: str, settings: str) -> LoadedReward:
+def loaded_reward(name: str, content: str, settings: str) -> LoadedReward:  # noqa: ARG001  # a key of the cache
     """Loaded once and kept; ``content`` is the hash of a user's own file, so that a changed one is loaded again."""
     return LoadedReward(name, written_lines(settings))
 

@@ -91,7 +91,7 @@ def base_note(model: Any, header: Mapping[str, str]) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def file_hash(file: Path, changed: int) -> str:
+def file_hash(file: Path, changed: int) -> str:  # noqa: ARG001  # a key of the cache
     """SHA-256 of a file; ``changed`` is its time, so that an answer is not given for what it was."""
     with file.open("rb") as stream:
         digest = hashlib.sha256()

@@ -35,10 +35,10 @@ def _pipeline() -> Any:
 class ShapesText:
     """A CLIP as far as CLIP Text Encode and our nodes need one."""
 
-    def tokenize(self, text: str, **options: object) -> str:
+    def tokenize(self, text: str, **_options: object) -> str:
         return text
 
-    def encode_from_tokens_scheduled(self, tokens: str, **options: object) -> list[list[Any]]:
+    def encode_from_tokens_scheduled(self, tokens: str, **_options: object) -> list[list[Any]]:
         encoded = _pipeline().encode([tokens]).tensors
         return [[encoded["context"], {"pooled_output": encoded["pooled"]}]]
 

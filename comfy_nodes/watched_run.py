@@ -62,7 +62,8 @@ def run_watched(config: RunConfig, folder: Path, reward: LoadedReward, node: str
 
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
-    AcceleratorState._reset_state()  # or a run in fp16 could not follow one that was not, in the same server
+    # Or a run in fp16 could not follow one that was not, in the same server; accelerate has no public way.
+    AcceleratorState._reset_state()  # noqa: SLF001
     going_on = RunFolder(folder).config.exists()
     if going_on:
         settle_settings(config, folder)

@@ -11,15 +11,20 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "RunConfig": "dgpo_plugin.config.fields",
-    "load_config": "dgpo_plugin.config.load",
     "Prompt": "dgpo_plugin.common.prompt",
-    "read_prompts": "dgpo_plugin.prompts.files",
+    "RunConfig": "dgpo_plugin.config",
     "Trainer": "dgpo_plugin.training.trainer",
-    "apply_adapter": "dgpo_plugin.adapters.load",
-    "read_adapter": "dgpo_plugin.adapters.load",
-    "load_model": "dgpo_plugin.models",
     "UserError": "dgpo_plugin.common.errors",
+    "apply_adapter": "dgpo_plugin.adapters",
+    "build_trainer": "dgpo_plugin.training.build",
+    "generate": "dgpo_plugin.models.generate",
+    "load_config": "dgpo_plugin.config",
+    "load_model": "dgpo_plugin.models",
+    "load_prompts": "dgpo_plugin.prompts",
+    "load_reward": "dgpo_plugin.rewards",
+    "read_adapter": "dgpo_plugin.adapters",
+    "resume": "dgpo_plugin.training.run",
+    "train": "dgpo_plugin.training.run",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

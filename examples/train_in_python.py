@@ -1,7 +1,8 @@
 """Train an adapter from Python: `python examples/train_in_python.py OUTPUT [section.field=value ...]`.
 
-The same as `dgpo train shapes --output OUTPUT`, with a look at every iteration on the way. The embedded world needs no
-GPU and no download; `model.path=...`, a reward and prompts make it any other run.
+The loop in your own hands: look at every iteration, stop when you like, draw pictures, write the adapter. The embedded
+world needs no GPU and no download; `model.path=...`, `rewards=...` and `prompts.train=...` make it any other run.
+`dgpo_plugin.training.run.train` is this loop with a folder, checkpoints, exact resume and Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,35 +10,43 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from dgpo_plugin import UserError, load_config
-from dgpo_plugin.training import run
-from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
+from dgpo_plugin.common.pictures import image_grid
+from dgpo_plugin.training.build import build_trainer
 
 
-def show(trainer: Trainer, record: dict[str, float] | None) -> None:
-    """Look at a run as it goes: once when everything is loaded, then after every iteration.
+def train(output: Path, changes: list[str]) -> Path:
+    """Train, and give the adapter's path.
 
     Args:
-        trainer: has the model, the policy and what else there is.
-        record: the line of metrics.jsonl; None the first time.
+        changes: to the preset `shapes`, each ``section.field=value``.
     """
-    if record is None:
-        parameters = sum(parameter.numel() for parameter in trainer.policy.parameters.values())
-        print(f"training {parameters:,} parameters on {len(trainer.groups.prompts)} prompts")
-    else:
-        print(f"{record['iteration']:.0f}: reward {record['reward']:.3f}, learned from {record['grad_norm']:.4f}")
+    config = load_config("shapes", changes)
+    trainer = build_trainer(config)
+    before = trainer.held_out.reward(trainer.evaluation_weights)
+    print(f"held-out reward of the base: {before:.3f}")
+    for record in trainer.iterations():
+        print(f"{record['iteration']:.0f}: reward {record['reward']:.3f}, gradient {record['grad_norm']:.4f}")
+    after = trainer.held_out.reward(trainer.evaluation_weights)
+    print(f"held-out reward of the adapter: {after:.3f}")
+
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = trainer.held_out.sample(trainer.evaluation_weights, trainer.held_out.first(4), seed=1)
+    image_grid(pictures, columns=4).save(output / "pictures.png")
+    adapter = output / "adapter.safetensors"
+    facts = TrainingFacts(trainer.config, trainer.steps, reward_before=before, reward_after=after)
+    export_adapter(trainer.policy, trainer.evaluation_weights, adapter, facts)
+    return adapter
 
 
 def main() -> None:
     """Train, and say where the adapter is."""
     output, *changes = sys.argv[1:]
     try:
-        adapter = run.train(load_config("shapes", changes), Path(output), Console(quiet=True), watch=show)
+        print(f"adapter: {train(Path(output), changes)}")
     except UserError as error:  # anything that you can mend, in one line
         raise SystemExit(f"error: {error}") from error
-    print(f"adapter: {adapter}")
 
 
 if __name__ == "__main__":

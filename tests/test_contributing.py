@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,16 @@ def section(title: str) -> list[tuple[str, str, str]]:
     return re.findall(r"^```(\w+) (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def commands(title: str) -> list[list[str]]:
+    """The words of each shell command under a heading."""
+    text = PAGE.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return [
+        shlex.split(line)
+        for block in re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+        for line in block.splitlines()
+    ]
+
+
 def with_lines_added(source: str, diff: str) -> str:
     """A file's text with a block's ``+`` lines after the lines that the block begins with, which it must have once."""
     lines = diff.splitlines()
@@ -34,13 +45,17 @@ def follow(title: str, tree: Path) -> list[Path]:
     """Do what a section says in a copy of the library, and give its tests."""
     shutil.copytree(ROOT / "dgpo_plugin", tree / "dgpo_plugin", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "examples", tree / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tree)
+    for command in commands(title):
+        subprocess.run(command, cwd=tree, check=True)
     for language, name, text in section(title):
         file = tree / name
         if language == "diff":
             file.write_text(with_lines_added(file.read_text(encoding="utf-8"), text), encoding="utf-8")
         else:
             assert not file.exists(), f"{name} is there already"
+            file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
     return [tree / name for _, name, _ in section(title) if name.startswith("tests/")]
 
@@ -56,7 +71,12 @@ def python(tree: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("title", "kind", "name"), [("A reward", "rewards", "saturation"), ("A prompt set", "prompts", "weather/train")]
+    ("title", "kind", "name"),
+    [
+        ("A reward", "rewards", "saturation"),
+        ("A prompt set", "prompts", "weather/train"),
+        ("An algorithm", "algorithms", "reward-weighted"),
+    ],
 )
 def test_what_the_page_says_works(tmp_path: Path, title: str, kind: str, name: str) -> None:
     (test,) = follow(title, tmp_path)
@@ -67,7 +87,7 @@ def test_what_the_page_says_works(tmp_path: Path, title: str, kind: str, name: s
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("title", ["A reward", "A prompt set", "A model family", "A metric"])
+@pytest.mark.parametrize("title", ["A reward", "A prompt set", "An algorithm", "A model family", "A metric"])
 def test_the_lines_to_add_have_their_place(title: str) -> None:
     diffs = [(name, text) for language, name, text in section(title) if language == "diff"]
     assert diffs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +29,14 @@ def python(example: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_train_in_python(tmp_path: Path) -> None:
     done = python("train_in_python.py", str(tmp_path / "run"), *SMALL)
     assert done.returncode == 0, done.stderr
-    first, *iterations, last = done.stdout.strip().splitlines()
-    assert first.startswith("training ")
+    before, *iterations, after, last = done.stdout.strip().splitlines()
+    assert before.startswith("held-out reward of the base: ")
     assert [line.partition(":")[0] for line in iterations] == ["1", "2"]
-    assert Path(last.removeprefix("adapter: ")).is_file()
+    assert after.startswith("held-out reward of the adapter: ")
+    card = CliRunner().invoke(main, ["inspect", last.removeprefix("adapter: ")]).output
+    (shown,) = re.findall(r"^reward before +(\S+)$", card, re.MULTILINE)
+    assert f"{float(shown):.3f}" == before.split()[-1]
+    assert Image.open(tmp_path / "run" / "pictures.png").width > 4 * 64
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_without_symlinks_at_all_the_pack_says_what_to_do(tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "symlink_to", missing)
     with pytest.raises(UserError, match=r"cannot be linked \(os.symlink\(\) not available .*\); clone the repository"):
-        comfy._link(tmp_path / "dgpo-plugin")
+        comfy.link_pack(tmp_path / "dgpo-plugin")
 
 
 @pytest.mark.fast
@@ -152,8 +152,8 @@ def test_on_windows_the_pack_is_a_junction(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setitem(sys.modules, "_winapi", WindowsCalls)  # type: ignore[arg-type]
     place = tmp_path / "dgpo-plugin"
-    assert comfy._link(place) == f"{place} -> {comfy.ROOT}"
-    assert comfy._link(place) == f"{place}, there already"
+    assert comfy.link_pack(place) == f"{place} -> {comfy.ROOT}"
+    assert comfy.link_pack(place) == f"{place}, there already"
 
 
 @pytest.mark.fast

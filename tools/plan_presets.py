@@ -41,7 +41,7 @@ def row(name: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print a row a preset."""
+    """Print a row for each preset."""
     quieten()
     rows = {}
     for name in preset_names():

@@ -41,7 +41,8 @@ def main() -> None:
     trainer = build_trainer(load_preset("shapes").run_config(algorithm, 0))
     trainer.model.velocity = timed("denoiser forward", trainer.model.velocity)  # type: ignore[method-assign]
     trainer.model.decode = timed("decode", trainer.model.decode)  # type: ignore[method-assign]
-    trainer.scorer._score = timed("reward", trainer.scorer._score)  # type: ignore[method-assign]
+    # In the reward's own thread, which has no public name.
+    trainer.scorer._score = timed("reward", trainer.scorer._score)  # type: ignore[method-assign]  # noqa: SLF001
     # The graph below the loss is the denoiser's but for a few vectors.
     trainer.accelerator.backward = timed("denoiser backward", trainer.accelerator.backward)
     total = 0.0
@@ -53,7 +54,7 @@ def main() -> None:
         if index == iterations:
             break
     spent["overhead"] = total - sum(spent.values())
-    print(f"{algorithm}: {total / iterations:.2f} s an iteration")
+    print(f"{algorithm}: {total / iterations:.2f} s per iteration")
     for part, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"  {part:<18} {seconds / iterations:6.3f} s  {seconds / total:5.1%}")
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_plugin.algorithms.base import Metric
+from dgpo_plugin.commands.schema import json_schema
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.names import ALGORITHMS
-from dgpo_plugin.config.describe import allowed, in_yaml, json_schema
+from dgpo_plugin.config.describe import allowed, in_yaml
+from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.training.metrics import METRICS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -47,13 +49,13 @@ def _sections(
     if "oneOf" in field:
         for each in field["oneOf"]:
             section = definitions[_definition(each)]
-            yield f"`{name}` with `name: {section['properties']['name']['const']}`", section
+            which = section["properties"]["name"].get("const", "path/to/file.py:Algorithm")
+            yield f"`{name}` with `name: {which}`", section
     elif "$ref" in field:
         yield f"`{name}`", definitions[_definition(field)]
     else:
-        inner = field.get("additionalProperties", {})
-        section = definitions[_definition(inner)] if "$ref" in inner else {"properties": {name: field}}
-        yield f"`{name}`, each", {**section, "description": field.get("description", "")}
+        term = definitions[RewardTerm.__name__]
+        yield f"`{name}`, each under a label of its own", {**term, "description": field["description"]}
 
 
 def _definition(reference: Mapping[str, Any]) -> str:

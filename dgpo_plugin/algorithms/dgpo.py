@@ -90,7 +90,7 @@ class DGPOConfig(AlgorithmConfig):
         None,
         ge=0,
         lt=1,
-        description="Train instead on M flow times drawn uniformly from [t_min, the rollout's first sigma], as in the ."
+        description="Train instead on M flow times drawn uniformly from [t_min, the rollout's first sigma], as in the "
         "paper, which names shift(0.3) and shift(0.4): .5625 and .6667 at shift 3; noisiest_steps then has no say. "
         "Null for sampler steps, as in the released code.",
     )

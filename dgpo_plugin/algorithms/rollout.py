@@ -84,7 +84,7 @@ class Rollout:
 
     def select(self: R, rows: Tensor) -> R:
         """Some of them, by their row here."""
-        return replace(self, **{name: value[rows] for name, value in self._per_sample().items()})
+        return replace(self, **{name: value[rows] for name, value in self.per_sample().items()})
 
     def per_update(self: R, updates: int) -> Iterator[tuple[slice, R]]:
         """Equal parts of the prompt groups, each with the slice of the groups that it is of."""
@@ -94,7 +94,8 @@ class Rollout:
             inside = ((group >= first) & (group < first + size)).nonzero().flatten()
             yield slice(first, first + size), replace(self.select(inside), first_group=first)
 
-    def _per_sample(self) -> dict[str, Any]:
+    def per_sample(self) -> dict[str, Any]:
+        """What has a row for each sample, by the names of its fields."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor | Conditioning)}
 
@@ -104,7 +105,7 @@ R = TypeVar("R", bound=Rollout)
 
 def join(rollouts: Sequence[R]) -> R:
     """Micro-batches of one iteration, in their order, as one rollout."""
-    tables = [rollout._per_sample() for rollout in rollouts]
+    tables = [rollout.per_sample() for rollout in rollouts]
 
     def joined(name: str) -> Any:
         values = [table[name] for table in tables]

@@ -58,7 +58,7 @@ def install(comfyui: Path, python: Path | None = None) -> Report:
     interpreter = python or _interpreter(comfyui)
     needed = oldest_versions()
     running, installed = probe(interpreter, list(needed))
-    link = _link(comfyui / "custom_nodes" / PACK_NAME)
+    link = link_pack(comfyui / "custom_nodes" / PACK_NAME)
     tested = "" if comfyui_version == TESTED_COMFYUI else f" (tested with {TESTED_COMFYUI})"
     python_version = _text(running)
     too_old = [name for name, oldest in needed.items() if name in installed and _numbers(installed[name]) < oldest]
@@ -138,7 +138,7 @@ def probe(python: Path, distributions: list[str]) -> tuple[tuple[int, ...], dict
     return tuple(answer["python"]), answer["found"]
 
 
-def _link(link: Path) -> str:
+def link_pack(link: Path) -> str:
     """Make a link to the repository, unless it is there; a line on what was done."""
     if not (ROOT / "comfy_nodes").is_dir():
         raise UserError(f"{ROOT}: holds no comfy_nodes/; clone the repository, the pack is not in the wheel")

@@ -1,4 +1,4 @@
-"""The ``dgpo`` command: a group of commands a file, imported when one of them is named.
+"""The ``dgpo`` command: one file for each group of commands, imported when one of them is named.
 
 No file of this folder imports torch before a command runs: ``--help`` answers at once.
 """

@@ -10,6 +10,7 @@ from dgpo_plugin.common.registry import Entry, Registry
 
 ALGORITHMS = Registry(
     "algorithm",
+    "algorithms",
     {
         "dgpo": Entry("dgpo_plugin.algorithms.dgpo:DGPO", "preferences of prompt groups, deterministic rollouts"),
         "flow-grpo": Entry("dgpo_plugin.algorithms.flow_grpo:FlowGRPO", "policy gradients through stochastic steps"),
@@ -24,6 +25,7 @@ ALGORITHMS = Registry(
 
 FAMILIES = Registry(
     "model family",
+    "model_families",
     {
         "StableDiffusion3Pipeline": Entry("dgpo_plugin.models.families.sd3:SD3Model"),
         "FluxPipeline": Entry("dgpo_plugin.models.families.flux:FluxModel"),
@@ -42,6 +44,7 @@ FAMILIES = Registry(
 
 PROMPT_SETS = Registry(
     "prompt set",
+    "prompt_sets",
     {
         "geneval/train": Entry("dgpo_plugin.prompts.geneval:train_prompts", "GenEval's six tasks, from templates"),
         "geneval/test": Entry("dgpo_plugin.prompts.geneval:held_out_prompts", "the same six, other scenes"),
@@ -54,7 +57,10 @@ PROMPT_SETS = Registry(
 """Each target is a function of nothing that returns prompts. A world's sets are ``<world>/<set>``, besides."""
 
 WORLDS = Registry(
-    "world", {"shapes": Entry("dgpo_plugin.worlds.shapes:WORLD", "colored shapes, a verifier, a model of 1.7 M")}, Entry
+    "world",
+    "worlds",
+    {"shapes": Entry("dgpo_plugin.worlds.shapes:WORLD", "colored shapes, a verifier, a model of 1.7 M")},
+    Entry,
 )
 """Each target is a :class:`World`."""
 

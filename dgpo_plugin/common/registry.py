@@ -1,7 +1,7 @@
 """Names and what stands behind them: one registry for algorithms, rewards, model families, prompt sets and worlds.
 
 A name stands for ``"package.module:Name"``, imported when it is first used. Other installed packages add names through
-entry points (group ``dgpo_plugin.<kind>s``), and ``path/to/file.py:name`` works wherever a name does.
+entry points (groups ``dgpo_plugin.rewards`` and so on), and ``path/to/file.py:name`` works wherever a name does.
 """
 
 from __future__ import annotations
@@ -53,15 +53,17 @@ class Registry(Generic[E]):
 
     Args:
         kind: what they are names of, as in ``reward``.
+        group: of other packages' entry points, as in ``rewards``.
         own: this package's.
         entry: makes what is known of another package's entry point, from its target and its package.
         hint: what could be named instead, for the message about an unknown name.
     """
 
     def __init__(
-        self, kind: str, own: Mapping[str, E], entry: Callable[..., E], hint: str = "name a file.py:name"
+        self, kind: str, group: str, own: Mapping[str, E], entry: Callable[..., E], hint: str = "name a file.py:name"
     ) -> None:
         self.kind = kind
+        self.group = group
         self._own = own
         self._entry = entry
         self._hint = hint
@@ -73,7 +75,7 @@ class Registry(Generic[E]):
             UserError: two packages brought one name.
         """
         found = dict(self._own)
-        for point in sorted(entry_points(group=f"dgpo_plugin.{self.kind.replace(' ', '_')}s"), key=lambda p: p.name):
+        for point in sorted(entry_points(group=f"dgpo_plugin.{self.group}"), key=lambda p: p.name):
             if point.name in found:
                 first = found[point.name].package or "dgpo-plugin"
                 raise UserError(

@@ -353,9 +353,11 @@ class RunConfig(_Config):
         if "name" not in value:
             raise ValueError(f"name is missing; name {', '.join(ALGORITHMS)}")
         try:
-            config: type[AlgorithmConfig] = ALGORITHMS.load(str(value["name"])).Config
+            config = vars(ALGORITHMS.load(str(value["name"]))).get("Config")
         except UserError as error:
             raise ValueError(str(error)) from error
+        if not (isinstance(config, type) and issubclass(config, AlgorithmConfig)):
+            raise ValueError(f"{value['name']} names no AlgorithmConfig as its Config; see docs/adding-an-algorithm.md")
         return config.model_validate(value)
 
     @field_validator("rewards", mode="before")

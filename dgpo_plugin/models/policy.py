@@ -102,7 +102,8 @@ class Policy:
                 r=config.rank, lora_alpha=config.alpha, target_modules=found, init_lora_weights=start
             )
             if all(type(model.denoiser.get_submodule(name)) is nn.Linear for name in found):
-                lora._register_custom_module({nn.Linear: AdapterLinear})
+                # peft has no public way for a single kind of layer.
+                lora._register_custom_module({nn.Linear: AdapterLinear})  # noqa: SLF001
             peft.inject_adapter_in_model(lora, model.denoiser, adapter_name=ADAPTER)
         trainable = {name: p for name, p in model.denoiser.named_parameters() if p.requires_grad}
         for parameter in trainable.values():
@@ -132,13 +133,13 @@ class Policy:
         """Run as the frozen base, without gradient."""
         # peft's own switch also flips requires_grad, which a graph that is still to be differentiated must keep.
         for layer in self._layers:
-            layer._disable_adapters = True
+            layer._disable_adapters = True  # noqa: SLF001
         try:
             with torch.no_grad():
                 yield
         finally:
             for layer in self._layers:
-                layer._disable_adapters = False
+                layer._disable_adapters = False  # noqa: SLF001
 
     @contextlib.contextmanager
     def with_weights(self, copy: Mapping[str, Tensor]) -> Iterator[None]:

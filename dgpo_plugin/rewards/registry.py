@@ -75,6 +75,7 @@ CLIP_L, CLIP_H, MASK2FORMER_S = 427_616_513, 986_109_441, 68_741_083
 CLIP_LICENSE = "CLIP: MIT, not verified"
 REWARDS = RewardRegistry(
     "reward",
+    "rewards",
     {
         "ocr": RewardEntry(
             "dgpo_plugin.rewards.ocr:OcrReward",

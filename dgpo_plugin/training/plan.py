@@ -109,7 +109,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *_slopes: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
 
 
@@ -119,7 +119,7 @@ def _fused_attention() -> Iterator[None]:
     functional, name = torch.nn.functional, "scaled_dot_product_attention"
     original = getattr(functional, name)
 
-    def fused(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
+    def fused(query: Tensor, key: Tensor, value: Tensor, *_rest: Any, **_options: Any) -> Any:
         return _Attention.apply(query, key, value)
 
     setattr(functional, name, fused)

@@ -26,7 +26,7 @@ def stop_signals(console: Console) -> Iterator[list[int]]:
         yield received
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)

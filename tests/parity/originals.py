@@ -36,7 +36,7 @@ def prepare_hpsv2(size: dict[str, int], weights: Path) -> Any:
     from hpsv2.utils import hps_version_map
 
     assert hps_version_map == FILES
-    factory._MODEL_CONFIGS["ViT-H-14"] = {
+    factory._MODEL_CONFIGS["ViT-H-14"] = {  # noqa: SLF001  # open_clip has no public way
         "embed_dim": size["embedding"],
         "vision_cfg": {
             "image_size": size["side"],

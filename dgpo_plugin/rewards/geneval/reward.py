@@ -69,7 +69,7 @@ class GenEvalReward(NeuralReward):
         networks = nn.ModuleDict({"detector": segmenter, "colors": clip})
         super().__init__(networks, config)
         self.find: Callable[[Tensor], list[list[Detection]]] = lambda images: detect(segmenter, names, images)
-        self._clip, self._tokenizer, self._strict = clip, tokenizer, strict
+        self.clip, self._tokenizer, self._strict = clip, tokenizer, strict
         self._captions: dict[str, Tensor] = {}
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -86,9 +86,9 @@ class GenEvalReward(NeuralReward):
 
     def colors_of(self, image: Tensor, objects: Sequence[Detection]) -> list[str]:
         """The color of each of several objects, all of one class, in a picture (3, H, W) in [0, 1]."""
-        side = self._clip.config.vision_config.image_size
+        side = self.clip.config.vision_config.image_size
         cut = torch.cat([shortest_to(cut_out(image, found)[None], side, nearest=True) for found in objects])
-        embeddings = self._clip.get_image_features(pixel_values=normalised(cut).to(self.dtype)).pooler_output
+        embeddings = self.clip.get_image_features(pixel_values=normalised(cut).to(self.dtype)).pooler_output
         nearest = (normalize(embeddings.float(), dim=-1) @ self._embedded(objects[0].name).T).argmax(-1)
         return [COLORS[int(number)] for number in nearest]
 
@@ -97,7 +97,7 @@ class GenEvalReward(NeuralReward):
         if name not in self._captions:
             captions = [caption.format(color=color, name=name) for color in COLORS for caption in CAPTIONS]
             tokens = self._tokenizer(captions, padding=True, truncation=True, return_tensors="pt").to(self.device)
-            embeddings = normalize(self._clip.get_text_features(**tokens).pooler_output.float(), dim=-1)
+            embeddings = normalize(self.clip.get_text_features(**tokens).pooler_output.float(), dim=-1)
             means = embeddings.unflatten(0, (len(COLORS), len(CAPTIONS))).mean(1)
             self._captions[name] = normalize(means, dim=-1).cpu()
         return self._captions[name].to(self.device)

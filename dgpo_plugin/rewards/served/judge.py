@@ -133,7 +133,7 @@ class JudgeReward(Reward):
             url = self._urls[(number + attempt) % len(self._urls)]
             try:
                 answer = ask(f"{url}/chat/completions", body, token=self._key, timeout=self.timeout)
-                return self._number(answer)
+                return self.number(answer)
             except RequestFailed as error:
                 if not error.temporary:
                     raise UserError(f"{url} answers {error}") from error
@@ -145,7 +145,7 @@ class JudgeReward(Reward):
             f"no valid answer in {self.attempts} attempts for prompt {prompt.text!r}, last from {url}: {problem}"
         )
 
-    def _number(self, answer: Any) -> float:
+    def number(self, answer: Any) -> float:
         """The one number of an endpoint's answer.
 
         Raises:

@@ -108,7 +108,7 @@ class RewardServer(ThreadingTCPServer):
         self._places = threading.Semaphore(CONNECTIONS)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            super().__init__((host, port), _Handler)
+            super().__init__((host, port), Handler)
         except OSError as error:
             raise UserError(f"--host {host} --port {port}: {error.strerror or error}; choose another") from error
 
@@ -162,7 +162,9 @@ class RewardServer(ThreadingTCPServer):
         log.debug("connection of %s broken off", client_address, exc_info=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """One connection: requests read within limits, answers in JSON."""
+
     server: RewardServer
     timeout = SILENCE_SECONDS
     server_version, sys_version = "dgpo", ""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.load import load_config
-from dgpo_plugin.distributed import processes
+from dgpo_plugin.distributed import device, processes
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.training.build import check_layout
 from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
@@ -308,14 +308,14 @@ def test_an_error_of_this_process_is_not_blamed_on_another(
 
 @pytest.mark.fast
 def test_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "runs_on_cpu", lambda: True)
-    (name,) = processes.device_names()
+    monkeypatch.setattr(device, "runs_on_cpu", lambda: True)
+    (name,) = device.device_names()
     assert name
-    monkeypatch.setattr(processes, "runs_on_cpu", lambda: False)
+    monkeypatch.setattr(device, "runs_on_cpu", lambda: False)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
-    assert processes.device_names() == ["GPU 0", "GPU 1"]
+    assert device.device_names() == ["GPU 0", "GPU 1"]
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))  # which has no names
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
-    assert processes.device_names() == ["mps"]
+    assert device.device_names() == ["mps"]

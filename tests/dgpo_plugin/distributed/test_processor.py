@@ -502,7 +502,7 @@ def test_what_auto_was_is_written_into_the_run_and_kept(
     config = folder / "config.yaml"
     assert yaml.safe_load(config.read_text())["model"]["precision"] == "fp32"
     state = json.loads((folder / "checkpoints" / "000002" / "state.json").read_text())
-    assert state["config"]["model"]["precision"] == "fp32"
+    assert state["identity"]["config"]["model"]["precision"] == "fp32"
     imitate(FAST)
     config.write_text(config.read_text().replace("  iterations: 2", "  iterations: 3"))
     monkeypatch.setattr(processor, "bf16_trial", None)  # would be called

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.fast
 def test_tokens_are_the_pipelines_own(pipeline: type, dtype: torch.dtype) -> None:
     latents = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     tokens = pack(latents)
-    assert torch.equal(tokens, pipeline._pack_latents(latents, 2, 3, 4, 6))  # type: ignore[attr-defined]
+    theirs = pipeline._pack_latents(latents, 2, 3, 4, 6)  # type: ignore[attr-defined]  # noqa: SLF001
+    assert torch.equal(tokens, theirs)
     assert tokens.shape == (2, 2 * 3, 3 * 4)
     assert tokens.is_contiguous()
     assert torch.equal(unpack(tokens, 2, 3), latents)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from pydantic import Field
 
 from dgpo_plugin.commands.main import main
-from dgpo_plugin.common.names import ALGORITHMS
-from dgpo_plugin.config.describe import allowed, annotated_yaml, in_yaml, json_schema
+from dgpo_plugin.commands.schema import json_schema
+from dgpo_plugin.common.names import ALGORITHMS, WORLDS
+from dgpo_plugin.common.registry import Entry, Registry
+from dgpo_plugin.config.describe import allowed, annotated_yaml, in_yaml
+from dgpo_plugin.config.fields import AlgorithmConfig
 from dgpo_plugin.config.load import load_config, parse_config, preset_names
+from dgpo_plugin.rewards.registry import REWARDS
 
 pytestmark = pytest.mark.fast
-
-NOT_YET = {"RewardConfig", "DGPOConfig", "FlowGRPOConfig", "FlowGRPOFastConfig"}
-"""Sections whose fields are described in their docstrings still."""
 
 
 def run(*arguments: str) -> Result:
@@ -62,8 +64,6 @@ def test_a_mistake_is_one_line() -> None:
 )
 def test_every_section_and_field_is_described(name: str, section: dict[str, Any]) -> None:
     assert section["description"].strip()
-    if name in NOT_YET:
-        return
     assert "Attributes:" not in section["description"]
     for key, field in section["properties"].items():
         assert len(field.get("description", "").split()) > 2, f"{name}.{key} is not described"
@@ -74,13 +74,55 @@ def test_the_schema_is_what_a_configuration_may_be() -> None:
     schema = json.loads(run("config", "--schema").output)
     assert schema == json_schema()
     assert schema["additionalProperties"] is False
-    algorithms = schema["properties"]["algorithm"]
-    assert list(algorithms["discriminator"]["mapping"]) == list(ALGORITHMS)
-    for reference in algorithms["oneOf"]:
-        own = schema["$defs"][reference["$ref"].removeprefix("#/$defs/")]
-        assert own["properties"]["name"]["const"] in ALGORITHMS
-        assert own["required"][0] == "name"
-        assert own["additionalProperties"] is False
+    *registered, own = schema["properties"]["algorithm"]["oneOf"]
+    sections = [schema["$defs"][each["$ref"].removeprefix("#/$defs/")] for each in registered]
+    assert [section["properties"]["name"]["const"] for section in sections] == list(ALGORITHMS)
+    for section in sections:
+        assert section["required"][0] == "name"
+        assert section["additionalProperties"] is False
+    assert schema["$defs"][own["$ref"].removeprefix("#/$defs/")]["properties"]["name"]["pattern"] == r"\.py:"
+
+
+def test_the_schema_offers_every_registered_name() -> None:
+    schema = json_schema()
+    labels, several, one = schema["properties"]["rewards"]["anyOf"]
+    assert list(labels["properties"]) == several["items"]["examples"] == one["examples"] == list(REWARDS)
+    assert labels["additionalProperties"] == labels["properties"]["ocr"], "a label of one's own has the same fields"
+    assert "ocr/test" in schema["$defs"]["PromptsConfig"]["properties"]["held_out"]["examples"]
+    assert schema["$defs"]["ModelConfig"]["properties"]["path"]["examples"] == list(WORLDS)
+    assert schema["required"] == ["model", "prompts", "rewards"]
+
+
+class MineConfig(AlgorithmConfig):
+    """An algorithm from elsewhere."""
+
+    name: Literal["mine"] = "mine"
+    beta: float = Field(3.0, gt=0, description="How sharp it is.")
+
+
+class Mine:
+    Config = MineConfig
+
+
+def test_an_algorithm_that_is_registered_is_in_the_schema_and_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry("algorithm", "algorithms", {"mine": Entry(f"{__name__}:Mine")}, Entry)
+    monkeypatch.setattr("dgpo_plugin.commands.schema.ALGORITHMS", registry)
+    monkeypatch.setattr("dgpo_plugin.config.fields.ALGORITHMS", registry)
+    schema = json_schema()
+    assert schema["properties"]["algorithm"]["oneOf"][0] == {"$ref": "#/$defs/MineConfig"}
+    section = schema["$defs"]["MineConfig"]
+    assert section["properties"]["beta"]["exclusiveMinimum"] == 0
+    assert section["properties"]["name"]["description"].startswith("As in `dgpo list algorithms`")
+    explained = annotated_yaml(load_config("shapes", ["algorithm={name: mine}"]))
+    assert "# An algorithm from elsewhere.\nalgorithm:\n  # As in `dgpo list algorithms`" in explained
+    assert "  # How sharp it is. [number, above 0]\n  beta: 3.0\n" in explained
+
+
+def test_several_rewards_are_explained_under_their_labels() -> None:
+    explained = annotated_yaml(load_config("shapes", ["rewards={shapes: 1, mine: {reward: brightness, weight: 0.5}}"]))
+    assert "\nrewards:\n  shapes:\n    # As in `dgpo list rewards`" in explained
+    assert "\n  mine:\n" in explained
+    assert "    reward: brightness\n" in explained
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_run_from_its_own_config_file(tmp_path: Path) -> None:
         (["train", "shapes", "--set", "training.group_size=1"], ["training.group_size", "greater than or equal to 2"]),
         (["train", "shapes", "--set", "training.group_size=many"], ["training.group_size", "integer"]),
         (["train", "shapes", "--set", "training.group_size"], ["section.field=value"]),
-        (["train", "shapes", "--set", "algorithm.name=dpgo"], ["unknown algorithm 'dpgo'", "'dgpo'"]),
+        (["train", "shapes", "--set", "algorithm.name=dpgo"], ["no algorithm 'dpgo'", "'dgpo'"]),
         (["train", "shapes", "--set", "rewards=shape"], ["no reward 'shape'", "'shapes'"]),
         (["train", "shapes", "--set", "model.path=./nowhere"], ["./nowhere", "no such folder"]),
         (["train", "shapes", "--set", "prompts.train=shapes/trian"], ["'shapes/trian'", "'shapes/train'"]),

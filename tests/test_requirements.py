@@ -17,8 +17,8 @@ LINTERS = {"codespell", "import-linter", "mypy", "pre-commit", "pre-commit-hooks
 NEEDS_A_GPU = {"bitsandbytes"}
 NO_LOWEST_BUILD = {"torch"}
 """The index has its oldest version for GPUs alone: gigabytes. It was run by hand, and on a GPU."""
-MODULES = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
-"""Distributions that are called other than what is imported of them."""
+MODULES = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "pydantic_core": "pydantic", "yaml": "pyyaml"}
+"""Distributions that are called other than what is imported of them; pydantic pins its core, exactly."""
 
 
 def declared(*extras: str) -> dict[str, str]:
