@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from dgpo_bench.commands import main
 from dgpo_bench.evaluate import make_evaluator
 from dgpo_bench.preset import load_preset
-from dgpo_plugin.adapters.save import export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
@@ -70,15 +70,9 @@ def test_an_adapter_is_evaluated_beside_quantized_weights(tmp_path: Path) -> Non
         Policy(load_model(ModelConfig(path="shapes", max_sequence_length=1)), LoraConfig(rank=4, alpha=4), seed=0), 0.3
     )
     path, out = tmp_path / "adapter.safetensors", tmp_path / "out.json"
-    export_adapter(
-        policy,
-        policy.copy_weights(),
-        path,
-        load_preset("shapes").run_config("dgpo", 0),
-        steps=1,
-        reward_before=None,
-        reward_after=None,
-    )
+    config = load_preset("shapes").run_config("dgpo", 0)
+    facts = TrainingFacts(config, optimizer_steps=1)
+    export_adapter(policy, policy.copy_weights(), path, facts)
     options = [str(tmp_path / "own.yaml"), "--adapter", str(path), "--output", str(out)]
     result = CliRunner().invoke(main, ["evaluate", *options])
     assert result.exit_code == 0, result.output
