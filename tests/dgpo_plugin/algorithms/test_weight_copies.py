@@ -13,7 +13,7 @@ from dgpo_plugin.algorithms.dgpo import DGPO, DGPOConfig
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.policy import move_towards
 from dgpo_plugin.training.build import build_trainer
-from tests.dgpo_plugin.test_trainer import config_for
+from tests.dgpo_plugin.algorithm_cases import config_for
 
 pytestmark = pytest.mark.fast
 

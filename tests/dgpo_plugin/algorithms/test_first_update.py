@@ -17,7 +17,7 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from tests.conftest import spread
-from tests.dgpo_plugin.test_trainer import config_for, make_algorithm, whole_batch
+from tests.dgpo_plugin.algorithm_cases import config_for, make_algorithm, whole_batch
 
 GROUPS, SIZE = 3, 4
 TEXTS = ["a red circle", "two blue squares", "a green triangle"]

@@ -17,7 +17,7 @@ from dgpo_plugin.algorithms import Random
 from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
-from tests.dgpo_plugin.test_trainer import config_for, make_algorithm, rollout_and_advantages
+from tests.dgpo_plugin.algorithm_cases import config_for, make_algorithm, rollout_and_advantages
 
 pytestmark = pytest.mark.fast
 

@@ -4,76 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dgpo_plugin.algorithms import Algorithm, Batch, Layout, Random, Rollout, algorithm_of
-from dgpo_plugin.algorithms.advantages import normalize
+from dgpo_plugin.algorithms import Layout, Random, Rollout
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
 from dgpo_plugin.config.load import load_config
-from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
-from tests.conftest import SMALL, needs_bf16, one_reward, spread
-
-ALGORITHMS = ["dgpo", "flow-grpo", "flow-grpo-fast"]
-PLAIN = [override for override in SMALL if not override.startswith("algorithm.")]
-
-
-def config_for(algorithm: str, *overrides: str) -> RunConfig:
-    own = {
-        "dgpo": ["algorithm.timesteps=2", "algorithm.noisiest_steps=3"],
-        "flow-grpo": ["algorithm.name=flow-grpo", "algorithm.guidance=1", "algorithm.kl_weight=0.04"],
-        "flow-grpo-fast": ["algorithm.name=flow-grpo-fast", "algorithm.window_range=3"],
-    }
-    return load_config("shapes", [*PLAIN, *own[algorithm], *overrides])
-
-
-def make_algorithm(config: RunConfig, policy: Policy, processes: Processes | None = None) -> Algorithm[Any, Any]:
-    """The configuration's algorithm, alone in its process unless said otherwise."""
-    kind = algorithm_of(config.algorithm)
-    return kind(config.algorithm, policy, processes or Processes(), config.training.micro_batch_size)
-
-
-def whole_batch(config: RunConfig, policy: Policy, texts: Sequence[str], group_size: int) -> Batch:
-    """All samples of an iteration at once."""
-    layout = Layout(len(texts), group_size)
-    ids = torch.arange(layout.samples)
-    sigmas = policy.model.sigmas(config.rollout.steps, config.rollout.shift, config.schedule)
-    return Batch(ids, layout, policy.model.encode(texts)[layout.groups_of(ids)], sigmas)
-
-
-def in_float64(policy: Policy) -> None:
-    """Run the denoiser in float64, so that the order of summation cannot hide or explain a difference."""
-    policy.model.denoiser.double()
-    velocity = policy.model.velocity
-
-    def double_velocity(latents: Tensor, sigma: float, conditioning: object) -> Tensor:
-        model = policy.model
-        tensors = conditioning.tensors  # type: ignore[attr-defined]
-        return model.denoiser(
-            hidden_states=latents.double(),
-            encoder_hidden_states=tensors["context"].double(),
-            pooled_projections=tensors["pooled"].double(),
-            timestep=torch.full((len(latents),), sigma * 1000).double(),
-            return_dict=False,
-        )[0]
-
-    del velocity
-    policy.model.velocity = double_velocity  # type: ignore[method-assign]
-
-
-def rollout_and_advantages(config: RunConfig, policy: Policy) -> tuple[Rollout, Tensor]:
-    batch = whole_batch(config, policy, ["a red circle", "two blue squares"], 4)
-    rollout = make_algorithm(config, policy).sample(batch, Random(0, 0))
-    rewards = torch.rand(2, 4, generator=torch.Generator().manual_seed(1)).double()
-    return rollout, normalize(rewards, config.algorithm.advantage_std)
+from tests.conftest import needs_bf16, one_reward, spread
+from tests.dgpo_plugin.algorithm_cases import (
+    ALGORITHMS,
+    config_for,
+    in_float64,
+    make_algorithm,
+    rollout_and_advantages,
+)
 
 
 def gradients(config: RunConfig, policy: Policy, rollout: Rollout, advantages: Tensor, steps: int = 0) -> list[Tensor]:

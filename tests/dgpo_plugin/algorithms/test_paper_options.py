@@ -21,7 +21,7 @@ from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.policy import Policy
 from tests.conftest import SMALL
-from tests.dgpo_plugin.test_trainer import config_for, in_float64, make_algorithm, rollout_and_advantages
+from tests.dgpo_plugin.algorithm_cases import config_for, in_float64, make_algorithm, rollout_and_advantages
 
 pytestmark = pytest.mark.fast
 

@@ -32,7 +32,7 @@ from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan
 from dgpo_plugin.training.run_folder import trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL
-from tests.dgpo_plugin.test_trainer import ALGORITHMS, config_for
+from tests.dgpo_plugin.algorithm_cases import ALGORITHMS, config_for
 
 FULL = "No space left on device"
 
