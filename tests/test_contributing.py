@@ -16,9 +16,9 @@ PAGE = ROOT / "CONTRIBUTING.md"
 
 
 def section(title: str) -> list[tuple[str, str, str]]:
-    """(language, file, text) of each block of code under a heading that says which file it is of."""
+    """(language, file or nothing, text) of each block of code under a heading."""
     text = PAGE.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^```(\w+) (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def with_lines_added(source: str, diff: str) -> str:
@@ -34,10 +34,13 @@ def follow(title: str, tree: Path) -> list[Path]:
     """Do what a section says in a copy of the library, and give its tests."""
     shutil.copytree(ROOT / "dgpo_plugin", tree / "dgpo_plugin", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "examples", tree / "examples")
     shutil.copy(ROOT / "pyproject.toml", tree)
     for language, name, text in section(title):
         file = tree / name
-        if language == "diff":
+        if language == "sh":
+            subprocess.run(text, shell=True, cwd=tree, check=True)
+        elif language == "diff":
             file.write_text(with_lines_added(file.read_text(encoding="utf-8"), text), encoding="utf-8")
         else:
             assert not file.exists(), f"{name} is there already"
@@ -57,7 +60,12 @@ def python(tree: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("title", "kind", "name"), [("A reward", "rewards", "saturation"), ("A prompt set", "prompts", "weather/train")]
+    ("title", "kind", "name"),
+    [
+        ("A reward", "rewards", "saturation"),
+        ("A prompt set", "prompts", "weather/train"),
+        ("An algorithm", "algorithms", "reward-weighted"),
+    ],
 )
 def test_what_the_page_says_works(tmp_path: Path, title: str, kind: str, name: str) -> None:
     (test,) = follow(title, tmp_path)
@@ -68,7 +76,7 @@ def test_what_the_page_says_works(tmp_path: Path, title: str, kind: str, name: s
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("title", ["A reward", "A prompt set", "A model family", "A metric"])
+@pytest.mark.parametrize("title", ["A reward", "A prompt set", "An algorithm", "A model family", "A metric"])
 def test_the_lines_to_add_have_their_place(title: str) -> None:
     diffs = [(name, text) for language, name, text in section(title) if language == "diff"]
     assert diffs
