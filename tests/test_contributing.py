@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,19 +16,9 @@ PAGE = ROOT / "CONTRIBUTING.md"
 
 
 def section(title: str) -> list[tuple[str, str, str]]:
-    """(language, file, text) of each block of code under a heading that says which file it is of."""
+    """(language, file or nothing, text) of each block of code under a heading."""
     text = PAGE.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^```(\w+) (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def commands(title: str) -> list[list[str]]:
-    """The words of each shell command under a heading."""
-    text = PAGE.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    return [
-        shlex.split(line)
-        for block in re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
-        for line in block.splitlines()
-    ]
+    return re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def with_lines_added(source: str, diff: str) -> str:
@@ -45,13 +34,13 @@ def follow(title: str, tree: Path) -> list[Path]:
     """Do what a section says in a copy of the library, and give its tests."""
     shutil.copytree(ROOT / "dgpo_plugin", tree / "dgpo_plugin", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "examples", tree / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "examples", tree / "examples")
     shutil.copy(ROOT / "pyproject.toml", tree)
-    for command in commands(title):
-        subprocess.run(command, cwd=tree, check=True)
     for language, name, text in section(title):
         file = tree / name
-        if language == "diff":
+        if language == "sh":
+            subprocess.run(text, shell=True, cwd=tree, check=True)
+        elif language == "diff":
             file.write_text(with_lines_added(file.read_text(encoding="utf-8"), text), encoding="utf-8")
         else:
             assert not file.exists(), f"{name} is there already"

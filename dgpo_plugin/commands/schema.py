@@ -37,16 +37,16 @@ def json_schema() -> Schema:
 def _algorithm(definitions: Schema) -> Schema:
     """The key ``algorithm``, whose alternatives are added to the definitions."""
     del definitions[AlgorithmConfig.__name__]
-    references = {}
+    references = []
     for name in ALGORITHMS:
         config = ALGORITHMS.load(name).Config
         own = config.model_json_schema()
-        own["properties"]["name"]["description"] = description(config, "name")
+        own["properties"]["name"] = {"const": name, "type": "string", "description": description(config, "name")}
         definitions |= own.pop("$defs", {})
         # Without its name a section would fit them all.
         own["required"] = ["name", *(key for key in own.get("required", []) if key != "name")]
-        definitions[own["title"]] = own
-        references[name] = f"#/$defs/{own['title']}"
+        definitions[f"algorithm-{name}"] = own
+        references.append(f"#/$defs/algorithm-{name}")
     definitions["OwnAlgorithm"] = {
         "title": "OwnAlgorithm",
         "description": "An algorithm of one's own, with the fields of its own configuration.",
@@ -58,7 +58,7 @@ def _algorithm(definitions: Schema) -> Schema:
     }
     return {
         "description": "What trains: one of `dgpo list algorithms`, by its `name`.",
-        "oneOf": [{"$ref": reference} for reference in (*references.values(), "#/$defs/OwnAlgorithm")],
+        "oneOf": [{"$ref": reference} for reference in (*references, "#/$defs/OwnAlgorithm")],
         "default": RunConfig.model_fields["algorithm"].default,
     }
 

@@ -109,8 +109,8 @@ def test_an_algorithm_that_is_registered_is_in_the_schema_and_explained(monkeypa
     monkeypatch.setattr("dgpo_plugin.commands.schema.ALGORITHMS", registry)
     monkeypatch.setattr("dgpo_plugin.config.fields.ALGORITHMS", registry)
     schema = json_schema()
-    assert schema["properties"]["algorithm"]["oneOf"][0] == {"$ref": "#/$defs/MineConfig"}
-    section = schema["$defs"]["MineConfig"]
+    assert schema["properties"]["algorithm"]["oneOf"][0] == {"$ref": "#/$defs/algorithm-mine"}
+    section = schema["$defs"]["algorithm-mine"]
     assert section["properties"]["beta"]["exclusiveMinimum"] == 0
     assert section["properties"]["name"]["description"].startswith("As in `dgpo list algorithms`")
     explained = annotated_yaml(load_config("shapes", ["algorithm={name: mine}"]))
