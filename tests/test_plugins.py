@@ -73,6 +73,8 @@ def test_its_algorithm_is_compared_and_reported(tmp_path: Path) -> None:
         "dgpo": {"algorithm": {**values["algorithms"]["dgpo"]["algorithm"], "noisiest_steps": 4}},
         "reward-weighted": {"algorithm": {"name": "reward-weighted"}},
     }
+    for shown in ("labels", "colors"):
+        values[shown] = {"dgpo": values[shown]["dgpo"]}
     values["evaluation"] |= {"images_per_prompt": 2, "steps": 3, "guidances": [1, 3]}
     for size in values["sizes"].values():
         size |= {"prompts_per_task": 1, "out_of_domain_prompts": 2}

@@ -23,6 +23,6 @@ def model() -> Model:
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy = Policy(load_model(CONFIG.model), CONFIG.lora, seed=0)
     path = tmp_path_factory.mktemp("good") / "adapter.safetensors"
-    weights = [torch.randn_like(p) for p in policy.parameters]
+    weights = {name: torch.randn_like(parameter) for name, parameter in policy.parameters.items()}
     export_adapter(policy, weights, path, TrainingFacts(CONFIG, 1))
     return path
