@@ -14,7 +14,7 @@ from dgpo_bench.gpu.published import published
 from dgpo_plugin.commands.terminal import quieten
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import parse_config
-from dgpo_plugin.training.plan import GIB, RESERVE, make_plan
+from dgpo_plugin.training.plan import GIB, make_plan
 
 SIZES = (1, 2, 4, 8, 12, 24)
 SAVINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -55,7 +55,7 @@ def main() -> None:
             plans = {size: make_plan(configuration(folder, size, model, training)) for size in SIZES}
             fits = []
             for gib in (12, 16, 24):
-                room = [size for size, plan in plans.items() if plan.peak <= gib * GIB * (1 - RESERVE)]
+                room = [size for size, plan in plans.items() if plan.fits(int(gib * GIB))]
                 fits.append(str(max(room)) if room else "-")
             one, eight = plans[1].peak / GIB, plans[8].peak / GIB
             print(f"{label:<18} {one:>10.1f} GiB {eight:>10.1f} GiB   {' / '.join(fits)}")

@@ -18,7 +18,7 @@ from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import settle_precision
-from dgpo_plugin.training.plan import RESERVE, Plan, make_plan
+from dgpo_plugin.training.plan import Plan, make_plan
 
 from .flops import Flops, count_flops
 from .published import Published, published
@@ -87,7 +87,7 @@ def setting(row: Row, *, tiny: bool) -> Iterator[Setting]:
 
 def fits(plan: Plan) -> bool:
     """Whether `dgpo plan` would say that a run fits this device."""
-    return plan.peak <= device_memory()[1] * (1 - RESERVE)
+    return plan.fits(device_memory()[1])
 
 
 def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool) -> dict[str, Any]:

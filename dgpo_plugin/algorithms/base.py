@@ -76,11 +76,11 @@ class Random:
         return seeded_noise(shape, self.seed, self.iteration, *purpose)
 
     def sample_noise(self, shape: Sequence[int], sample_ids: Tensor, layout: Layout, *purpose: int | str) -> Tensor:
-        """(N, ...): one draw for each sample."""
+        """Standard normal noise, (N, ...), one draw for each sample."""
         return torch.stack([self.noise(shape, *purpose, *index) for index in layout.indices_of(sample_ids)])
 
     def group_noise(self, shape: Sequence[int], sample_ids: Tensor, layout: Layout, *purpose: int | str) -> Tensor:
-        """(N, ...): one draw for each prompt group, the same for all its samples."""
+        """Standard normal noise, (N, ...), one draw for each prompt group, the same for all its samples."""
         groups = layout.groups_of(sample_ids).tolist()
         drawn = {group: self.noise(shape, *purpose, group) for group in sorted(set(groups))}
         # A process may have no sample of a small update.

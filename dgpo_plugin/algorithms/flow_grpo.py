@@ -201,7 +201,7 @@ class _Trajectories(Algorithm[T, TrajectoryRollout]):
 
     @abstractmethod
     def _log_probability(self, x_next: Tensor, gaussian: SdeStep) -> Tensor:
-        """Of having come to x_next by it, (N,)."""
+        """Log-probability of having come to x_next by that step, (N,)."""
 
     @torch.no_grad()
     def sample(self, batch: Batch, random: Random) -> TrajectoryRollout:

@@ -83,7 +83,7 @@ def build_trainer(
 def settle_precision(
     config: RunConfig, device: torch.device, processes: Processes, threads: int | None = None
 ) -> RunConfig:
-    """With the precision that ``auto`` stands for here, decided on the first process, and found to work on all.
+    """Settle what ``model.precision: auto`` stands for here, on the first process, and that it works on all.
 
     Args:
         threads: that will compute; None for this process's.

@@ -61,7 +61,7 @@ class _State(BaseModel):
     sha256: str = ""
 
     def signed(self) -> _State:
-        """With the hash of everything else in ``sha256``."""
+        """The same state with the hash of everything else in ``sha256``."""
         text = self.model_copy(update={"sha256": ""}).model_dump_json()
         return self.model_copy(update={"sha256": hashlib.sha256(text.encode()).hexdigest()})
 

@@ -32,7 +32,7 @@ from dgpo_plugin.rewards import REWARDS
 GIB = 2**30
 RESERVE = 0.08
 """Share of a device's memory that is never the run's: its context, and what the allocator cannot use."""
-BYTES_A_WEIGHT = {"torchao-int8": 1.0, "bitsandbytes-int8": 1.0, "bitsandbytes-nf4": 0.53}
+BYTES_PER_WEIGHT = {"torchao-int8": 1.0, "bitsandbytes-int8": 1.0, "bitsandbytes-nf4": 0.53}
 """Of a quantized linear layer, its scales included."""
 
 
@@ -64,6 +64,15 @@ class Plan:
     def peak(self) -> int:
         return max(self.encoding, sum(self.weights.values()) + max(self.phases.values()))
 
+    def fits(self, device_bytes: int) -> bool:
+        """Whether a device with so many bytes of memory holds the run."""
+        return self.peak <= usable_bytes(device_bytes)
+
+
+def usable_bytes(device_bytes: int) -> int:
+    """What a run may take of a device's memory."""
+    return int(device_bytes * (1 - RESERVE))
+
 
 class MemoryCount(TorchDispatchMode):
     """Counts the bytes of all tensors made in the block that are alive, and their highest sum so far."""
@@ -81,7 +90,7 @@ class MemoryCount(TorchDispatchMode):
                 self._add(tensor.untyped_storage())
         return made
 
-    def know(self, module: nn.Module) -> None:
+    def leave_out(self, module: nn.Module) -> None:
         """Leave a module's weights out of the count."""
         for tensor in (*module.parameters(), *module.buffers()):
             self._known.add(tensor.untyped_storage())
@@ -183,12 +192,12 @@ def _denoiser_bytes(model: Model, config: RunConfig) -> int:
     if config.model.quantization is None:
         return whole
     linear = [m.weight for m in model.denoiser.modules() if isinstance(m, nn.Linear)]
-    small = sum(w.numel() for w in linear) * BYTES_A_WEIGHT[config.model.quantization]
+    small = sum(w.numel() for w in linear) * BYTES_PER_WEIGHT[config.model.quantization]
     return int(whole - sum(w.numel() * w.element_size() for w in linear) + small)
 
 
 def _reward_bytes(config: RunConfig) -> int:
-    """Of our rewards' networks, which score beside the sampling; what a user's own takes is not known."""
+    """Weights of our rewards' networks, which score beside the sampling; what a user's own takes is not known."""
     size = 0
     for label, term in config.rewards.items():
         scoring = term.scoring(config.scoring)
@@ -200,23 +209,23 @@ def _reward_bytes(config: RunConfig) -> int:
 def _rollout_bytes(config: RunConfig, model: Model, share: int, kept: int) -> int:
     """What is kept of an iteration's samples, so many latents each, and the conditioning of its prompts."""
     one = 4 * torch.Size(model.latent_shape).numel()
-    asked = model.blank_conditioning(config.training.prompts_per_iteration).table
-    return share * kept * one + sum(t.numel() * t.element_size() for t in asked.values())
+    conditioning = model.blank_conditioning(config.training.prompts_per_iteration).table
+    return share * kept * one + sum(t.numel() * t.element_size() for t in conditioning.values())
 
 
 @contextlib.contextmanager
 def _counting(*modules: nn.Module) -> Iterator[MemoryCount]:
     count = MemoryCount()
     for module in modules:
-        count.know(module)
+        count.leave_out(module)
     with count:
         yield count
 
 
 def _sampling(policy: Policy, size: int, guidance: float) -> int:
     with _counting(policy.model.denoiser) as count, torch.no_grad():
-        asked = policy.model.blank_conditioning(1)[[0] * size]
-        policy.velocity(torch.zeros(size, *policy.model.latent_shape), 0.5, asked, guidance)
+        conditioning = policy.model.blank_conditioning(1)[[0] * size]
+        policy.velocity(torch.zeros(size, *policy.model.latent_shape), 0.5, conditioning, guidance)
     return count.peak
 
 
@@ -228,8 +237,10 @@ def _decoding(model: Model, config: RunConfig, size: int) -> int:
 
 def _training(policy: Policy, size: int, guidance: float) -> int:
     with _counting(policy.model.denoiser) as count:
-        asked = policy.model.blank_conditioning(1)[[0] * size]
-        policy.velocity(torch.zeros(size, *policy.model.latent_shape), 0.5, asked, guidance).square().mean().backward()
+        conditioning = policy.model.blank_conditioning(1)[[0] * size]
+        policy.velocity(
+            torch.zeros(size, *policy.model.latent_shape), 0.5, conditioning, guidance
+        ).square().mean().backward()
     # The adapter's gradient is counted with the adapter.
     return count.peak - sum(4 * p.numel() for p in policy.parameters.values())
 
@@ -250,10 +261,10 @@ def rows(plan: Plan, device_bytes: int, device: str) -> list[tuple[str, str]]:
         *([("while texts are encoded", size(plan.encoding))] if plan.encoding else []),
         ("peak", size(plan.peak)),
     ]
-    usable = int(device_bytes * (1 - RESERVE))
-    verdict = "fits" if plan.peak <= usable else "does not fit"
+    usable = usable_bytes(device_bytes)
+    verdict = "fits" if plan.fits(device_bytes) else "does not fit"
     lines.append(("verdict", f"{verdict} {device}: {size(plan.peak)} of {size(usable)} usable"))
-    if plan.peak > usable:
+    if not plan.fits(device_bytes):
         lines.append(("try", _advice(plan)))
     return lines
 

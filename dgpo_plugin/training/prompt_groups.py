@@ -32,11 +32,11 @@ class PromptGroups:
         self._model = model
         self._per_iteration = per_iteration
         self._seed = seed
-        self._always = ["", *(prompt.text for prompt in evaluated)]
-        every = sorted({*self._always, *(prompt.text for prompt in prompts)})
+        self._evaluated_texts = ["", *(prompt.text for prompt in evaluated)]
+        every = sorted({*self._evaluated_texts, *(prompt.text for prompt in prompts)})
         self._all_at_once = len(every) <= TEXTS_AT_ONCE
-        self._stretch: int | None = None
-        self.encoded = EncodedTexts(model, every if self._all_at_once else self._always)
+        self._encoded_stretch: int | None = None
+        self.encoded = EncodedTexts(model, every if self._all_at_once else self._evaluated_texts)
 
     def draw(self, iteration: int) -> list[Prompt]:
         """The prompts of an iteration's groups, P of them."""
@@ -50,9 +50,9 @@ class PromptGroups:
         """
         length = max(1, TEXTS_AT_ONCE // self._per_iteration)
         stretch = iteration // length
-        if self._all_at_once or stretch == self._stretch:
+        if self._all_at_once or stretch == self._encoded_stretch:
             return False
         drawn = [prompt for n in range(length) for prompt in self.draw(stretch * length + n)]
-        self._stretch = stretch
-        self.encoded = EncodedTexts(self._model, [*self._always, *(prompt.text for prompt in drawn)])
+        self._encoded_stretch = stretch
+        self.encoded = EncodedTexts(self._model, [*self._evaluated_texts, *(prompt.text for prompt in drawn)])
         return True

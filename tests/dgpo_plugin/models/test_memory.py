@@ -21,7 +21,7 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.memory import on_device
 from dgpo_plugin.training.build import build_trainer
-from dgpo_plugin.training.plan import BYTES_A_WEIGHT, MemoryCount, make_plan
+from dgpo_plugin.training.plan import BYTES_PER_WEIGHT, MemoryCount, make_plan
 from tests.conftest import SMALL, needs_bf16, one_reward
 
 
@@ -210,7 +210,7 @@ def test_the_plans_memory_falls_with_what_saves_it() -> None:
     assert "VAE and text encoders" not in away.weights
     assert away.phases["decoding"] > whole.phases["decoding"]
     quantized = make_plan(plan_config("model.quantization=bitsandbytes-nf4"))
-    assert quantized.weights["denoiser"] < BYTES_A_WEIGHT["bitsandbytes-nf4"] / 4 * 1.5 * whole.weights["denoiser"]
+    assert quantized.weights["denoiser"] < BYTES_PER_WEIGHT["bitsandbytes-nf4"] / 4 * 1.5 * whole.weights["denoiser"]
     shared = make_plan(plan_config("model.shard=true"), processes=2)
     assert shared.weights["denoiser"] == whole.weights["denoiser"] // 2
     # A larger group costs latents, and nothing else.
