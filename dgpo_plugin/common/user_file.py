@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 from dgpo_plugin.common.errors import UserError
@@ -35,7 +35,9 @@ def is_from_file(name: str) -> bool:
 
 
 def import_from_file(name: str, kind: str) -> Any:
-    """The function, class or other object that ``path/to/file.py:name`` names; the file is run anew each time.
+    """The function, class or other object that ``path/to/file.py:name`` names.
+
+    A file is run once for what it holds: named again, it gives the same objects, unless it was changed since.
 
     Args:
         kind: what it is to be, as in ``reward``, for messages.
@@ -48,21 +50,30 @@ def import_from_file(name: str, kind: str) -> Any:
     if not Path(path).is_file():
         raise UserError(f"{where}: no file {path}; check the path")
     source = Path(path).read_bytes()
-    module_name = f"dgpo_user_file_{Path(path).stem}_{hashlib.sha256(source).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(module_name, path, loader=_FromBytes(module_name, path, source))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pydantic look their annotations up there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        del sys.modules[module_name]
-        raise UserError(f"{where}: {type(error).__name__} while loading it: {error}") from error
+    module = _module(path, source, where)
     if not hasattr(module, attribute):
         raise UserError(f"{where}: {path} defines no {attribute!r}")
     _LOADED[path] = source
     return getattr(module, attribute)
+
+
+def _module(path: str, source: bytes, where: str) -> ModuleType:
+    """The file's module, run unless that is done."""
+    key = hashlib.sha256(str(Path(path).resolve()).encode() + b"\0" + source).hexdigest()[:16]
+    name = f"dgpo_user_file_{Path(path).stem}_{key}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromBytes(name, path, source))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pydantic look their annotations up there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        del sys.modules[name]
+        raise UserError(f"{where}: {type(error).__name__} while loading it: {error}") from error
+    return module
 
 
 def files_hash(names: list[str]) -> str:
