@@ -105,7 +105,7 @@ def test_users_paths_without_resource_sysconf_and_symlinks(tmp_path: Path) -> No
     draw = ["sample", "shapes", "--adapter", run / "adapter.safetensors", "--prompt", "a red circle", "--count", 1]
     preset = small_preset(tmp_path)
     options = ["--algorithms", "dgpo", "--seeds", 1, "--threads", 1, "--evaluations", 1500]
-    commands = [
+    commands: list[list[object]] = [
         ["dgpo", "list"],
         ["dgpo", "plan", "shapes"],
         ["dgpo", "train", "shapes", "--output", run, *changes],
@@ -150,7 +150,7 @@ def test_on_windows_the_pack_is_a_junction(tmp_path: Path, monkeypatch: pytest.M
             Path(place).symlink_to(target)
 
     monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setitem(sys.modules, "_winapi", WindowsCalls)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "_winapi", WindowsCalls)
     place = tmp_path / "dgpo-plugin"
     assert comfy.link_pack(place) == f"{place} -> {comfy.ROOT}"
     assert comfy.link_pack(place) == f"{place}, there already"

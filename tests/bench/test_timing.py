@@ -30,5 +30,5 @@ def test_the_median_is_of_the_calls_after_the_first(
         done[0] += 1
         now[0] += done[0]  # the n-th call takes n seconds
 
-    assert median_seconds(work, torch.device("cpu"), **options) == median  # type: ignore[arg-type]
+    assert median_seconds(work, torch.device("cpu"), **options) == median
     assert done[0] == calls

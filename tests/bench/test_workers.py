@@ -44,7 +44,7 @@ def plan(**changes: object) -> Plan:
     preset = load_preset("shapes")
     values = {"algorithms": ["dgpo", "flow-grpo"], "seeds": [0, 1], "jobs": 2, "threads": 1, **changes}
     size = preset.sizes["quick"]
-    return Plan(preset_name="shapes", preset=preset, size_name="quick", size=size, **values)  # type: ignore[arg-type]
+    return Plan(preset_name="shapes", preset=preset, size_name="quick", size=size, **values)
 
 
 class Ear:

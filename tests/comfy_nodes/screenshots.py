@@ -49,7 +49,7 @@ def main() -> None:
         try:
             workflow = ROOT / "example_workflows" / "dgpo_compare_adapter.json"
             command = ["node", SCRIPT, folder / "node_modules", browser, server.address, workflow, folder]
-            subprocess.run(command, check=True, timeout=300)
+            subprocess.run([str(word) for word in command], check=True, timeout=300)
         finally:
             server.stop()
         for picture, box in CROPS.items():

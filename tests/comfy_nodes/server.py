@@ -61,7 +61,7 @@ class Server:
         # What a test runner sets for itself must not reach the server.
         clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "ACCELERATE_USE_CPU")}
         self.process = subprocess.Popen(
-            command,
+            [str(word) for word in command],
             cwd=SERVER,
             stdout=self._log.open("w"),
             stderr=subprocess.STDOUT,
@@ -116,7 +116,7 @@ class Server:
         file = self.base / f"{client}.jsonl"
         with file.open("w") as sink:
             command = [PYTHON, Path(__file__).with_name("listen.py"), self.address, client]
-            listener = subprocess.Popen(command, stdout=sink, preexec_fn=_die_with_parent)
+            listener = subprocess.Popen([str(word) for word in command], stdout=sink, preexec_fn=_die_with_parent)
 
         def messages() -> list[dict[str, Any]]:
             lines = file.read_text().splitlines(keepends=True)

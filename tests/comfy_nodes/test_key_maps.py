@@ -49,7 +49,7 @@ def matched(family: str, folder: Path) -> subprocess.CompletedProcess[str]:
     denoiser = denoiser / model.prefix
     command = [environment.PYTHON, Path(__file__).with_name("key_maps.py"), family]
     command += [denoiser / "diffusion_pytorch_model.safetensors", denoiser / "config.json", adapter]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=folder)
 
 
 @pytest.mark.parametrize("family", KEYS)

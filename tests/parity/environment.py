@@ -43,7 +43,7 @@ def build() -> Path:
 
 def _install() -> None:
     subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER], check=True)
-    pip = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
     # What PYTHONPATH shows here would count as installed there.
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(

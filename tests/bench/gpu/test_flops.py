@@ -28,7 +28,7 @@ def test_flops_are_those_of_every_layer_and_every_attention(
 
     def layer(module: nn.Module, given: Any, out: Any) -> None:
         nonlocal counted
-        weight = module.weight  # a convolution's has its window, a linear layer's has none
+        weight: Any = module.weight  # a convolution's has its window, a linear layer's has none
         counted += 2 * out.numel() * weight[0].numel()
 
     def attention(query: Any, key: Any, value: Any, **options: Any) -> Any:

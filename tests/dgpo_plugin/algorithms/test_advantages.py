@@ -174,4 +174,4 @@ def test_a_rewards_scale_does_not_drown_another_in_decoupled_advantages() -> Non
 def test_rewards_that_all_are_constant_prefer_nothing() -> None:
     parts = torch.full((2, 4, 3), 0.1)
     for how in ("rewards", "advantages"):
-        assert not aggregate(parts, torch.tensor([1.0, 0.3, 2.0]), "group", how).any()  # type: ignore[arg-type]
+        assert not aggregate(parts, torch.tensor([1.0, 0.3, 2.0]), "group", how).any()

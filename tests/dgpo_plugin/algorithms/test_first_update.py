@@ -25,7 +25,7 @@ TEXTS = ["a red circle", "two blue squares", "a green triangle"]
 
 @functools.cache
 def policy_in(precision: str) -> Policy:
-    model = load_model(ModelConfig(path="shapes", max_sequence_length=1, precision=precision))  # type: ignore[arg-type]
+    model = load_model(ModelConfig(path="shapes", max_sequence_length=1, precision=precision))
     return spread(Policy(model, LoraConfig(rank=4, alpha=8), seed=0))
 
 

@@ -82,7 +82,7 @@ def oracle_score(d: Array, reference: Array, advantages: Array, beta: float) -> 
 @pytest.mark.parametrize("beta", [0.5, 10.0, 100.0])
 def test_group_weight(beta: float) -> None:
     d, reference, advantages = errors(0), errors(1), array(PROMPTS, GROUP, seed=2)
-    weight = group_weight(*map(torch.tensor, (d, reference, advantages)), beta)
+    weight = group_weight(torch.tensor(d), torch.tensor(reference), torch.tensor(advantages), beta)
     assert weight.shape == (PROMPTS,)
     exact(weight, np.array([1 / (1 + math.exp(-score)) for score in oracle_score(d, reference, advantages, beta)]))
 

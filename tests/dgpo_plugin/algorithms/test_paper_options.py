@@ -37,7 +37,7 @@ def fake_policy() -> SimpleNamespace:
 
 
 def algorithm_for(**options: float) -> DGPO:
-    config = DGPOConfig(timesteps=2, noisiest_steps=2, **options)  # type: ignore[arg-type]
+    config = DGPOConfig(timesteps=2, noisiest_steps=2, **options)
     return DGPO(config, fake_policy(), Processes(), None)  # type: ignore[arg-type]
 
 
@@ -82,7 +82,9 @@ def test_a_t_min_that_the_rollout_never_reaches_is_refused() -> None:
 def test_noisiest_steps_has_no_say_beside_t_min() -> None:
     plain = [setting for setting in SMALL if not setting.startswith("algorithm.")]
     few = ["algorithm.timesteps=6", "algorithm.noisiest_steps=5", "rollout.steps=4"]
-    assert load_config("shapes", [*plain, *few, "algorithm.t_min=0.3"]).algorithm.timesteps == 6
+    algorithm = load_config("shapes", [*plain, *few, "algorithm.t_min=0.3"]).algorithm
+    assert isinstance(algorithm, DGPOConfig)
+    assert algorithm.timesteps == 6
     with pytest.raises(UserError, match="noisiest_steps"):
         load_config("shapes", [*plain, *few])
 

@@ -15,6 +15,7 @@ from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import ModelConfig, ScoringConfig
 from dgpo_plugin.distributed.device import best_device, numbered
 from dgpo_plugin.models.load import load_model
+from dgpo_plugin.rewards import as_reward
 from dgpo_plugin.rewards.networks.base import NeuralReward
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.rewards.served.server import RewardServer
@@ -114,7 +115,7 @@ def test_a_served_reward_means_the_gpu_that_its_file_chose(gpus: FourGPUs, monke
         return torch.zeros(len(images))
 
     body = '{"images": ["' + as_png(torch.zeros(3, 4, 4)) + '"], "prompts": [{"text": "a"}]}'
-    with RewardServer(reward, "own", "1") as server:
+    with RewardServer(as_reward(reward), "own", "1") as server:
         request = threading.Thread(target=server.score, args=[body.encode()])
         request.start()
         request.join()

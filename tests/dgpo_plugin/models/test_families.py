@@ -54,7 +54,8 @@ def test_latents_are_the_pipelines(family: tuple[Family, Path], guided: bool) ->
     noise = fixed_noise(model, range(2), 0)
     guidance = chosen.guidance if guided else 1.0
     ours = sample_latents(model, PROMPTS, noise, 4, guidance)
-    theirs = chosen.call(load_model(settings(*family)).pipeline, PROMPTS, noise, 4, guidance)
+    other: Any = load_model(settings(*family))
+    theirs = chosen.call(other.pipeline, PROMPTS, noise, 4, guidance)
     assert ours.shape == noise.shape
     torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours[0], ours[1])
@@ -170,7 +171,8 @@ def test_the_adapter_is_the_pipelines_too(family: tuple[Family, Path], tmp_path:
     noise = fixed_noise(policy.model, range(2), 0)
     with torch.no_grad():
         ours = sample_latents(policy.model, PROMPTS, noise, 4, 1.0)
-    pipe: Any = load_model(settings(*family)).pipeline
+    other: Any = load_model(settings(*family))
+    pipe = other.pipeline
     plain = chosen.call(pipe, PROMPTS, noise, 4, 1.0)
     pipe.load_lora_weights(str(path))
     theirs = chosen.call(pipe, PROMPTS, noise, 4, 1.0)

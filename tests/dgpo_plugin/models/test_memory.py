@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,9 +105,11 @@ def test_a_quantized_base_trains_and_its_adapter_is_a_plain_one(tmp_path: Path) 
 
     config = load_config("shapes", [*SMALL, "model.precision=bf16", "model.quantization=torchao-int8"])
     trainer = build_trainer(config)
-    layer = trainer.model.denoiser.transformer_blocks[0].attn.to_q.base_layer
+    denoiser: Any = trainer.model.denoiser
+    layer = denoiser.transformer_blocks[0].attn.to_q.base_layer
     assert type(layer.weight).__module__.startswith("torchao")
-    plain = load_model(ModelConfig(path="shapes", precision="bf16")).denoiser.transformer_blocks[0].attn.to_q.weight
+    whole: Any = load_model(ModelConfig(path="shapes", precision="bf16")).denoiser
+    plain = whole.transformer_blocks[0].attn.to_q.weight
     assert torch.allclose(layer.weight.dequantize().float(), plain.float(), atol=float(plain.abs().max()) / 100)
     adapter = run.train(config, tmp_path / "run", Console(quiet=True))
     tensors = read_adapter(adapter).tensors

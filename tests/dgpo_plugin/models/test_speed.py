@@ -38,8 +38,9 @@ def test_fused_norms_are_the_same_function(dtype: torch.dtype, close: float, aff
     expected = exact / (exact.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
     expected.backward(slope.double())
     assert x.grad is not None
+    assert exact.grad is not None
     assert (out.double() - expected).norm() / expected.norm() <= close
-    assert (x.grad.double() - exact.grad).norm() / exact.grad.norm() <= close  # type: ignore[union-attr]
+    assert (x.grad.double() - exact.grad).norm() / exact.grad.norm() <= close
 
 
 @pytest.mark.fast

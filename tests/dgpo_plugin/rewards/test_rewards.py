@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from rich.console import Console
 from torch import Tensor
 
 from dgpo_plugin.commands.main import main
-from dgpo_plugin.common import registry
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import files_hash, import_from_file, loaded_hash
@@ -183,8 +183,9 @@ def test_a_file_that_ends_the_program_is_an_error_and_no_success(tmp_path: Path)
 
 
 def test_a_reward_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = registry.find_spec
-    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "rapidocr" else found(name))
+    monkeypatch.setattr(
+        "dgpo_plugin.common.registry.find_spec", lambda name: None if name == "rapidocr" else find_spec(name)
+    )
     with pytest.raises(UserError, match=r"reward ocr: needs rapidocr; pip install 'dgpo-plugin\[rewards\]'"):
         load_reward("ocr")
     listed = CliRunner().invoke(main, ["list", "rewards"]).output

@@ -103,7 +103,7 @@ def hanging() -> Iterator[Slow]:
 def test_a_late_call_is_waited_for(fails: bool, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answer counts; if it fails, it is tried again, when it has ended."""
     late = Slow(fails=fails)
-    monkeypatch.setattr(scoring.time, "sleep", late.let_go)
+    monkeypatch.setattr("dgpo_plugin.rewards.scorer.time.sleep", late.let_go)
     values, _ = Scorer(one_reward(late, retries=2, timeout=2)).submit(PICTURES, PROMPTS).result()
     assert torch.allclose(values, PICTURES.mean((1, 2, 3))[:, None])
     assert (late.calls, late.most) == (calls, 1)

@@ -47,7 +47,7 @@ def oracle(velocity: Callable[[Any, float], Any], x: Any, sigmas: list[float], s
     with np.errstate(divide="ignore"):
         log_snr = np.log(1 - np.array(sigmas)) - np.log(np.array(sigmas))
     h = np.diff(log_snr)
-    past = None
+    past = np.zeros_like(x)
     for i in range(len(sigmas) - 1):
         predicted = velocity(x, sigmas[i])
         if sampler == "euler":

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def test_killed_between_any_two_writes(tmp_path: Path, monkeypatch: pytest.Monke
     calls, fatal = 0, 0
 
     def dying(name: str) -> None:
-        owner = module.shutil if name == "rmtree" else os
+        owner = shutil if name == "rmtree" else os
         original = getattr(owner, name)
 
         def call(*args: object, **kwargs: object) -> object:

@@ -102,7 +102,7 @@ def test_colors_against_pillow_and_the_published_preprocessing(reward: GenEvalRe
     ]
     image = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
     masked = Image.composite(image, Image.new("RGB", image.size, "#999"), Image.fromarray(mask.numpy()))
-    crops = [masked.crop((20, 10, 60, 50)), image.crop((0, 30, 30, 60)), *(image.crop(box) for box in whole)]  # type: ignore[arg-type]
+    crops = [masked.crop((20, 10, 60, 50)), image.crop((0, 30, 30, 60)), *(image.crop(box) for box in whole)]
     processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
     clip = transformers.CLIPModel.from_pretrained(folders["colors"]).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folders["colors"])

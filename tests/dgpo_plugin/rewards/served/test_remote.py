@@ -522,7 +522,7 @@ def test_without_the_token_nothing_is_served(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.0.2.1", "example.org"])
 def test_others_may_not_reach_it_without_a_token(host: str) -> None:
     with pytest.raises(UserError, match="others can reach it, so it needs a token"):
-        RewardServer(plain, "plain", "1", host=host)
+        RewardServer(as_reward(plain), "plain", "1", host=host)
 
 
 def test_which_addresses_are_this_machines() -> None:
