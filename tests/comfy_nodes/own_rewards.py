@@ -8,8 +8,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from dgpo_plugin.rewards import Reward
 
-logging.info("own rewards: imported")
-
 
 def brightness(images, prompts):
     return images.mean((1, 2, 3))
@@ -19,6 +17,7 @@ class Neural(Reward):
     """Brightness by a network, like a neural reward of the library: ``network``, and ``device`` that callers set."""
 
     def __init__(self):
+        logging.info("own rewards: network made")
         self.network = BrightnessNet()
         self.device = torch.device("cpu")
 

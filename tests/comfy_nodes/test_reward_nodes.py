@@ -173,9 +173,9 @@ def test_a_reward_is_loaded_once_and_unloaded_by_comfyui(server: Server) -> None
         graph["scored"] = node("DGPOScoreImages", images=["batch", 0], reward=["reward", 0], prompts=["list", 0])
         return float(shown(server, graph, mean=["scored", 1])["mean"][0])
 
-    imports = server.log().count("own rewards: imported")
+    made = server.log().count("own rewards: network made")
     assert mean(51, 102) == pytest.approx(0.3, abs=1e-6)
-    assert server.log().count("own rewards: imported") == imports + 1
+    assert server.log().count("own rewards: network made") == made + 1
     assert "BrightnessNet" in loaded_models(server, 1)
     # Everything that ComfyUI keeps is thrown away: its models' memory and the outputs of nodes.
     free(server, unload_models=True, free_memory=True)
@@ -183,7 +183,7 @@ def test_a_reward_is_loaded_once_and_unloaded_by_comfyui(server: Server) -> None
     until(lambda: "BrightnessNet" not in loaded_models(server, next(asked)), "the reward to be unloaded", 30)
     assert mean(102, 153) == pytest.approx(0.5, abs=1e-6)
     assert "BrightnessNet" in loaded_models(server, 1001)
-    assert server.log().count("own rewards: imported") == imports + 1
+    assert server.log().count("own rewards: network made") == made + 1
 
 
 def test_a_changed_file_is_loaded_again(server: Server) -> None:
