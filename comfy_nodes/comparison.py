@@ -93,7 +93,7 @@ def score_both(reward: LoadedReward | None, before: Tensor, after: Tensor, promp
 
 
 def summary(before: Sequence[float], after: Sequence[float], name: str) -> tuple[float, str]:
-    """The gain of the mean, and two lines for people; an interval by the pairs' standard error."""
+    """The gain of the mean score, and two lines for people, with the standard error of the pairs' differences."""
     differences = torch.tensor(after) - torch.tensor(before)
     gain = float(differences.mean())
     error = float(differences.std() / len(differences) ** 0.5) if len(differences) > 1 else float("nan")

@@ -52,7 +52,7 @@ def draw_grid(
 
 
 def _fitted(text: str, draw: Any, font: Any, width: int) -> str:
-    """The text, cut to so many pixels."""
+    """A text, cut to so many pixels."""
     while len(text) > 4 and draw.textlength(text, font=font) > width - 2 * GAP:
         text = text[:-4].rstrip() + "..."
     return text

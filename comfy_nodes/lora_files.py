@@ -42,7 +42,7 @@ def read_listed(name: str) -> AdapterFile:
 
 
 def loaded_adapter(model: Any, name: str, strength: float) -> tuple[Any, str]:
-    """A clone of a ComfyUI model with an adapter on it, and a text on what was done and what the adapter is.
+    """A clone of a ComfyUI model with an adapter on it, and a text that says what was done and what the adapter is.
 
     Raises:
         UserError: the file is gone, no adapter, unusable, or for another model.

@@ -20,7 +20,7 @@ from .types import written_lines
 
 
 def node_config(preset: str, values: Mapping[str, Any], settings: str) -> RunConfig:
-    """A preset under the node's values under the lines of its text field.
+    """A preset with the node's values on top, and the lines of its text field on top of those.
 
     Args:
         values: ``section.field`` to value; ``lora.rank`` among them, and alpha keeps the preset's proportion to it.

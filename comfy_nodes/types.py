@@ -8,7 +8,7 @@ CATEGORY = "DGPO"
 
 
 def written_lines(text: str) -> list[str]:
-    """What is on the lines of a text field, without the empty ones."""
+    """The lines of a text field, without the empty ones."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -76,7 +76,7 @@ class AdapterFile:
 
     @functools.cached_property
     def usable(self) -> ScaledTensors:
-        """The tensors with their scale in them.
+        """The tensors with their scale in them, found fit to draw with.
 
         Raises:
             UserError: other bytes than were exported, numbers that no picture can be made with, or a scale that cannot
@@ -96,7 +96,7 @@ class AdapterFile:
 
 
 def read_adapter(path: Path) -> AdapterFile:
-    """An adapter file's tensors, header and scale.
+    """Read an adapter file: its tensors, its header and its scale.
 
     Raises:
         UserError: missing, not safetensors, or not a LoRA.

@@ -102,7 +102,7 @@ def without_folders(value: Any) -> Any:
 
 
 def _modelspec_header(policy: Policy, title: str, facts: TrainingFacts) -> dict[str, str]:
-    """The fields that people's tools show."""
+    """ModelSpec's and kohya's fields, which people's tools show."""
     model, rank = policy.model, str(policy.config.rank)
     comment = f"{facts.config.algorithm.name} on reward {facts.reward_name}, {facts.optimizer_steps} optimizer steps"
     header = {
@@ -127,7 +127,7 @@ def _modelspec_header(policy: Policy, title: str, facts: TrainingFacts) -> dict[
 
 
 def _own_header(policy: Policy, facts: TrainingFacts) -> dict[str, str]:
-    """What the adapter was trained from, on and to, under ``dgpo.``."""
+    """Our own fields, under ``dgpo.``: on which base and reward the adapter was trained, how long, and with what."""
     config, identity = facts.config, policy.model.identity
     dumped = json.dumps(without_folders(config.model_dump(mode="json")))
     header = {
