@@ -17,11 +17,11 @@ from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import image_grid
-from dgpo_plugin.models.generate import fixed_noise, generate
+from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
 from dgpo_plugin.training.run import identity_of, progress_of, restore_run
-from dgpo_plugin.training.run_folder import ADAPTER_FILE, METRICS_FILE, trim_metrics
+from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 
 from .evaluate import Evaluator, gallery_prompts, make_evaluator
@@ -142,7 +142,7 @@ def new_trainer(plan: Plan, algorithm: str, seed: int) -> Trainer:
 
 def evaluator_of(plan: Plan, trainer: Trainer) -> Evaluator:
     """The evaluator that measures all runs of a plan alike."""
-    batch_size = trainer.config.training.micro_batch_size or 256
+    batch_size = trainer.config.training.micro_batch_size or BATCH_SIZE
     return make_evaluator(plan.preset.evaluation, plan.size, trainer.policy, batch_size)
 
 
@@ -181,7 +181,7 @@ def _train(cell: Cell) -> None:
     """Train until the budget is spent, evaluating and saving wherever the schedule says."""
     progress, budget = cell.progress, cell.budget
     due = [share * budget for share in cell.plan.size.schedule if share * budget > progress.denoiser_evaluations]
-    file = cell.folder / METRICS_FILE
+    file = RunFolder(cell.folder).metrics
     trim_metrics(file, progress.iteration)
     with file.open("a", encoding="utf-8") as log:
         for record in cell.trainer.iterations(cell.share_done):
@@ -236,7 +236,7 @@ def _finish(cell: Cell) -> None:
     )
     with trainer.policy.with_weights(trainer.evaluation_weights):
         _save_gallery(trainer, cell.evaluator, cell.folder / "gallery.png")
-    adapter = cell.folder / ADAPTER_FILE
+    adapter = RunFolder(cell.folder).adapter
     facts = TrainingFacts(
         trainer.config, trainer.steps, reward_before=training_reward(first), reward_after=training_reward(last)
     )

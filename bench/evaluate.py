@@ -15,7 +15,7 @@ from dgpo_plugin.common.seeding import seeded_noise
 from dgpo_plugin.distributed.device import best_device
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.generate import fixed_noise, generate, sample_latents
+from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate, sample_latents
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.text_cache import EncodedTexts
 from dgpo_plugin.prompts.registry import load_prompts
@@ -106,7 +106,7 @@ class Evaluator:
         return mean(errors)
 
 
-def make_evaluator(plan: EvaluationPlan, size: Size, policy: Policy, batch_size: int = 256) -> Evaluator:
+def make_evaluator(plan: EvaluationPlan, size: Size, policy: Policy, batch_size: int = BATCH_SIZE) -> Evaluator:
     """Fix the inputs; runs the base once for the pictures that drift is measured on.
 
     Raises:

@@ -27,7 +27,7 @@ from torch import Tensor
 from dgpo_plugin.algorithms.base import Algorithm, Backward, Cost, Metric, Random, Totals, initial_noise
 from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.config.fields import ADVANTAGE_STD, AdvantageStd, AlgorithmConfig, OdeSampler, RunConfig, Schedule
+from dgpo_plugin.config.fields import AlgorithmConfig, OdeSampler, RunConfig, Schedule
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.policy import Policy, move_towards
@@ -106,7 +106,6 @@ class DGPOConfig(AlgorithmConfig):
         ge=0,
         description="Optimizer steps; the rollout comes from the old policy in iterations that begin with more done.",
     )
-    advantage_std: AdvantageStd = Field("group", description=ADVANTAGE_STD)
     reference: Literal["base", "old_policy"] = Field(
         "base", description="What d_ref is measured under: the frozen base, or the old policy (TDM-R1)."
     )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dgpo_plugin.algorithms.base import Algorithm, Cost, Metric, Random, Totals, initial_noise
 from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
-from dgpo_plugin.config.fields import ADVANTAGE_STD, AdvantageStd, AlgorithmConfig, RunConfig, Schedule
+from dgpo_plugin.config.fields import AdvantageStd, AlgorithmConfig, RunConfig, Schedule
 from dgpo_plugin.samplers.ode import euler_step
 from dgpo_plugin.samplers.sde import (
     SdeStep,
@@ -46,17 +46,24 @@ def kl_divergence(mean: Tensor, reference_mean: Tensor, diffusion: float) -> Ten
     return (mean - reference_mean).square().flatten(1).mean(1) / (2 * diffusion**2)
 
 
+Clip = Annotated[float, Field(gt=0, description="Half-width of the clipped probability ratio.")]
+KLWeight = Annotated[float, Field(ge=0, description="Weight of every trained step's KL divergence from the base.")]
+Guidance = Annotated[
+    float, Field(ge=1, description="Classifier-free guidance, in the rollout and in training; 1 is none.")
+]
+
+
 class TrajectoryConfig(AlgorithmConfig):
     """What both variants are told."""
 
     noise_level: float = Field(gt=0, description="Noise level a of the stochastic steps.")
-    clip: float = Field(gt=0, description="Half-width of the clipped probability ratio.")
-    kl_weight: float = Field(ge=0, description="Weight of every trained step's KL divergence from the base.")
-    guidance: float = Field(ge=1, description="Classifier-free guidance, in the rollout and in training; 1 is none.")
+    clip: Clip
+    kl_weight: KLWeight
+    guidance: Guidance
     reference_guidance: float | None = Field(
         None, ge=1, description="Guidance of the frozen base in the KL term; null for guidance, as published."
     )
-    advantage_std: AdvantageStd = Field("iteration", description=ADVANTAGE_STD)
+    advantage_std: AdvantageStd = "iteration"
 
     def trained_steps(self, steps: int) -> int:
         """How many of a rollout's steps are trained on."""
@@ -68,11 +75,9 @@ class FlowGRPOConfig(TrajectoryConfig):
 
     name: Literal["flow-grpo"] = "flow-grpo"
     noise_level: float = Field(0.7, gt=0, description="Noise level a of the Flow-SDE steps.")
-    clip: float = Field(1e-4, gt=0, description="Half-width of the clipped probability ratio.")
-    kl_weight: float = Field(0.04, ge=0, description="Weight of every trained step's KL divergence from the base.")
-    guidance: float = Field(
-        4.5, ge=1, description="Classifier-free guidance, in the rollout and in training; 1 is none."
-    )
+    clip: Clip = 1e-4
+    kl_weight: KLWeight = 0.04
+    guidance: Guidance = 4.5
 
     def trained_steps(self, steps: int) -> int:
         return steps - 1
@@ -88,11 +93,9 @@ class FlowGRPOFastConfig(TrajectoryConfig):
 
     name: Literal["flow-grpo-fast"] = "flow-grpo-fast"
     noise_level: float = Field(0.8, gt=0, lt=1, description="Noise level a of the CPS steps.")
-    clip: float = Field(1e-5, gt=0, description="Half-width of the clipped probability ratio.")
-    kl_weight: float = Field(0.0, ge=0, description="Weight of every trained step's KL divergence from the base.")
-    guidance: float = Field(
-        1.0, ge=1, description="Classifier-free guidance, in the rollout and in training; 1 is none."
-    )
+    clip: Clip = 1e-5
+    kl_weight: KLWeight = 0.0
+    guidance: Guidance = 1.0
     window: int = Field(
         3, ge=1, description="Stochastic steps; 3 in both published settings without guidance, 2 in the one with 4.5."
     )

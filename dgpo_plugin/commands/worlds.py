@@ -28,13 +28,12 @@ def pretrain(world: str, output: Path, seed: int, iterations: int | None, compil
     WORLD as in `dgpo list worlds`; shapes takes about an hour on two cores.
     """
     from dgpo_plugin.common.names import WORLDS
-    from dgpo_plugin.common.registry import imported
+    from dgpo_plugin.common.registry import resolved
 
     make = WORLDS.load(world).pretrain
     if make == "":
         raise UserError(f"world {world}: its pipeline cannot be made again; it says of no function that does")
     if (output / "model_index.json").exists():
         raise UserError(f"--output {output}: holds a pipeline already; choose another folder")
-    function = imported(make) if isinstance(make, str) else make
-    function(output, seed, iterations, compile_model)
+    resolved(make)(output, seed, iterations, compile_model)
     click.echo(str(output))

@@ -132,5 +132,10 @@ def imported(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def resolved(target: Any) -> Any:
+    """What a world or another plug-in gives: named as ``package.module:Name``, or as it is."""
+    return imported(target) if isinstance(target, str) else target
+
+
 def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value.partition(":")[0]

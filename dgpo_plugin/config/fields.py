@@ -17,8 +17,13 @@ from dgpo_plugin.config.short_forms import spelled_out, weighted_labels
 Schedule = Literal["dpm", "native"]
 """Noise levels of DPM-Solver++'s own scheduler, or of the pipeline's."""
 OdeSampler = Literal["euler", "dpm-solver++"]
-AdvantageStd = Literal["group", "iteration"]
-ADVANTAGE_STD = "Whose rewards' standard deviation advantages are divided by: the prompt group's, or the iteration's."
+AdvantageStd = Annotated[
+    Literal["group", "iteration"],
+    Field(
+        description="Whose rewards' standard deviation advantages are divided by: the prompt group's, or the "
+        "iteration's."
+    ),
+]
 Precision = Literal["fp32", "bf16", "fp16"]
 RewardDevice = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")]
 
@@ -186,7 +191,7 @@ class AlgorithmConfig(_Config):
     """What every algorithm's configuration has; the rest is in its file in :mod:`dgpo_plugin.algorithms`."""
 
     name: str = Field(description="As in `dgpo list algorithms`, or one's own, path/to/file.py:Algorithm.")
-    advantage_std: AdvantageStd = Field("group", description=ADVANTAGE_STD)
+    advantage_std: AdvantageStd = "group"
 
     @property
     def default_schedule(self) -> Schedule:

@@ -13,6 +13,9 @@ from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.text_cache import EncodedTexts
 from dgpo_plugin.samplers.ode import sample_ode
 
+BATCH_SIZE = 256
+"""Pictures at once where nobody says otherwise."""
+
 
 def fixed_noise(model: Model, pictures: Sequence[int], seed: int) -> Tensor:
     """Noise of the numbered pictures, each seeded alone, (N, ...)."""
@@ -25,7 +28,7 @@ def generate(
     noise: Tensor,
     steps: int,
     guidance: float,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     encoded: EncodedTexts | None = None,
 ) -> Tensor:
     """Pictures (N, 3, H, W) in [0, 1], float32 on the CPU, for N texts from N noises; see :func:`sample_latents`."""
@@ -40,7 +43,7 @@ def sample_latents(
     noise: Tensor,
     steps: int,
     guidance: float,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     encoded: EncodedTexts | None = None,
 ) -> Tensor:
     """Clean latents (N, ...) for N texts from N noises.
@@ -65,6 +68,6 @@ def sample_latents(
     return torch.cat(batches)
 
 
-def decode_in_batches(decode: Callable[[Tensor], Tensor], latents: Tensor, batch_size: int = 256) -> Tensor:
+def decode_in_batches(decode: Callable[[Tensor], Tensor], latents: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
     """Pictures (N, 3, H, W) in [0, 1], float32 on the CPU."""
     return torch.cat([decode(batch).cpu() for batch in latents.split(batch_size)])

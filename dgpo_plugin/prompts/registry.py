@@ -7,7 +7,7 @@ from typing import Any
 from dgpo_plugin.common.errors import UserError, did_you_mean
 from dgpo_plugin.common.names import PROMPT_SETS, WORLDS
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.common.registry import imported
+from dgpo_plugin.common.registry import resolved
 from dgpo_plugin.common.user_file import is_from_file
 from dgpo_plugin.prompts.datasets import read_dataset
 from dgpo_plugin.prompts.files import read_prompts
@@ -45,8 +45,7 @@ def _prompts_of_world(world: str, name: str) -> list[Prompt]:
     if name not in sets:
         known = [f"{world}/{each}" for each in sets]
         raise UserError(f"no prompt set {f'{world}/{name}'!r}{did_you_mean(f'{world}/{name}', known)}")
-    made = sets[name] if callable(sets[name]) else imported(sets[name])
-    return _checked(made(), f"{world}/{name}")
+    return _checked(resolved(sets[name])(), f"{world}/{name}")
 
 
 def _checked(prompts: Any, source: str) -> list[Prompt]:

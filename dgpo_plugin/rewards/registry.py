@@ -8,7 +8,7 @@ from typing import Any
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.names import WORLDS, World
-from dgpo_plugin.common.registry import Entry, Registry, imported
+from dgpo_plugin.common.registry import Entry, Registry, resolved
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RewardRegistry(Registry[RewardEntry]):
             return loaded
         if not loaded.reward:
             raise UserError(f"world {name}: brings no reward; name another one")
-        return imported(loaded.reward) if isinstance(loaded.reward, str) else loaded.reward
+        return resolved(loaded.reward)
 
 
 def _others(target: str, about: str = "", package: str = "") -> RewardEntry:

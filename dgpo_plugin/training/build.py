@@ -15,6 +15,7 @@ from dgpo_plugin.distributed.device import runs_on_cpu
 from dgpo_plugin.distributed.processes import Processes, join_processes
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.base import Model, refuse_seams
+from dgpo_plugin.models.generate import BATCH_SIZE
 from dgpo_plugin.models.load import settled_model
 from dgpo_plugin.models.memory import shard
 from dgpo_plugin.models.policy import Policy
@@ -22,7 +23,7 @@ from dgpo_plugin.models.speed import compile_blocks
 from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.rewards import RewardSet, load_rewards
 from dgpo_plugin.rewards.scorer import Scorer
-from dgpo_plugin.training.evaluation import BATCH_SIZE, HeldOut
+from dgpo_plugin.training.evaluation import HeldOut
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.trainer import Trainer
 
@@ -46,14 +47,14 @@ def build_trainer(
     prompts = load_prompts(config.prompts.train)
     held_out = load_prompts(held_out_file) if held_out_file else prompts
     rewards = load_rewards(config.rewards, config.scoring) if rewards is None else rewards
-    rewards.check([*prompts, *held_out])
+    rewards.check(prompts if held_out is prompts else [*prompts, *held_out])
     scorer = Scorer(rewards, failures)
     config = settle_precision(config, accelerator.device, processes)
-    model = model or load_model(config.model, accelerator.device, place=False)
+    model = load_model(config.model, accelerator.device, place=False) if model is None else model
     refuse_seams(model, config.model)
     # Before the denoiser takes its place: the text encoders may need all of the memory there is.
     evaluated = held_out[: max(config.evaluation.images, config.logging.sample_images)]
-    groups = PromptGroups(model, [*prompts], evaluated, training.prompts_per_iteration, training.seed)
+    groups = PromptGroups(model, prompts, evaluated, training.prompts_per_iteration, training.seed)
     policy = Policy(model, config.lora, training.seed, groups.encoded[[""]])
     if config.model.shard:
         shard(model.denoiser, list(policy.parameters.values()), accelerator.device)

@@ -18,9 +18,6 @@ from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.prompt_groups import PromptGroups
 
-BATCH_SIZE = 256
-"""Pictures at once where ``training.micro_batch_size`` says nothing."""
-
 
 @dataclass(frozen=True)
 class HeldOut:

@@ -26,9 +26,9 @@ class PromptGroups:
     """
 
     def __init__(
-        self, model: Model, prompts: Sequence[Prompt], evaluated: Sequence[Prompt], per_iteration: int, seed: int
+        self, model: Model, prompts: list[Prompt], evaluated: Sequence[Prompt], per_iteration: int, seed: int
     ) -> None:
-        self.prompts = list(prompts)
+        self.prompts = prompts
         self._model = model
         self._per_iteration = per_iteration
         self._seed = seed

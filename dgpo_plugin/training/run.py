@@ -104,7 +104,7 @@ def _run(
         identity, start = identity_of(trainer), progress_of(trainer)
         if checkpoint is not None:
             start = _go_on(trainer, checkpoint, identity, console)
-        trainer.processes.on_main(lambda: folder.prepare(identity.config, trainer.iteration))
+        trainer.processes.on_main(lambda: folder.prepare(trainer.config, trainer.iteration))
         _start_trackers(trainer, folder)
         if watch is not None:
             watch(trainer, None)

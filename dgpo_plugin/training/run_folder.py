@@ -7,7 +7,6 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from torch import Tensor
@@ -18,9 +17,6 @@ from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
-
-ADAPTER_FILE = "adapter.safetensors"
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,12 +33,12 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """A JSON line for each iteration."""
-        return self.path / METRICS_FILE
+        return self.path / "metrics.jsonl"
 
     @property
     def adapter(self) -> Path:
         """What the run is for."""
-        return self.path / ADAPTER_FILE
+        return self.path / "adapter.safetensors"
 
     @property
     def failures(self) -> Path:
@@ -85,11 +81,12 @@ class RunFolder:
         found = checkpoints(self.path)
         return load_checkpoint(found[-1]) if found else None
 
-    def prepare(self, config: dict[str, Any], iteration: int) -> None:
+    def prepare(self, config: RunConfig, iteration: int) -> None:
         """Write the configuration, and leave out of the metrics what is about to be done again."""
         # Written anew only if its end was moved: else it is as its owner left it.
-        if not self.config.exists() or self.read_config().training != RunConfig.model_validate(config).training:
-            write_text_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
+        if not self.config.exists() or self.read_config().training != config.training:
+            values = config.model_dump(mode="json")
+            write_text_atomically(self.config, yaml.safe_dump(values, sort_keys=False))
         trim_metrics(self.metrics, iteration)
 
     def write_samples(self, iteration: int, pictures: Tensor) -> None:

@@ -122,8 +122,9 @@ class Trainer:
         with self.policy.counting() as every:
             with self.policy.counting() as sampling:
                 rollout, futures = self._sample(prompts, random, clock)
-            gathered = (futures, rollout.sample_ids, self._layout.samples, self.processes, self.accelerator.device)
-            scores = gather_scores(self.scorer, *gathered).view(*self._shape, -1)
+            layout, ids, device = self._layout, rollout.sample_ids, self.accelerator.device
+            scores = gather_scores(self.scorer, futures, ids, layout.samples, self.processes, device)
+            scores = scores.view(layout.groups, layout.group_size, -1)
             clock.lap("reward_wait_seconds")
             weights = self.scorer.rewards.weights.to(scores)
             std, how = self.config.algorithm.advantage_std, self.config.scoring.aggregate
@@ -140,11 +141,6 @@ class Trainer:
             "seconds": round(sum(clock.parts.values()), 4),
             **counts,
         }
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        """P and G."""
-        return self._layout.groups, self._layout.group_size
 
     def _sample(
         self, prompts: list[Prompt], random: Random, clock: Clock

@@ -26,7 +26,7 @@ def config_for(algorithm: str, *overrides: str) -> RunConfig:
         "flow-grpo": ["algorithm.name=flow-grpo", "algorithm.guidance=1", "algorithm.kl_weight=0.04"],
         "flow-grpo-fast": ["algorithm.name=flow-grpo-fast", "algorithm.window_range=3"],
     }
-    return load_config("shapes", [*PLAIN, *own[algorithm], *overrides])
+    return load_config("shapes", [*PLAIN, *own.get(algorithm, [f"algorithm.name={algorithm}"]), *overrides])
 
 
 def make_algorithm(config: RunConfig, policy: Policy, processes: Processes | None = None) -> Algorithm[Any, Any]:

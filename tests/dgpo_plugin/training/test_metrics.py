@@ -5,33 +5,24 @@ from __future__ import annotations
 import pytest
 
 from dgpo_plugin.common.names import ALGORITHMS
-from dgpo_plugin.config.fields import RunConfig
-from dgpo_plugin.config.load import load_config
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.metrics import keys, metrics_of
-from tests.conftest import SMALL
+from tests.dgpo_plugin.algorithm_cases import config_for
 
 pytestmark = pytest.mark.fast
-
-
-def small(algorithm: str, *changes: str) -> RunConfig:
-    common = [change for change in SMALL if algorithm == "dgpo" or not change.startswith("algorithm.")]
-    window = ["algorithm.window=2", "algorithm.window_range=3"] if algorithm == "flow-grpo-fast" else []
-    name = [] if algorithm == "dgpo" else [f"algorithm.name={algorithm}"]
-    return load_config("shapes", [*common, *name, *window, *changes])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_table_is_what_two_iterations_write(algorithm: str) -> None:
     always, sometimes = keys(algorithm)
-    for record in build_trainer(small(algorithm)).iterations():
+    for record in build_trainer(config_for(algorithm)).iterations():
         assert always <= set(record), "a key of the table that is not written"
         assert set(record) <= always | sometimes, "a key that the table does not have"
 
 
 def test_several_rewards_have_their_own_keys() -> None:
     several = ["rewards={shapes: 1, brightness: 0.5}", "training.iterations=1"]
-    (record,) = build_trainer(small("dgpo", *several)).iterations()
+    (record,) = build_trainer(config_for("dgpo", *several)).iterations()
     always, _ = keys("dgpo", ["shapes", "brightness"])
     assert set(record) == always
     assert {"reward/shapes", "constant_groups/brightness"} <= always
@@ -39,7 +30,7 @@ def test_several_rewards_have_their_own_keys() -> None:
 
 def test_the_prompts_that_are_encoded_on_the_way_have_their_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgpo_plugin.training.prompt_groups.TEXTS_AT_ONCE", 4)
-    (record,) = build_trainer(small("dgpo", "training.iterations=1")).iterations()
+    (record,) = build_trainer(config_for("dgpo", "training.iterations=1")).iterations()
     always, sometimes = keys("dgpo")
     assert set(record) == always | sometimes
 
