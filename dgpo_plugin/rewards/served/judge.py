@@ -105,7 +105,7 @@ class JudgeReward(Reward):
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         try:
             futures = [
-                pool.submit(self._judge, number, image, prompt, stop)
+                pool.submit(self._judge_unless, stop, number, image, prompt)
                 for number, (image, prompt) in enumerate(zip(images, prompts, strict=True))
             ]
             for done in wait(futures, return_when=FIRST_EXCEPTION).done:
@@ -114,6 +114,19 @@ class JudgeReward(Reward):
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _judge_unless(self, stop: Event, number: int, image: Tensor, prompt: Prompt) -> float:
+        """The judge's number for one picture, or NaN once another has failed, which the caller then raises.
+
+        The one that fails says so itself: the pool's thread would else begin the next picture before the caller wakes.
+        """
+        if stop.is_set():
+            return math.nan
+        try:
+            return self._judge(number, image, prompt, stop)
+        except BaseException:
+            stop.set()
+            raise
 
     def _judge(self, number: int, image: Tensor, prompt: Prompt, stop: Event) -> float:
         """The judge's number for one picture.
