@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
+from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate
 from dgpo_plugin.training.build import build_trainer
@@ -111,11 +112,12 @@ def run_cell(plan: Plan, folder: Path, algorithm: str, seed: int, listener: List
     Raises:
         UserError: the budget does not cover one iteration, or the base was not measured.
     """
-    cell = _open_cell(plan, folder, algorithm, seed, listener)
-    _train(cell)
-    _evaluate(cell)
-    _finish(cell)
-    cell.tell("done", share=1.0)
+    with only_process(run_folder(folder, algorithm, seed)):
+        cell = _open_cell(plan, folder, algorithm, seed, listener)
+        _train(cell)
+        _evaluate(cell)
+        _finish(cell)
+        cell.tell("done", share=1.0)
 
 
 def measure_base(plan: Plan, folder: Path) -> int:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.folder_lock import only_process
 
 from .devices import gpu_names
 from .plan import Listener, Plan, base_file, run_file
@@ -34,6 +35,11 @@ def compare(plan: Plan, folder: Path, listener: Listener) -> Path:
     Raises:
         UserError: the folder was made by another plan, a budget too small for one iteration, ...
     """
+    with only_process(folder):
+        return _compare(plan, folder, listener)
+
+
+def _compare(plan: Plan, folder: Path, listener: Listener) -> Path:
     plan = claim_folder(plan, folder)
     missing = [(algorithm, seed) for algorithm, seed in plan.runs if not run_file(folder, algorithm, seed).exists()]
     if missing:

@@ -1,7 +1,6 @@
 """The processes of a comparison: each does one task after another, and of one that dies it is known what it was doing.
 
-They talk through a pipe each, so a worker whose comparison is gone, however it went, ends when it next has something to
-say.
+They talk through a pipe each. A worker ends with its comparison, however that went.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,8 @@ from dgpo_plugin.common.faults import how_it_ended
 from .devices import gpu_count, pin
 from .plan import Event, Listener, Plan
 
+LEAVING = 10.0
+"""Seconds that a worker has to end in order, which frees its semaphores."""
 KEPT = "what is finished is kept, and the same command goes on with the rest"
 
 
@@ -83,6 +85,8 @@ def start_workers(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]
             for worker in workers:
                 worker.process.terminate()
             for worker in workers:
+                worker.process.join(LEAVING)
+                worker.process.kill()
                 worker.process.join()
 
 
@@ -156,17 +160,17 @@ def _death_of(worker: Worker) -> UserError:
     return UserError(f"{worker.task}: its process {how_it_ended(worker.process.exitcode)}; {KEPT}")
 
 
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 @contextlib.contextmanager
 def sigterm_as_exit() -> Iterator[None]:
     """Let SIGTERM end the block in order, so that no worker outlives it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def leave(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         yield
     finally:
@@ -191,6 +195,8 @@ class _PipeListener:
 
 def _serve(pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, gpu: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the comparison ends its workers
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with_comparison, name="parent", daemon=True).start()
     quieten()
     if gpu is not None:
         pin(gpu)
@@ -204,6 +210,16 @@ def _serve(pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, gpu: int | 
     with contextlib.suppress(EOFError, OSError):  # the comparison is gone
         while True:
             pipe.send(_attempt(plan, folder, pipe.recv(), _PipeListener(pipe)))
+
+
+def _end_with_comparison() -> None:
+    """End this process as soon as the comparison's is gone, a killed one included; what is done has been saved."""
+    comparison = multiprocessing.parent_process()
+    assert comparison is not None
+    comparison.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(LEAVING)
+    os._exit(1)
 
 
 def _attempt(plan: Plan, folder: Path, task: Task, listener: Listener) -> Outcome:

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import StopNow, Stopped, UserError
+from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.processes import Processes, join_processes
@@ -49,12 +50,15 @@ def train(
         The adapter's path.
 
     Raises:
-        UserError: whatever of the configuration cannot be had, or a folder that cannot be written.
+        UserError: whatever of the configuration cannot be had, a folder that cannot be written, or in which another
+            process is at work.
         Stopped: by such a signal.
     """
     processes, folder = join_processes(), RunFolder(output)
-    processes.on_main(folder.check_new)
-    return _run(config, folder, _quiet_elsewhere(console, processes), None, rewards, watch)
+    processes.on_main(folder.check_writable)
+    with _alone_in(folder, processes):
+        processes.on_main(folder.check_new)
+        return _run(config, folder, _quiet_elsewhere(console, processes), None, rewards, watch)
 
 
 def resume(
@@ -76,15 +80,26 @@ def resume(
         The adapter's path.
 
     Raises:
-        UserError: no run there, settings that were changed since, or a damaged checkpoint.
+        UserError: no run there, settings that were changed since, a damaged checkpoint, or another process that is at
+            work there.
         Stopped: as :func:`train`.
     """
-    folder = RunFolder(output)
-    config, checkpoint = folder.read_config(), folder.last_checkpoint()
-    if iterations is not None:
-        done = 0 if checkpoint is None else checkpoint.progress.iteration
-        config = replan(config, None if checkpoint is None else checkpoint.identity, done, iterations)
-    return _run(config, folder, _quiet_elsewhere(console, join_processes()), checkpoint, rewards, watch)
+    processes, folder = join_processes(), RunFolder(output)
+    folder.read_config()  # before a lock is laid where there is no run
+    with _alone_in(folder, processes):
+        config, checkpoint = folder.read_config(), folder.last_checkpoint()
+        if iterations is not None:
+            done = 0 if checkpoint is None else checkpoint.progress.iteration
+            config = replan(config, None if checkpoint is None else checkpoint.identity, done, iterations)
+        return _run(config, folder, _quiet_elsewhere(console, processes), checkpoint, rewards, watch)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs; the main process does it for all of this one's."""
+    with contextlib.ExitStack() as stack:
+        processes.on_main(lambda: stack.enter_context(only_process(folder.path)))
+        yield
 
 
 def _quiet_elsewhere(console: Console, processes: Processes) -> Console:

@@ -46,16 +46,23 @@ class RunFolder:
         return self.path / "failed-reward"
 
     def check_new(self) -> None:
-        """Find out that a run cannot be written before the model is loaded.
+        """Find out that there is a run already before the model is loaded.
 
         Raises:
-            UserError: the folder holds a run already, or cannot be made or written to.
+            UserError: the folder holds a run.
         """
         if self.config.exists():
             raise UserError(
                 f"output {self.path}: holds a run already; go on with it by `dgpo resume {self.path}`, or choose "
                 f"another --output"
             )
+
+    def check_writable(self) -> None:
+        """Find out that a run cannot be written before the model is loaded.
+
+        Raises:
+            UserError: the folder cannot be made or written to.
+        """
         existing = self.path
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent

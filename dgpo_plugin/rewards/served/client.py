@@ -32,9 +32,9 @@ class RemoteReward(Reward):
 
     Pictures travel as 8-bit PNG, so rewards are those of the pictures rounded to multiples of 1/255. Each server takes
     the next batch when it is free. One that cannot be reached, does not answer in time or fails (5xx) is left out with
-    a warning, and its batch sent to another; it is asked for its health in the next call, or when no other is left. A
-    request that a server refuses (4xx: the token, the size, or the reward's own error) is an error at once, as every
-    server would refuse it.
+    a warning, and its batch sent to another; it is asked for its health in the next call, or when no other is left. So
+    is one that was restarted with another reward or version, which every answer tells. A request that a server refuses
+    (4xx: the token, the size, or the reward's own error) is an error at once, as every server would refuse it.
 
     Args:
         urls: of servers that give the same reward in the same version, such as ``http://127.0.0.1:8000``.
@@ -135,6 +135,7 @@ class RemoteReward(Reward):
             "prompts": _as_json(prompts),
         }
         answer = ask(f"{url}/score", body, token=self._token, timeout=self.timeout)
+        self._check_serves(url, answer)
         values = answer.get("rewards") if isinstance(answer, dict) else None
         if not isinstance(values, list) or len(values) != len(images) or not all(_is_number(value) for value in values):
             raise RequestFailed(None, f"an answer without {len(images)} rewards")
@@ -168,6 +169,7 @@ class RemoteReward(Reward):
             if error.status == HTTPStatus.NOT_FOUND:
                 return []
             raise
+        self._check_serves(url, answer)
         problems = answer.get("problems") if isinstance(answer, dict) else None
         if not isinstance(problems, list):
             raise RequestFailed(None, "an answer without problems")
@@ -188,6 +190,15 @@ class RemoteReward(Reward):
         if found != self.serves:
             raise RequestFailed(
                 None, f"{url} serves {' '.join(found)}, others {' '.join(self.serves)}; start all with the same"
+            )
+
+    def _check_serves(self, url: str, answer: Any) -> None:
+        """Refuse an answer of another reward or version, as after a restart between two requests."""
+        given = answer if isinstance(answer, dict) else {}
+        found = (str(given.get("name")), str(given.get("version")))
+        if found != self.serves:
+            raise RequestFailed(
+                None, f"{url} now serves {' '.join(found)}, before {' '.join(self.serves)}; start it as it was"
             )
 
 

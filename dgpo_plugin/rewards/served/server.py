@@ -2,11 +2,11 @@
 
     GET  /health   -> {"name": ..., "version": ..., "ready": true}, and "title" if the reward calls itself something
     POST /check {"prompts": [{"text": ..., "metadata": {...}}, ...]}
-                   -> {"problems": [one line, ...]}     of prompts that the reward cannot judge
+                   -> {"name": ..., "version": ..., "problems": [one line, ...]}     of prompts that it cannot judge
     POST /score {"images": [PNG in base64, ...], "prompts": [{"text": ..., "metadata": {...}}, ...]}
-                   -> {"rewards": [...]}
+                   -> {"name": ..., "version": ..., "rewards": [...]}
 
-Anything else is answered with a status of 400 or more and ``{"error": one line}``. Connections are short (HTTP/1.0, one
+Every answer says what gave it, as a server may be another after a restart that no client noticed. Anything else is answered with a status of 400 or more and ``{"error": one line}``. Connections are short (HTTP/1.0, one
 request each), limited in number, and each must have sent its request within :data:`READ_SECONDS`. A token is checked
 before any body is read; pictures are measured before any is decoded.
 """
@@ -202,16 +202,17 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(HTTPStatus.NOT_FOUND, "there are GET /health, POST /check and POST /score only")
         if self.command != METHODS[self.path]:
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.path} takes {METHODS[self.path]} only")
+        serves = {"name": self.server.name, "version": self.server.version}
         if self.path == "/health":
             title = {"title": self.server.reward.title} if self.server.reward.title else {}
-            return {"name": self.server.name, "version": self.server.version, **title, "ready": True}
+            return {**serves, **title, "ready": True}
         body = self._body()
         self._all_read = True
         self._cutoff.cancel()
         with self.server.turn:
             if self.path == "/check":
-                return {"problems": self.server.check(body)}
-            return {"rewards": self.server.score(body)}
+                return {**serves, "problems": self.server.check(body)}
+            return {**serves, "rewards": self.server.score(body)}
 
     def _body(self) -> bytes:
         given = self.headers.get("Content-Length", "")

@@ -379,6 +379,24 @@ def test_a_server_that_comes_back_is_used_again(caplog: pytest.LogCaptureFixture
     assert set(used) == {"the same"}
 
 
+def test_a_server_restarted_with_another_version_scores_nothing() -> None:
+    """No request failed in between, so nobody asked for its health."""
+    calls: list[int] = []
+
+    def counted(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        calls.append(len(images))
+        return plain(images, prompts)
+
+    with serving(counted) as address:
+        remote = RemoteReward(urls=address)
+        remote(pictures(2), asked(2))
+    with serving(counted, version="2", port=int(address.rpartition(":")[2])), pytest.raises(UserError) as refused:
+        remote(pictures(2), asked(2))
+    assert "serves plain 2, " in str(refused.value)
+    with serving(counted, port=int(address.rpartition(":")[2])):
+        assert len(remote(pictures(2), asked(2))) == 2
+
+
 def test_a_single_server_is_asked_once_more() -> None:
     calls = []
 
@@ -427,21 +445,27 @@ def test_a_reward_that_answers_nonsense_is_told_and_not_asked_elsewhere(reward: 
     assert len(calls) == 1
 
 
+SERVES = {"name": "n", "version": "1"}
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ({"rewards": [1.0]}, "an answer without 2 rewards"),
-        ({"rewards": [1.0, None]}, "an answer without 2 rewards"),
-        ({"rewards": [1.0, True]}, "an answer without 2 rewards"),
-        ({"rewards": [1.0, float("nan")]}, "an answer without 2 rewards"),
-        ([], "an answer without 2 rewards"),
+        ({**SERVES, "rewards": [1.0]}, "an answer without 2 rewards"),
+        ({**SERVES, "rewards": [1.0, None]}, "an answer without 2 rewards"),
+        ({**SERVES, "rewards": [1.0, True]}, "an answer without 2 rewards"),
+        ({**SERVES, "rewards": [1.0, float("nan")]}, "an answer without 2 rewards"),
+        (SERVES, "an answer without 2 rewards"),
+        ([], "now serves None None, before n 1"),
+        ({"rewards": [1.0, 1.0]}, "now serves None None, before n 1"),
+        ({**SERVES, "version": "2", "rewards": [1.0, 1.0]}, "now serves n 2, before n 1; start it as it was"),
         (b"<html>", "an answer that is not JSON: <html>"),
     ],
 )
 def test_an_answer_that_is_none(answer: Any, message: str) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            content = answer if self.command == "POST" else {"name": "n", "version": "1", "ready": True}
+            content = answer if self.command == "POST" else {**SERVES, "ready": True}
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(200)
             self.end_headers()
