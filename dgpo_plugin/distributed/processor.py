@@ -55,6 +55,8 @@ FAULTS = ("SIGILL", "SIGSEGV", "SIGBUS")
 """Signals that end a process at an instruction that was refused."""
 TRIAL_TIMEOUT = 120.0
 """Seconds; a trial takes three."""
+TRIAL_VERSION = 2
+"""Changed with what the trial does; results of another version are not read."""
 TRIAL = Path(__file__).with_name("bf16_trial.py")
 
 
@@ -128,7 +130,7 @@ def settled(
         if problem:
             raise UserError(f"{where} bf16: does not work here ({problem}); set it to fp32")
         if trial.ratio < 1:
-            log.info("%s bf16: runs, but takes %.1f times as long as fp32 on this processor", where, 1 / trial.ratio)
+            log.info("%s bf16: runs, but its layers take %.1f times as long as fp32's here", where, 1 / trial.ratio)
         return "bf16"
     if problem:
         log.info("%s auto: fp32; bf16 does not work here (%s)", where, problem)
@@ -150,10 +152,11 @@ def trust_bf16() -> None:
 
 def _comparison(trial: Trial) -> str:
     if trial.ratio >= MIN_SPEEDUP:
-        return f"bf16, {trial.ratio:.1f} times as fast as fp32 on this processor"
+        return f"bf16, whose layers take 1/{trial.ratio:.1f} of fp32's time on this processor"
     if trial.ratio >= 1:
-        return f"fp32; bf16 is {trial.ratio - 1:.0%} faster on this processor, of {MIN_SPEEDUP - 1:.0%} that it takes"
-    return f"fp32; bf16 takes {1 / trial.ratio:.1f} times as long on this processor"
+        least = f"{MIN_SPEEDUP - 1:.0%}"
+        return f"fp32; bf16's layers are {trial.ratio - 1:.0%} faster on this processor, of {least} that it takes"
+    return f"fp32; bf16's layers take {1 / trial.ratio:.1f} times as long on this processor"
 
 
 def _make_ready(trial: Trial) -> str:
@@ -292,7 +295,7 @@ def _read_trial(file: Path | None) -> Trial | None:
 
 def _trial_file(work: Work, threads: int) -> Path | None:
     """The file that keeps the trial of some work on this machine as it is; None for a user without a home."""
-    key = json.dumps([*machine(), work, threads])
+    key = json.dumps([*machine(), TRIAL_VERSION, work, threads])
     try:
         return cache_folder() / f"bf16-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     except RuntimeError:

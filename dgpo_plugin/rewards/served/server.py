@@ -6,9 +6,10 @@
     POST /score {"images": [PNG in base64, ...], "prompts": [{"text": ..., "metadata": {...}}, ...]}
                    -> {"name": ..., "version": ..., "rewards": [...]}
 
-Every answer says what gave it, as a server may be another after a restart that no client noticed. Anything else is answered with a status of 400 or more and ``{"error": one line}``. Connections are short (HTTP/1.0, one
-request each), limited in number, and each must have sent its request within :data:`READ_SECONDS`. A token is checked
-before any body is read; pictures are measured before any is decoded.
+Every answer says what gave it, as a server may be another after a restart that no client noticed. Anything else is
+answered with a status of 400 or more and ``{"error": one line}``. Connections are short (HTTP/1.0, one request each),
+limited in number, and each must have sent its request within :data:`READ_SECONDS`. A token is checked before any body
+is read; pictures are measured before any is decoded.
 """
 
 from __future__ import annotations

@@ -143,9 +143,9 @@ def test_a_process_that_has_computed_cannot_be_masked_any_more() -> None:
 @pytest.mark.parametrize(
     ("says", "chosen", "why"),
     [
-        (FAST, "bf16", "model.precision auto: bf16, 2.0 times as fast as fp32"),
-        (trial_script(bf16=0.95), "fp32", "bf16 is 5% faster on this processor, of 10% that it takes"),
-        (SLOW, "fp32", "bf16 takes 2.0 times as long"),
+        (FAST, "bf16", "model.precision auto: bf16, whose layers take 1/2.0 of fp32's time"),
+        (trial_script(bf16=0.95), "fp32", "bf16's layers are 5% faster on this processor, of 10% that it takes"),
+        (SLOW, "fp32", "bf16's layers take 2.0 times as long"),
         (DEAD, "fp32", "bf16 does not work here (a trial of it was ended by SIGILL)"),
         (trial_script(plain="raise RuntimeError('pack_vnni2')"), "fp32", "failed (RuntimeError: pack_vnni2)"),
         (trial_script(plain="print(json.dumps({'error': 0.7, 'fp32': 1, 'bf16': .1})); sys.exit()"), "fp32", "wrong"),
@@ -170,7 +170,7 @@ def test_by_name_a_slow_one_runs_and_says_so_once(imitate: Imitate, caplog: pyte
     with caplog.at_level(logging.INFO):
         assert settled("scoring.precision", "bf16", CPU) == "bf16"
         assert settled("model.precision", "bf16", CPU) == "bf16"
-    assert lines(caplog) == ["scoring.precision bf16: runs, but takes 2.0 times as long as fp32 on this processor"]
+    assert lines(caplog) == ["scoring.precision bf16: runs, but its layers take 2.0 times as long as fp32's here"]
 
 
 @pytest.mark.fast
