@@ -142,10 +142,8 @@ def throughput(config: str, overrides: tuple[str, ...], iterations: int, output:
 @reports_user_errors
 def report(folder: Path) -> None:
     """Draw a comparison's curves.csv and report.html again from its results.json."""
-    from .report.page import write_curves, write_report
-    from .results import read_results
+    from .report.page import write_report
 
-    write_curves(read_results(folder / "results.json"), folder / "curves.csv")
     click.echo(str(write_report(folder)))
 
 

@@ -21,7 +21,7 @@ from dgpo_plugin.common.folder_lock import only_process
 
 from .devices import gpu_names
 from .plan import Listener, Plan, base_file, run_file
-from .report.page import write_curves, write_report
+from .report.page import write_report
 from .results import Budget, Results, Run, read_base, read_run, write_results
 from .workers import Task, run_tasks, start_workers
 
@@ -152,7 +152,6 @@ def collect(plan: Plan, folder: Path) -> Path:
         complete=len(runs) == len(plan.algorithms) * len(plan.seeds),
     )
     write_results(results, folder / "results.json")
-    write_curves(results, folder / "curves.csv")
     return write_report(folder)
 
 

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.config.explain import explain
 
 SCHEMA_VERSION = 3
 
@@ -45,16 +46,16 @@ class Evaluation(_Record):
     """
 
     iteration: int
-    seconds: float
+    seconds: FiniteFloat
     denoiser_evaluations: int
-    metrics: dict[str, float]
+    metrics: dict[str, FiniteFloat]
 
 
 class Guided(_Record):
     """All metrics of the base or of a finished adapter, sampled with one guidance."""
 
-    guidance: float
-    metrics: dict[str, float]
+    guidance: FiniteFloat
+    metrics: dict[str, FiniteFloat]
 
 
 class Run(_Record):
@@ -135,6 +136,18 @@ class Results(_Record):
     gallery_prompts: list[str] = []
     complete: bool
 
+    @model_validator(mode="after")
+    def _runs_are_those_of_the_comparison(self) -> Results:
+        seen: set[tuple[str, int]] = set()
+        for run in self.runs:
+            name = f"run {run.algorithm}, seed {run.seed}"
+            if run.algorithm not in self.algorithms or run.seed not in self.seeds:
+                raise ValueError(f"{name}: the comparison has no such algorithm or seed")
+            if (run.algorithm, run.seed) in seen:
+                raise ValueError(f"{name}: stands there twice")
+            seen.add((run.algorithm, run.seed))
+        return self
+
     def label(self, algorithm: str) -> str:
         """An algorithm's name for people: the preset's label, or the name as it is."""
         return self.labels.get(algorithm, algorithm)
@@ -149,13 +162,14 @@ def read_results(path: Path) -> Results:
     """Everything that a comparison has found so far.
 
     Raises:
-        UserError: the file is missing, is not JSON, or is of another schema.
+        UserError: the file is missing, is not JSON, is of another schema, or holds runs that are not the comparison's,
+            one twice, or numbers that are not finite.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"results file {path}: {error.strerror}; name a folder made by `dgpo-bench compare`") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"results file {path}: not JSON ({error}); run `dgpo-bench compare` again") from error
     version = record.get("schema_version") if isinstance(record, dict) else None
     if version != SCHEMA_VERSION:
@@ -163,8 +177,7 @@ def read_results(path: Path) -> Results:
     try:
         return Results.model_validate(record)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"results file {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise UserError(f"results file {path}: {explain(error, Results, record)}") from error
 
 
 def read_base(file: Path) -> Base:

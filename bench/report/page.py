@@ -44,13 +44,17 @@ class Picture:
 
 
 def write_report(folder: Path) -> Path:
-    """Draw ``folder/report.html`` from ``folder/results.json`` and the gallery pictures beside it.
+    """Draw ``folder/report.html`` and ``curves.csv`` from ``folder/results.json`` and the gallery pictures beside it.
+
+    Neither is written before both are made.
 
     Raises:
         UserError: the results cannot be read, a gallery picture is missing, or the folder cannot be written to.
     """
-    path = folder / "report.html"
-    write_text_atomically(path, render_report(read_results(folder / "results.json"), folder))
+    path, results = folder / "report.html", read_results(folder / "results.json")
+    page = render_report(results, folder)
+    write_text_atomically(folder / "curves.csv", curves_csv(results))
+    write_text_atomically(path, page)
     return path
 
 
@@ -101,8 +105,8 @@ def _values(results: Results, folder: Path) -> dict[str, Any]:
     }
 
 
-def write_curves(results: Results, path: Path) -> None:
-    """Write every evaluation as one CSV row: algorithm, seed, iteration, both costs, a column per metric (or empty)."""
+def curves_csv(results: Results) -> str:
+    """Every evaluation as one CSV row: algorithm, seed, iteration, both costs, a column per metric (or empty)."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["algorithm", "seed", "iteration", "seconds", "denoiser_evaluations", *results.metrics])
@@ -111,7 +115,7 @@ def write_curves(results: Results, path: Path) -> None:
             values = [point.metrics.get(name, "") for name in results.metrics]
             cost = [point.iteration, point.seconds, point.denoiser_evaluations]
             writer.writerow([run.algorithm, run.seed, *cost, *values])
-    write_text_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _inline(svg: str) -> Markup:
@@ -142,7 +146,8 @@ def gallery(results: Results, folder: Path) -> list[Picture]:
     """The gallery's pictures as data URIs: the base first, then the algorithms in order, then any other.
 
     Raises:
-        UserError: a file is missing, cannot be read or is not a PNG.
+        UserError: a file is missing, cannot be read, is not a PNG, or lies outside the folder (a page that is passed on
+            must not carry some other picture of the disk).
     """
     known = ["base", *results.algorithms]
     order = [name for name in known if name in results.gallery] + [
@@ -152,6 +157,8 @@ def gallery(results: Results, folder: Path) -> list[Picture]:
     pictures = []
     for name in order:
         path = folder / results.gallery[name]
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"gallery picture {path}: lies outside {folder}; run `dgpo-bench compare` again")
         try:
             data = path.read_bytes()
         except OSError as error:

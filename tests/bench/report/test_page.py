@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgpo_bench.report.page import interval_note, render_report, write_curves, write_report
+from dgpo_bench.report.page import curves_csv, interval_note, render_report, write_report
 from dgpo_bench.results import Evaluation, Metric, Results, Run, write_results
 from dgpo_plugin.common.errors import UserError
 from tests.bench.conftest import MakeResults
@@ -173,11 +173,32 @@ def test_a_missing_picture_is_named(full: Results, tmp_path: Path) -> None:
         render_report(full, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../secret.png", "pictures/../../secret.png", "link.png", "{absolute}"])
+def test_a_picture_from_elsewhere_is_not_passed_on(name: str, full: Results, tmp_path: Path) -> None:
+    folder, secret = tmp_path / "comparison", tmp_path / "secret.png"
+    (folder / "pictures").mkdir(parents=True)
+    secret.write_bytes((tmp_path / "dgpo.png").read_bytes())
+    (folder / "link.png").symlink_to(secret)
+    results = full.model_copy(update={"gallery": {"base": name.format(absolute=secret)}})
+    with pytest.raises(UserError, match=r"secret\.png|link\.png: lies outside .*comparison"):
+        render_report(results, folder)
+
+
+def test_nothing_is_written_of_results_that_cannot_be_drawn(full: Results, tmp_path: Path) -> None:
+    write_results(full, tmp_path / "results.json")
+    (tmp_path / "dgpo.png").unlink()
+    with pytest.raises(UserError, match=r"dgpo\.png"):
+        write_report(tmp_path)
+    assert not (tmp_path / "curves.csv").exists()
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_write_report_reads_the_folder(full: Results, tmp_path: Path) -> None:
     write_results(full, tmp_path / "results.json")
     path = write_report(tmp_path)
     assert path == tmp_path / "report.html"
     assert path.read_text(encoding="utf-8") == render_report(full, tmp_path)
+    assert (tmp_path / "curves.csv").read_text(encoding="utf-8") == curves_csv(full)
     assert not list(tmp_path.glob(".*"))
     with pytest.raises(UserError, match=r"results\.json"):
         write_report(tmp_path / "elsewhere")
@@ -211,13 +232,11 @@ def test_the_interval_note_is_honest(make_results: MakeResults, seeds: int, word
     assert ("rough guide" in note) == (1 < seeds < 10)
 
 
-def test_curves_hold_every_evaluation(make_results: MakeResults, tmp_path: Path) -> None:
+def test_curves_hold_every_evaluation(make_results: MakeResults) -> None:
     results = make_results({("dgpo", 4): [0.1, 0.25]})
     bare = Evaluation(iteration=2, seconds=20, denoiser_evaluations=140, metrics={"odd": 1})
     runs = [*results.runs, Run(algorithm="flow-grpo", seed=5, adapter="", evaluations=[bare])]
-    write_curves(results.model_copy(update={"runs": runs}), tmp_path / "curves.csv")
-    with (tmp_path / "curves.csv").open(newline="") as file:
-        rows = list(csv.reader(file))
+    rows = list(csv.reader(curves_csv(results.model_copy(update={"runs": runs})).splitlines()))
     assert rows == [
         ["algorithm", "seed", "iteration", "seconds", "denoiser_evaluations", "score", "odd"],
         ["dgpo", "4", "0", "0.0", "0", "0.1", "1.9"],
