@@ -14,7 +14,7 @@ compare: $(VENV)/.installed
 	$(BIN)/dgpo-bench compare shapes
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m fast

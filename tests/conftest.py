@@ -45,12 +45,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers (``make test``): a file's tests stay on one, and so do those of such a folder.
 
-    What a module's fixtures made is then made once.
+    What a module's fixtures made is then made once. Groups that take minutes come first, so that no worker is left with
+    one at the end.
     """
+    slowest: dict[str, int] = {}
     for item in items:
-        path = item.path.relative_to(Path(__file__).parent)
-        group = path.parts[0] if path.parts[0] in ONE_WORKER else path.as_posix()
+        group = group_of(item)
         item.add_marker(pytest.mark.xdist_group(group))
+        rank = 0 if group in ONE_WORKER else 1 if item.get_closest_marker("slow") else 2
+        slowest[group] = min(rank, slowest.get(group, 2))
+    items.sort(key=lambda item: slowest[group_of(item)])
+
+
+def group_of(item: pytest.Item) -> str:
+    """The tests that stay together with this one: those of its file, or of its folder."""
+    path = item.path.relative_to(Path(__file__).parent)
+    return path.parts[0] if path.parts[0] in ONE_WORKER else path.as_posix()
 
 
 def bf16_problem() -> str:

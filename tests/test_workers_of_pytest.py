@@ -47,3 +47,20 @@ pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests/{folder}",
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert f"GROUPS ['{folder}', 'test_wheel.py']" in done.stdout, done.stdout + done.stderr
+
+
+def test_groups_that_take_minutes_come_first() -> None:
+    """In the order that workers take them in; xdist's own, by the number of tests, would leave the longest to the end."""
+    code = """
+import pytest
+
+class Order:
+    def pytest_collection_finish(self, session):
+        print("ORDER", list(dict.fromkeys(item.path.name for item in session.items)))
+
+pytest.main(["--collect-only", "-q", "-s", "-p", "no:cacheprovider", "tests/dgpo_plugin/common/test_files.py",
+             "tests/bench/test_workers.py", "tests/parity/test_parity.py"], [Order()])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "ORDER ['test_parity.py', 'test_workers.py', 'test_files.py']" in done.stdout, done.stdout + done.stderr
+    assert "--no-loadscope-reorder" in (ROOT / "Makefile").read_text()
