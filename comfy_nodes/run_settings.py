@@ -27,8 +27,14 @@ def node_config(preset: str, values: Mapping[str, Any], settings: str) -> RunCon
         settings: ``section.field=value``, one per line.
 
     Raises:
-        UserError: what the configuration forbids.
+        UserError: what the configuration forbids, or a line for what the node's own inputs say: the reward's would name
+            another than the one connected, the rank's would leave alpha where it was.
     """
+    for line in written_lines(settings):
+        key = line.partition("=")[0].strip()
+        for name in values:
+            if key == name or name.startswith(f"{key}.") or key.startswith(f"{name}."):
+                raise UserError(f"setting {line}: {name} is an input of the node; set it there, and take the line out")
     lora = load_config(preset).lora
     values = {**values, "lora.alpha": values["lora.rank"] * lora.alpha / lora.rank}
     overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]

@@ -50,7 +50,7 @@ pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests/{folder}",
 
 
 def test_groups_that_take_minutes_come_first() -> None:
-    """In the order that workers take them in; xdist's own, by the number of tests, would leave the longest to the end."""
+    """As workers take them; in xdist's own, by the number of tests, the longest come last."""
     code = """
 import pytest
 

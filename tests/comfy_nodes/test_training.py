@@ -192,7 +192,11 @@ def test_a_taken_name_gets_a_number(server: Server) -> None:
         ({"name": "../outside"}, "name '../outside' must be of letters, digits"),
         ({"model": "no-such-folder"}, "model no-such-folder: no such folder"),
         ({"settings": "training.lerning_rate=1"}, "unknown key training.lerning_rate; did you mean 'learning_rate'?"),
-        ({"preset": "sd35-ocr", "settings": "lora.rank=0"}, "lora.rank"),
+        ({"preset": "sd35-ocr", "settings": "lora.rank=2"}, "lora.rank is an input of the node"),
+        ({"settings": "rewards.ocr.weight=1"}, "rewards is an input of the node"),
+        ({"settings": "rewards=ocr"}, "rewards is an input of the node"),
+        ({"settings": "lora={rank: 2, alpha: 2}"}, "lora.rank is an input of the node"),
+        ({"settings": "training.seed=3"}, "training.seed is an input of the node"),
         ({"reward": ("mine.py", "broken")}, "4 of 4 values are not finite"),
     ],
 )
