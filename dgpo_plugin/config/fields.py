@@ -231,6 +231,13 @@ class TrainingConfig(_Config):
         description="Compute the denoiser's inner values again in the backward pass instead of keeping them: far less "
         "memory, a third more time, the same result.",
     )
+    process_timeout: float = Field(
+        1800.0,
+        gt=0,
+        le=10**7,
+        description="Seconds that a process waits for the others of a run, their rewards included, before it ends with an "
+        "error; no say in a run of one process.",
+    )
     updates_per_iteration: int = Field(
         1,
         ge=1,

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,8 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.distributed.device import runs_on_cpu
 
 T = TypeVar("T")
+PROCESS_TIMEOUT = 1800.0
+"""Seconds that a process waits for the others, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +122,17 @@ class Processes:
         return answer
 
 
-def join_processes() -> Processes:
+def join_processes(timeout: float = PROCESS_TIMEOUT) -> Processes:
     """Meet the other processes of ``accelerate launch`` or ``torchrun``, if there are any; on CPUs through gloo.
+
+    Args:
+        timeout: seconds that a process waits for the others wherever they meet; the first call's holds.
 
     Raises:
         UserError: the launcher started several, but they did not find each other.
     """
     # accelerate looks for the others on CPUs only if it is told to.
-    state = PartialState(cpu=runs_on_cpu())
+    state = PartialState(cpu=runs_on_cpu(), timeout=timedelta(seconds=timeout))
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != state.num_processes:
         raise UserError(
@@ -158,7 +164,8 @@ def _others_alive() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"another process is gone, see what it said before ({reason}); go on with dgpo resume"
+            f"another process is gone, or did not answer within training.process_timeout; see what it said before "
+            f"({reason}); go on with dgpo resume"
         ) from error
 
 

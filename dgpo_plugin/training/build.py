@@ -41,7 +41,7 @@ def build_trainer(
         UserError: whatever of it cannot be had here, before the model is loaded where that can be known.
     """
     training, held_out_file = config.training, config.prompts.held_out
-    processes = replace(join_processes(), lockstep=config.model.shard)
+    processes = replace(join_processes(config.training.process_timeout), lockstep=config.model.shard)
     check_layout(config, processes.count)
     accelerator = _accelerator(config)
     prompts = load_prompts(config.prompts.train)

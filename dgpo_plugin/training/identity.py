@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "training.replanned",
     "training.micro_batch_size",
     "training.gradient_checkpointing",
+    "training.process_timeout",
     "model.offload",
     "model.shard",
     "scoring.retries",

@@ -54,7 +54,7 @@ def train(
             process is at work.
         Stopped: by such a signal.
     """
-    processes, folder = join_processes(), RunFolder(output)
+    processes, folder = join_processes(config.training.process_timeout), RunFolder(output)
     processes.on_main(folder.check_writable)
     with _alone_in(folder, processes):
         processes.on_main(folder.check_new)
@@ -84,8 +84,9 @@ def resume(
             work there.
         Stopped: as :func:`train`.
     """
-    processes, folder = join_processes(), RunFolder(output)
-    folder.read_config()  # before a lock is laid where there is no run
+    folder = RunFolder(output)
+    config = folder.read_config()  # before a lock is laid where there is no run
+    processes = join_processes(config.training.process_timeout)
     with _alone_in(folder, processes):
         config, checkpoint = folder.read_config(), folder.last_checkpoint()
         if iterations is not None:

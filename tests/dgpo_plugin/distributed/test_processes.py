@@ -188,6 +188,25 @@ def test_a_dead_process_ends_the_others_in_seconds(tmp_path: Path) -> None:
         load_checkpoint(path)  # and what they had finished is whole
 
 
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_others_in_one_line(tmp_path: Path) -> None:
+    """Stopped, it keeps its connections, so that only the clock tells."""
+    changes = ("training.iterations=100000", "training.process_timeout=20")
+    process = launch(2, *arguments(tmp_path / "run", *changes))
+    saved = tmp_path / "run" / "checkpoints" / "000002"
+    while not saved.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    workers = children(process.pid)
+    os.kill(workers[1], signal.SIGSTOP)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    (line,) = [line for line in output.splitlines() if "error: another process is gone" in line]
+    assert "did not answer within training.process_timeout" in line
+    for path in checkpoints(tmp_path / "run"):
+        load_checkpoint(path)
+
+
 BROKEN = """
 import sys
 from dgpo_plugin.commands.main import main
