@@ -235,8 +235,8 @@ class TrainingConfig(_Config):
         1800.0,
         gt=0,
         le=10**7,
-        description="Seconds that a process waits for the others of a run, their rewards included, before it ends with an "
-        "error; no say in a run of one process.",
+        description="Seconds that a process waits for the others of a run, their rewards included, before it ends with "
+        "an error; no say in a run of one process.",
     )
     updates_per_iteration: int = Field(
         1,

@@ -308,7 +308,7 @@ def test_a_lost_connection_is_a_process_that_is_gone(
     error: RuntimeError, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        UserError, match=r"^another process is gone, see what it said before \(.*\); go on with"
+        UserError, match=r"^another process is gone, or did not answer .*; see what it said before \(.*\); go on with"
     ) as raised:
         collective(error, monkeypatch, name)
     assert "\n" not in str(raised.value)
