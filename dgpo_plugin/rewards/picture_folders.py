@@ -82,10 +82,18 @@ def find_pictures(paths: Sequence[Path]) -> Found:
         found.pictures += pictures
         for each in own.values():
             found.prompts |= each
-        used = [folder for folder, each in own.items() if each] if own else pictures
-        if path not in own and (left := set(path.iterdir()) - set(used)):
-            found.skipped.append(f"{path}: skipped {_told(left, 'beside the prompts' if own else 'no pictures')}")
+        if left := _left(path, own, pictures):
+            found.skipped.append(f"{path}: skipped {_told(left, 'other files' if own else 'no pictures')}")
     return found
+
+
+def _left(folder: Path, own: Mapping[Path, Mapping[Path, Prompt]], pictures: Sequence[Path]) -> set[Path]:
+    """What of a folder is not scored; of GenEval's prompts' folders, beside what its script writes there."""
+    used = {each for each, scored in own.items() if scored} if own else set(pictures)
+    left = set() if folder in own else set(folder.iterdir()) - used
+    for each in own:
+        left |= set((each / GENEVAL_FOLDER).iterdir()) - set(pictures)
+    return left
 
 
 def _pictures_in(folder: Path) -> list[Path]:

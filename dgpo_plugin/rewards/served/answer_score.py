@@ -59,7 +59,8 @@ DECLINES = re.compile(
 )
 QUOTES = ('""', "“”", "„“", "„”", "«»", "»«", "「」", "『』", "‘’", "‹›")
 QUOTATION = re.compile(
-    "|".join(rf"{first}[^{first}{last}]*{last}" for first, last in QUOTES) + r"|(?<!\w)'[^'\n]+'(?!\w)|`[^`\n]+`"
+    "|".join(rf"{first}[^{first}{last}]*{last}" for first, last in map(tuple, QUOTES))
+    + r"|(?<!\w)'[^'\n]+'(?!\w)|`[^`\n]+`"
 )
 QUOTED_NAME = re.compile(rf"[\"'“”„‘’`]\s*((?:{NAME}\s*[:=]?)|{NUMBER})\s*[\"'“”’`]", re.IGNORECASE)
 INTRODUCED = re.compile(
@@ -73,7 +74,7 @@ QUOTES_ON = re.compile(r"\b(?:reads?|reading|says?|saying|written)\b[^\n]*:[ \t*
 QUOTED_AT_MOST = 2000
 """Letters of a paragraph that are looked through for such a line."""
 HEADING = re.compile(
-    r"\W*(?:[0-9]+[.)]|(?:answer|output|assistant|conclusion|results?|judge?ment|verdict|evaluation|assessment|summary)"
+    r"\W*(?:[0-9]+[.)]|(?:answer|output|assistant|conclusion|results?|judgement|judgment|verdict|evaluation|assessment|summary)"
     r"\W*:)",
     re.IGNORECASE,
 )
@@ -125,7 +126,7 @@ def score_in(text: str, scale: Scale) -> float:
     text = _plain(text)
     if said := DECLINES.search(text):
         raise ValueError(f"the judge declines ({said.group().strip()!r})")
-    found = []
+    found: list[tuple[float, bool]] = []
     for begin, end, value in reversed(_json_values(text)):
         found += _scores_of(value, scale)
         text = f"{text[:begin]}\n{text[end:]}" if isinstance(value, _Pairs) else text

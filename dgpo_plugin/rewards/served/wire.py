@@ -103,7 +103,8 @@ def ask(
         raise RequestFailed(None, f"{type(error).__name__}: {error}".rstrip(": ")) from error
     if response.status != 200:
         reason, code = _reason(text)
-        retry_after = seconds_to_wait(response.headers, time.time())
+        said = {name.lower(): value for name, value in response.headers.items()}
+        retry_after = seconds_to_wait(said, time.time())
         raise RequestFailed(response.status, reason or response.reason, code=code, retry_after=retry_after)
     try:
         return json.loads(text)
@@ -117,7 +118,7 @@ def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
     RFC 9110, section 10.2.3; ``retry-after-ms`` is what the openai package reads first.
 
     Args:
-        headers: with names that match in any case, as a response's do.
+        headers: by their names in lower case.
         now: seconds since 1970.
 
     Returns:

@@ -107,6 +107,7 @@ def geneval(folder: Path, prompts: int = 12, samples: int = 2) -> None:
 def test_genevals_layout_is_read_as_it_is(tmp_path: Path) -> None:
     geneval(tmp_path)
     (tmp_path / "results.jsonl").write_text("{}")
+    (tmp_path / "00003" / "samples" / "notes.txt").write_text("")
     found = find_pictures([tmp_path])
     assert [path.relative_to(tmp_path).as_posix() for path in found.pictures[:3]] == [
         "00000/samples/00000.png",
@@ -116,7 +117,7 @@ def test_genevals_layout_is_read_as_it_is(tmp_path: Path) -> None:
     assert len(found.pictures) == 24
     assert [found.prompts[path].text for path in found.pictures[-3:]] == ["bench 10", "bench 11", "bench 11"]
     assert found.prompts[found.pictures[0]].metadata["include"] == [{"class": "bench", "count": 1}]
-    assert found.skipped == [f"{tmp_path}: skipped beside the prompts (results.jsonl)"]
+    assert found.skipped == [f"{tmp_path}: skipped other files (notes.txt, results.jsonl)"]
 
 
 def test_one_prompts_folder_and_short_names(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def answer(content: Any, finish_reason: str = "stop", **message: Any) -> dict[st
         SCORE,
         f"<think>hm</think>{SCORE}",
         [{"type": "text", "text": SCORE}],
-        [{"type": "output_text", "text": "Final Sc"}, {"type": "output_text", "text": "ore: 4"}],
+        [{"type": "output_text", "text": "Final "}, {"type": "output_text", "text": "Score: 4"}],
         [
             {"type": "thinking", "thinking": [{"type": "text", "text": "Final Score: 2"}]},
             {"type": "text", "text": SCORE},

@@ -311,10 +311,9 @@ def test_how_long_an_answer_may_be(options: dict[str, Any], sent: int | None) ->
 
 def test_thinking_and_parts_of_an_answer() -> None:
     parts = [{"type": "thinking", "thinking": "Final Score: 2"}, {"type": "text", "text": "Final Score: 4"}]
-    answers = {1: says("<think>Final Score: 2</think>\nFinal Score: 4"), 2: says(parts)}
-    for answer in answers.values():
-        with endpoint(lambda body, answer=answer: answer) as (url, _):
-            assert unified(url)(PICTURES[:1], PROMPTS[:1]).tolist() == [4]
+    answers = [says("<think>Final Score: 2</think>\nFinal Score: 4"), says(parts)]
+    with endpoint(lambda body: answers.pop()) as (url, _):
+        assert unified(url)(PICTURES[:2], PROMPTS[:2]).tolist() == [4, 4]
 
 
 @pytest.mark.parametrize(
