@@ -99,16 +99,21 @@ def _by_name(pictures: Sequence[Path], rows: Sequence[Row], source: str) -> tupl
     Raises:
         UserError: a picture that no row names, or several with different prompts.
     """
-    by_name: dict[str, list[int]] = {}
+    by_name: dict[str, list[tuple[list[str], int]]] = {}
     for number, row in enumerate(rows):
-        by_name.setdefault(_parts(row.file)[-1], []).append(number)
+        parts = _parts(row.file)
+        by_name.setdefault(parts[-1], []).append((parts, number))
     prompts, missing, used = [], [], set()
     for picture in pictures:
         own = _parts(str(picture.absolute()))
         without_suffix = [*own[:-1], own[-1].removesuffix(picture.suffix)]
-        near = [(_common_end(own, rows[number].file), number) for number in by_name.get(own[-1], [])]
-        near += [(_common_end(without_suffix, rows[n].file), n) for n in by_name.get(without_suffix[-1], [])]
-        best = [number for common, number in near if common == max(near)[0]]
+        near = [
+            (_common_end(path, parts), number)
+            for path in (own, without_suffix)
+            for parts, number in by_name.get(path[-1], [])
+        ]
+        longest = max((common for common, _ in near), default=0)
+        best = [number for common, number in near if common == longest]
         used.update(best)
         if not best:
             missing.append(str(picture))
@@ -134,14 +139,10 @@ def _parts(file: str) -> list[str]:
     return [part for part in parts if part not in ("", ".")] or [file]
 
 
-def _common_end(parts: Sequence[str], file: str) -> int:
+def _common_end(one: Sequence[str], two: Sequence[str]) -> int:
     """How many parts from the end are the same."""
-    count = 0
-    for own, named in zip(reversed(parts), reversed(_parts(file)), strict=False):
-        if own != named:
-            break
-        count += 1
-    return count
+    pairs = zip(reversed(one), reversed(two), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def read_rows(path: Path) -> list[Row]:

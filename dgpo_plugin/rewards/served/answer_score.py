@@ -14,18 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-NUMBER = r"-?(?:[0-9]+(?:[.,][0-9]+)?|\.[0-9]+)"
+NUMBER = r"[-+]?(?:[0-9]+(?:[.,][0-9]+)?|\.[0-9]+)"
 SIGNS = r"[\s*_#`$]"
 """What may stand around words and numbers without a meaning: spaces, and Markdown's and LaTeX's signs."""
 DECOR = rf"{SIGNS}{{0,12}}"
 """At most so many, because what is tried at every place must not take long."""
 OPENERS = r"(?:[\[({<]|\\boxed\{){0,3}"
 LEAD = r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion),?\s+)?(?:(?:the|my|our|its)\s+)?"
-NAME = r"(?P<final>final[\s_-]*)?(?:overall[\s_-]*|total[\s_-]*)?(?:score|rating|grade|mark)"
+NAME = r"(?P<final>final[\s_*-]*)?(?:overall[\s_-]*|total[\s_-]*)?(?:score|rating|grade|mark)"
 OF_WHAT = r"(?:\s(?:for|of)\s(?:this|the)\s(?:generated\s)?(?:image|picture|photo))?"
 NAMED = re.compile(
     rf"(?<![\w-]){LEAD}{NAME}(?![\w-]){OF_WHAT}{DECOR}(?:[(\[](?P<scale>[^()\[\]\n]*)[)\]])?"
-    rf"{DECOR}(?P<between>[:=|]|is\b)?{DECOR}{OPENERS}{DECOR}(?P<number>{NUMBER})",
+    rf"{DECOR}(?P<between>[:=|]|is\b:?)?{DECOR}{OPENERS}{DECOR}(?P<number>{NUMBER})",
     re.IGNORECASE,
 )
 ALONE = re.compile(rf"{DECOR}{OPENERS}{DECOR}(?P<number>{NUMBER})")
@@ -62,7 +62,9 @@ QUOTATION = re.compile(
     "|".join(rf"{first}[^{first}{last}]*{last}" for first, last in map(tuple, QUOTES))
     + r"|(?<!\w)'[^'\n]+'(?!\w)|`[^`\n]+`"
 )
-QUOTED_NAME = re.compile(rf"[\"'“”„‘’`]\s*((?:{NAME}\s*[:=]?)|{NUMBER})\s*[\"'“”’`]", re.IGNORECASE)
+OPEN_QUOTATION = re.compile(r"(?<!\w)[\"“„«「『](?=\S)")
+"""The beginning of one that never ends, when those that do are taken out."""
+QUOTED_NAME = re.compile(rf"[\"'“”„‘’`「『]\s*((?:{NAME}\s*[:=]?)|{NUMBER})\s*[\"'“”’`」』]", re.IGNORECASE)
 INTRODUCED = re.compile(
     r"\b(?:reads?|reading|says?|saying|shows?|showing|displays?|text|written|writing|words?|sign|caption|label|title"
     r"|banner|board|example|format|form)\b[^\n]*:$",
@@ -205,11 +207,24 @@ def _plain(text: str) -> str:
 
 
 SAME = str.maketrans(
-    {"\u3000": " ", "\u00a0": " ", "−": "-", "∶": ":", "꞉": ":", "︰": ":", "。": ".", "٫": ".", "⁄": "/", "∕": "/"}
+    {
+        "\u3000": " ",
+        "\u00a0": " ",
+        "−": "-",
+        "∶": ":",
+        "꞉": ":",
+        "︰": ":",
+        "。": ".",
+        "٫": ".",
+        "⁄": "/",
+        "∕": "/",
+        "【": "[",
+        "】": "]",
+    }
 )
 NEUTRAL_TAGS = re.compile(
     r"</?(?:(b|strong|i|em|u|span|code)|answer|output|response|result|p|div|br ?/?"
-    r"|(?:final[_ ]?)?(?:score|rating|answer))>|<\|?/?\w+\|>",
+    r"|(?:final[_ ]?)?(?:score|rating|answer))>|<\|?/?\w+\|>|</s>|<eos>|<end_of_turn>",
     re.IGNORECASE,
 )
 JSON_BEGINS = re.compile(r"^[ \t]*(?=[\[{])", re.MULTILINE)
@@ -273,11 +288,13 @@ def _declared_scores(text: str, scale: Scale) -> list[tuple[float, bool]]:
         ValueError: one that may mean something else, or of which the text thinks better.
     """
     declared, named, last = [], [], 0
+    opened = OPEN_QUOTATION.search(text)
+    quoted_from = len(text) if opened is None else opened.start()
     for match in NAMED.finditer(text):
         final = match["final"] is not None
         if match["between"] is None and not final:
             continue
-        if not _begins(text[: match.start()]):
+        if match.start() > quoted_from or not _begins(text[: match.start()]):
             named.append((match["number"], final))
             continue
         if match["between"] is None and match["number"].startswith("-"):
@@ -346,7 +363,7 @@ def _check_rest(rest: str, scale: Scale, value: float, *, own_line: bool) -> str
     if said := UNIT.match(rest):
         rest = rest[said.end() :]
     line, _, left = rest.partition("\n")
-    line = line.strip(" \t\r*_`$])}>")
+    line = line.strip(" \t\r*_`#$])}>")
     if all(unicodedata.category(sign) in ("So", "Mn", "Me", "Zs") for sign in line):
         return left
     sentence = line.lstrip(".!")
