@@ -10,12 +10,18 @@ from rich.console import Console
 from dgpo_plugin.commands.terminal import Changes, reports_user_errors, set_option
 from dgpo_plugin.common.errors import UserError
 
+PROMPTS_HELP = (
+    "Prompts in the pictures' order: .txt, .jsonl, .csv, .tsv, .json or a set's name. A column `file` pairs by name."
+)
+SHOWN = 5
+"""Pictures that could not be read, that are told one by one."""
+
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--reward", "rewards", required=True, help="Names, comma-separated; see `dgpo list rewards`.")
 @click.option("--prompt", help="What all of them should show.")
-@click.option("--prompts", "prompt_file", help="Prompts in the pictures' order: .txt, .jsonl or a set's name.")
+@click.option("--prompts", "prompt_file", help=PROMPTS_HELP)
 @click.option("--output", type=click.Path(path_type=Path), help=".csv or .json file; standard output if left out.")
 @set_option(help="Set a field of a run's section scoring, as batch_size=8, or rewards.NAME.options.x=1; repeatable.")
 @reports_user_errors
@@ -27,39 +33,44 @@ def score(
     output: Path | None,
     overrides: Changes,
 ) -> None:
-    """Score pictures with rewards. IMAGES are files or folders."""
+    """Score pictures with rewards. IMAGES are files or folders, whose pictures are taken as 2.png, 10.png.
+
+    Folders as GenEval lays them out (00000/metadata.jsonl, 00000/samples/) bring their prompts. A picture that cannot
+    be read is an empty cell and a line at the end.
+    """
     from rich.progress import Progress
 
     from dgpo_plugin.common.files import write_text_atomically
-    from dgpo_plugin.common.prompt import Prompt
     from dgpo_plugin.config.load import reward_terms
-    from dgpo_plugin.prompts.registry import load_prompts
     from dgpo_plugin.rewards import load_rewards
-    from dgpo_plugin.rewards.picture_files import as_text, find_pictures
+    from dgpo_plugin.rewards.picture_files import as_text
     from dgpo_plugin.rewards.picture_files import score as score_pictures
+    from dgpo_plugin.rewards.picture_folders import find_pictures, shortened
+    from dgpo_plugin.rewards.picture_prompts import prompts_of
 
-    if (prompt is None) == (prompt_file is None):
-        raise UserError("--prompt, --prompts: give one of the two")
     if output is not None and output.suffix not in (".csv", ".json"):
         raise UserError(f"--output {output}: the name must end in .csv or .json")
-    pictures = find_pictures(images)
-    prompts = [Prompt(prompt)] * len(pictures) if prompt is not None else load_prompts(prompt_file or "")
-    if len(prompts) != len(pictures):
-        raise UserError(f"--prompts {prompt_file}: {len(prompts)} prompts for {len(pictures)} pictures; give as many")
+    found = find_pictures(images)
+    prompts, unused = prompts_of(found, prompt, prompt_file)
+    for line in (*found.skipped, *unused):
+        click.echo(line, err=True)
     terms, scoring = reward_terms([name.strip() for name in rewards.split(",")], overrides)
     console = Console(stderr=True)
     with console.status("loading the rewards"):
         loaded = load_rewards(terms, scoring)
     with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("scoring", total=len(pictures))
-        rows = score_pictures(
-            pictures, prompts, loaded, scoring.batch_size, lambda done: bar.update(task, advance=done)
+        task = bar.add_task("scoring", total=len(prompts))
+        rows, unreadable = score_pictures(
+            found.pictures, prompts, loaded, scoring.batch_size, lambda done: bar.update(task, advance=done)
         )
     text = as_text(rows, "csv" if output is None else output.suffix[1:])
     if output is None:
         click.echo(text, nl=False)
     else:
         write_text_atomically(output, text)
+    if unreadable:
+        told = shortened(unreadable, SHOWN)
+        click.echo(f"{len(unreadable)} of {len(rows)} pictures have no score: {told}", err=True)
 
 
 @click.command("serve-reward")

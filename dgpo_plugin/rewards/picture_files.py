@@ -12,31 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError, in_one_line
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.rewards.base import Reward, RewardSet, checked_rewards
+from dgpo_plugin.rewards.picture_folders import formats
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+Scores = dict[str, str | float | None]
+"""A row of the result: file, prompt and each reward's score; None where the picture could not be read."""
+SIXTEEN_BITS = ("PNG", "PPM")
+"""Formats whose 16-bit grey Pillow reads as whole numbers of 32 bits."""
 MOST_PIXELS = 50_000_000
 """Of one picture: a file of kilobytes can declare more than there is memory."""
-
-
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files as given, folders' pictures by name.
-
-    Raises:
-        UserError: nothing there.
-    """
-    found: list[Path] = []
-    for path in paths:
-        inside = sorted(p for p in path.glob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside or not path.exists():
-            raise UserError(f"{path}: {'holds no picture' if path.is_dir() else 'no such file'}; check the path")
-        found += inside
-    return found
 
 
 def read_picture(path: Path) -> Tensor:
@@ -46,16 +35,20 @@ def read_picture(path: Path) -> Tensor:
         UserError: not a picture, too large a one, or one of numbers that mean no color.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=formats()) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 size = f"{opened.width} x {opened.height}"
                 raise UserError(
                     f"{path}: {size} pixels are more than the {MOST_PIXELS:,} that are read; make it smaller"
                 )
+            if opened.mode == "I" and opened.format not in SIXTEEN_BITS:
+                raise UserError(f"{path}: its numbers have 32 bits; convert it to 8 bits")
             pixels = _values(ImageOps.exif_transpose(opened), path)
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: more than the {MOST_PIXELS:,} pixels that are read; make it smaller") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers have no one class for a file that is broken
         raise UserError(f"{path}: not a picture that can be read; remove or mend it") from error
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
@@ -84,30 +77,47 @@ def score(
     rewards: RewardSet,
     batch_size: int,
     advance: Callable[[int], object],
-) -> list[dict[str, str | float]]:
-    """One row per picture: file, prompt, and a column for each reward.
+) -> tuple[list[Scores], list[str]]:
+    """One row per picture: file, prompt, and a column for each reward; and a line for each that cannot be read.
 
     Args:
         batch_size: pictures in memory at once; those of one size that follow each other are scored together.
         advance: called with how many more are done.
+
+    Raises:
+        UserError: a reward fails, or no picture can be read.
     """
-    rows: list[dict[str, str | float]] = []
+    rows: list[Scores] = []
+    unreadable: list[str] = []
     for start in range(0, len(pictures), batch_size):
-        files = pictures[start : start + batch_size]
-        tensors = [read_picture(file) for file in files]
-        done = 0
-        for _, run in itertools.groupby(tensors, key=lambda tensor: tensor.shape):
-            images = torch.stack(list(run))
-            shown = prompts[start + done : start + done + len(images)]
-            columns = {
-                label: _scores(member.reward, images, shown, label, files[done])
-                for label, member in rewards.members.items()
-            }
-            for row, prompt in enumerate(shown):
-                values = {name: column[row].item() for name, column in columns.items()}
-                rows.append({"file": str(files[done + row]), "prompt": prompt.text, **values})
-            done += len(images)
-            advance(len(images))
+        files, texts = pictures[start : start + batch_size], prompts[start : start + batch_size]
+        batch: list[tuple[Path, Prompt, Tensor | None]] = []
+        for file, prompt in zip(files, texts, strict=True):
+            try:
+                batch.append((file, prompt, read_picture(file)))
+            except UserError as error:
+                unreadable.append(str(error))
+                batch.append((file, prompt, None))
+        for _, run in itertools.groupby(batch, key=lambda each: None if each[2] is None else each[2].shape):
+            rows += _rows(list(run), rewards)
+        advance(len(batch))
+    if len(unreadable) == len(pictures):
+        raise UserError(unreadable[0] if len(pictures) == 1 else f"none can be read; the first: {unreadable[0]}")
+    return rows, unreadable
+
+
+def _rows(run: Sequence[tuple[Path, Prompt, Tensor | None]], rewards: RewardSet) -> list[Scores]:
+    """Rows of pictures that all have one size, or all could not be read."""
+    rows: list[Scores] = [{"file": str(file), "prompt": prompt.text} for file, prompt, _ in run]
+    tensors = [tensor for _, _, tensor in run if tensor is not None]
+    for label, member in rewards.members.items():
+        if not tensors:
+            values: Sequence[float | None] = [None] * len(run)
+        else:
+            shown = [prompt for _, prompt, _ in run]
+            values = _scores(member.reward, torch.stack(tensors), shown, label, run[0][0]).tolist()
+        for row, value in zip(rows, values, strict=True):
+            row[label] = value
     return rows
 
 
@@ -121,7 +131,7 @@ def _scores(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str
         raise UserError(f"reward {name}: {in_one_line(error)}, at {first}") from error
 
 
-def as_text(rows: Sequence[dict[str, str | float]], kind: str) -> str:
+def as_text(rows: Sequence[Scores], kind: str) -> str:
     """The rows as a file's text; ``kind`` is ``csv`` or ``json``."""
     if kind == "json":
         return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"

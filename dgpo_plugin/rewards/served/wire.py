@@ -9,8 +9,12 @@ import base64
 import http.client
 import io
 import json
+import math
 import os
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +25,10 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 
+USED_UP = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+"""OpenAI's codes beside status 429 for what no waiting mends."""
+LOADING = re.compile(r"load|start|warm|not ready|initiali[sz]", re.IGNORECASE)
+"""What servers say with status 503 until their model is there (llama.cpp, TGI, vLLM behind a proxy)."""
 LONGEST_ANSWER = 16 * 2**20
 """Bytes of an answer that are read at most."""
 
@@ -30,24 +38,43 @@ class RequestFailed(Exception):
 
     Attributes:
         status: HTTP status; None if no whole answer came at all.
+        code: what the server calls the error, such as OpenAI's ``insufficient_quota``; empty if it does not say.
+        retry_after: seconds that the server asks to be left alone; None if it does not say.
     """
 
-    def __init__(self, status: int | None, reason: str) -> None:
+    def __init__(self, status: int | None, reason: str, *, code: str = "", retry_after: float | None = None) -> None:
         super().__init__(reason if status is None else f"{status}, {reason}")
         self.status = status
+        self.code = code
+        self.retry_after = retry_after
 
     @property
     def temporary(self) -> bool:
         """Whether the same request may succeed later: no connection, too long, too many, or the server's own fault."""
-        return self.status is None or self.status in (408, 429) or self.status >= 500
+        passing = self.status is None or self.status in (408, 429) or self.status >= 500
+        return passing and self.code not in USED_UP
+
+    @property
+    def busy(self) -> bool:
+        """Whether the server is well and only asks to wait: too many requests, or its model is still loading."""
+        loading = self.status == 503 and (self.retry_after is not None or LOADING.search(str(self)) is not None)
+        return self.temporary and (self.status in (429, 529) or loading)
 
 
-def ask(url: str, body: Any = None, *, token: str | None = None, timeout: float) -> Any:
+def ask(
+    url: str,
+    body: Any = None,
+    *,
+    token: str | None = None,
+    headers: Mapping[str, str | None] | None = None,
+    timeout: float,
+) -> Any:
     """GET, or POST if there is a body; both sides JSON.
 
     Args:
         url: ``http://`` or ``https://``; see :func:`checked_urls`.
         token: sent as ``Authorization: Bearer``.
+        headers: further ones; one of the usual ones by that name is replaced, or with None left out.
         timeout: seconds of silence after which the server is given up.
 
     Raises:
@@ -55,14 +82,17 @@ def ask(url: str, body: Any = None, *, token: str | None = None, timeout: float)
     """
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    headers = {"Connection": "close", **({"Authorization": f"Bearer {token}"} if token else {})}
+    usual = {"Connection": "close", **({"Authorization": f"Bearer {token}"} if token else {})}
     data = None
     if body is not None:
-        data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
+        data, usual["Content-Type"] = json.dumps(body).encode(), "application/json"
+    replaced = {name.lower() for name in headers or {}}
+    sent = {name: value for name, value in usual.items() if name.lower() not in replaced}
+    sent |= {name: value for name, value in (headers or {}).items() if value is not None}
     try:
         connection = kind(parts.hostname or "", parts.port, timeout=timeout)
         try:
-            connection.request("GET" if data is None else "POST", parts.path or "/", data, headers)
+            connection.request("GET" if data is None else "POST", parts.path or "/", data, sent)
             response = connection.getresponse()
             text = response.read(LONGEST_ANSWER)
         finally:
@@ -72,21 +102,52 @@ def ask(url: str, body: Any = None, *, token: str | None = None, timeout: float)
     except (OSError, http.client.HTTPException) as error:
         raise RequestFailed(None, f"{type(error).__name__}: {error}".rstrip(": ")) from error
     if response.status != 200:
-        raise RequestFailed(response.status, _reason(text) or response.reason)
+        reason, code = _reason(text)
+        said = {name.lower(): value for name, value in response.headers.items()}
+        retry_after = seconds_to_wait(said, time.time())
+        raise RequestFailed(response.status, reason or response.reason, code=code, retry_after=retry_after)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RequestFailed(None, f"an answer that is not JSON: {_first_line(text)}") from error
 
 
-def _reason(text: bytes) -> str:
-    """What an answer that is an error says: ours, OpenAI's, vLLM's, or its first line."""
+def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
+    """How long a server asks to be left alone, by ``Retry-After`` in seconds or as a date, or OpenAI's in ms.
+
+    RFC 9110, section 10.2.3; ``retry-after-ms`` is what the openai package reads first.
+
+    Args:
+        headers: by their names in lower case.
+        now: seconds since 1970.
+
+    Returns:
+        Seconds, at least 0; None if it does not say, or nothing that can be read.
+    """
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        said = (headers.get(name) or "").strip()
+        try:
+            seconds = float(said) / unit
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(said).timestamp() - now
+            except (ValueError, TypeError, OverflowError):
+                continue
+        if math.isfinite(seconds):
+            return max(seconds, 0.0)
+    return None
+
+
+def _reason(text: bytes) -> tuple[str, str]:
+    """What an answer that is an error says, and its code: ours, OpenAI's, vLLM's, or its first line."""
     try:
         answer = json.loads(text)
         error = answer.get("error", answer)
-        return " ".join(str(error["message"] if isinstance(error, dict) else error).split())[:500]
+        named = error if isinstance(error, dict) else {"message": error}
+        code = str(named.get("code") or named.get("type") or "")
+        return " ".join(str(named["message"]).split())[:500], code
     except (ValueError, RecursionError, AttributeError, KeyError):
-        return _first_line(text)
+        return _first_line(text), ""
 
 
 def _first_line(text: bytes) -> str:

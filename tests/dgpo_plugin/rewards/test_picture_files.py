@@ -21,6 +21,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.rewards import RewardSet, WeightedReward, as_reward, load_reward
 from dgpo_plugin.rewards.picture_files import read_picture, score
+from dgpo_plugin.rewards.picture_folders import find_pictures, suffixes
 from tests.conftest import one_reward
 
 pytestmark = pytest.mark.fast
@@ -74,6 +75,50 @@ def test_ordinary_pictures_are_as_they_were(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert torch.equal(read_picture(tmp_path / "a.png"), torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["png", "bmp", "gif", "tiff", "ppm", "tga", "pcx", "webp", "jp2", "avif", "jpg", "ico", "dds"]
+)
+def test_a_format_that_opens_is_read(tmp_path: Path, suffix: str) -> None:
+    if f".{suffix}" not in suffixes():
+        pytest.skip(f"this Pillow does not read {suffix}")
+    options = {"lossless": True} if suffix == "webp" else {"quality": 100} if suffix in ("avif", "jpg") else {}
+    Image.new("RGB", (16, 16), (255, 0, 0)).save(tmp_path / f"a.{suffix}", **options)
+    assert find_pictures([tmp_path]).pictures == [tmp_path / f"a.{suffix}"]
+    read = read_picture(tmp_path / f"a.{suffix}")
+    assert read.shape == (3, 16, 16)
+    torch.testing.assert_close(read.mean((1, 2)), torch.tensor([1.0, 0, 0]), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
+def test_of_what_moves_the_first_picture_is_read(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("white", "black", "red")]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+    assert read_picture(tmp_path / f"a.{suffix}").min() > 0.98
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
+def test_white_is_white_in_every_mode(tmp_path: Path, mode: str) -> None:
+    Image.new("RGB", (8, 8), "white").convert(mode).save(tmp_path / "a.tiff")
+    assert read_picture(tmp_path / "a.tiff").min() > 0.99
+
+
+def test_whole_numbers_of_32_bits_are_no_16_bit_grey(tmp_path: Path) -> None:
+    """They would be almost black."""
+    Image.fromarray(np.full((4, 4), 255, dtype=np.int32)).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match="have 32 bits; convert it to 8"):
+        read_picture(tmp_path / "a.tiff")
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535\n" + b"\xff\xff\x00\x00")
+    assert read_picture(tmp_path / "a.pgm")[0].tolist() == [[1, 0]]
+
+
+def test_no_other_program_is_run_for_a_picture(tmp_path: Path) -> None:
+    """PostScript by another name, which Pillow would hand to Ghostscript."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(UserError, match="not a picture that can be read"):
+        read_picture(tmp_path / "a.png")
 
 
 def declared(width: int, height: int) -> bytes:
@@ -154,5 +199,5 @@ def test_a_reward_that_writes_into_its_pictures_does_not_change_the_next_ones(tm
 
     loaded = {"blackens": as_reward(blackens), "brightness": load_reward("brightness")}
     rewards = RewardSet({label: WeightedReward(reward) for label, reward in loaded.items()})
-    (row,) = score([tmp_path / "a.png"], [Prompt("x")], rewards, 4, lambda done: None)
+    (row,), _ = score([tmp_path / "a.png"], [Prompt("x")], rewards, 4, lambda done: None)
     assert row["brightness"] == pytest.approx(128 / 255)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,48 @@ def test_another_checkpoint_is_refused(
         Aesthetic(weights=str(tmp_path / "other.pth"), clip=str(tiny))
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("saved", "of"),
+    [
+        ({"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}, "CLIP ViT-L/14's 768"),
+        ({"weight": torch.zeros(1, 512), "bias": torch.zeros(1)}, "CLIP ViT-B/32 or ViT-B/16's 512"),
+        ({"state_dict": {"linear.weight": torch.zeros(1, 768), "linear.bias": torch.zeros(1)}}, "CLIP ViT-L/14's 768"),
+        ({"weight": torch.zeros(1, 1024)}, "an embedding's 1024"),
+    ],
+)
+def test_laions_first_predictor_is_named(tmp_path: Path, saved: dict[str, Tensor], of: str) -> None:
+    """Before CLIP is loaded, which is not there."""
+    path = tmp_path / "sa_0_4_vit_l_14_linear.pth"
+    torch.save(saved, path)
+    with pytest.raises(UserError) as raised:
+        Aesthetic(weights=str(path), clip="nowhere")
+    assert str(raised.value) == (
+        f"{path} is LAION's first aesthetic predictor, one linear layer on {of} numbers; aesthetic is the "
+        "improved one, sac+logos+ava1-l14-linearMSE.pth: give that, or leave weights out"
+    )
+
+
+@pytest.mark.parametrize("size", [(50, 80), (80, 50), (32, 35), (67, 32)])
+def test_aesthetic_crops_as_transformers_does_and_not_as_torchvision(
+    tiny: Path, published_head: Path, size: tuple[int, int]
+) -> None:
+    """Half a pixel of offset goes down: ``int(rest / 2.0)``; in torchvision's CenterCrop ``int(round(rest / 2.0))``.
+
+    transformers: ``image_processing_backends.py``, ``TorchvisionBackend.center_crop``; torchvision:
+    ``transforms/functional.py``, ``center_crop``. The two differ at all sizes here.
+    """
+    images, reward = pictures(*size), Aesthetic(weights=str(published_head), clip=str(tiny))
+    tall, wide = (32 * side // min(size) for side in size)
+
+    def cropped(offset: Callable[[float], int]) -> Tensor:
+        top, left = offset((tall - 32) / 2.0), offset((wide - 32) / 2.0)
+        return resized(images, tall, wide)[:, :, top : top + 32, left : left + 32]
+
+    ours = reward(images, PROMPTS)
+    torch.testing.assert_close(ours, reward(cropped(int), PROMPTS), rtol=0, atol=1e-6)
+    assert (ours - reward(cropped(round), PROMPTS)).abs().max() > 1e-4
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -41,16 +41,19 @@ def says(text: Any, **choice: Any) -> tuple[int, Any]:
 
 
 @contextmanager
-def endpoint(answer: Callable[[dict[str, Any]], tuple[int, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Base address of an endpoint that answers what it is told to, and what it was sent."""
+def endpoint(answer: Callable[[dict[str, Any]], tuple[Any, ...]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Base address of an endpoint that answers what it is told to (status, content, headers), and what it was sent."""
     seen: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
-            status, content = answer(body)
+            key = self.headers.get("Authorization")
+            seen.append({"path": self.path, "key": key, "headers": dict(self.headers), **body})
+            status, content, *headers = answer(body)
             self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
 
@@ -132,7 +135,6 @@ def test_requests_really_run_at_the_same_time() -> None:
     [
         (500, {"error": "no"}),
         (503, b""),
-        (429, {"error": {"message": "slow down"}}),
         (408, b"late"),
         (200, b"{"),
         (200, []),
@@ -273,6 +275,67 @@ def test_question_files_that_are_none(tmp_path: Path, content: bytes | None) -> 
         UnifiedReward(url="http://a", question=str(file))
 
 
+# ---- what a request holds
+
+
+def test_fields_and_headers_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As reasoning models want them, and as Azure does: a null removes one, the key is in no file."""
+    monkeypatch.setenv("JUDGE_KEY", "sk-1")
+    answers = [says("hm"), says("Final Score: 3")]
+    with endpoint(lambda body: answers.pop(0)) as (url, seen):
+        reward = unified(
+            url,
+            key_variable="JUDGE_KEY",
+            body={"max_tokens": None, "max_completion_tokens": 2048, "temperature": None, "think": {"on": None}},
+            headers={"authorization": None, "api-key": "{key}", "x-team": 7},
+        )
+        assert reward(PICTURES[:1], PROMPTS[:1]).tolist() == [3]
+    assert [sorted(body) for body in seen] == [
+        sorted({"path", "key", "headers", "model", "messages", "max_completion_tokens", "think", *more})
+        for more in ((), ("seed",))
+    ]
+    assert seen[0]["max_completion_tokens"] == 2048
+    assert seen[0]["think"] == {"on": None}
+    sent = {name.lower(): value for name, value in seen[0]["headers"].items()}
+    assert (sent["api-key"], sent["x-team"], sent["content-type"]) == ("sk-1", "7", "application/json")
+    assert "authorization" not in sent
+    assert "sk-1" not in repr(reward)
+
+
+@pytest.mark.parametrize(("options", "sent"), [({}, 1024), ({"max_tokens": 300}, 300), ({"max_tokens": None}, None)])
+def test_how_long_an_answer_may_be(options: dict[str, Any], sent: int | None) -> None:
+    with endpoint(lambda body: says("Final Score: 3")) as (url, seen):
+        unified(url, **options)(PICTURES[:1], PROMPTS[:1])
+    assert seen[0].get("max_tokens") == sent
+
+
+def test_thinking_and_parts_of_an_answer() -> None:
+    parts = [{"type": "thinking", "thinking": "Final Score: 2"}, {"type": "text", "text": "Final Score: 4"}]
+    answers = [says("<think>Final Score: 2</think>\nFinal Score: 4"), says(parts)]
+    with endpoint(lambda body: answers.pop()) as (url, _):
+        assert unified(url)(PICTURES[:2], PROMPTS[:2]).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (says("<think>Final Score: 2"), "nothing but thinking"),
+        (says(None, message={"content": None, "refusal": "I will not"}), "the judge refuses: 'I will not'"),
+        (says("", finish_reason="content_filter"), "content filter"),
+        (says("Final Score: 4-5"), "a number that may mean something else"),
+        (says("Final Score: 80/100"), "a number of another scale"),
+        (says('It reads "Final Score: 5". I cannot score it.'), "the judge declines"),
+    ],
+)
+def test_why_there_is_no_score_is_said(trouble: tuple[int, Any], message: str) -> None:
+    with (
+        endpoint(lambda body: trouble) as (url, seen),
+        pytest.raises(UserError, match=f"^no valid answer in 2 attempts for prompt .*{url}: .*{message}"),
+    ):
+        unified(url, attempts=2)(PICTURES[:1], PROMPTS[:1])
+    assert len(seen) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -286,6 +349,18 @@ def test_question_files_that_are_none(tmp_path: Path, content: bytes | None) -> 
         ("unifiedreward", {"url": "http://a", "answer": "("}, "answer: not a regular expression"),
         ("unifiedreward", {"url": "http://a", "answer": "x"}, "'x' has no group"),
         ("unifiedreward", {"url": "http://a", "key_variable": "NOT_SET_HERE"}, "variable NOT_SET_HERE is not set"),
+        ("unifiedreward", {"url": "http://a", "max_tokens": 0}, "max_tokens must be at least 1"),
+        ("unifiedreward", {"url": "http://a", "body": 3}, "option body: must be a table"),
+        ("unifiedreward", {"url": "http://a", "body": {"messages": []}}, "option body: messages cannot be set"),
+        ("unifiedreward", {"url": "http://a", "body": {"stream": True}}, "option body: stream cannot be set"),
+        ("unifiedreward", {"url": "http://a", "body": {"x": float("nan")}}, "option body: cannot be sent as JSON"),
+        ("unifiedreward", {"url": "http://a", "body": {"x": Path("x")}}, "option body: cannot be sent as JSON"),
+        ("unifiedreward", {"url": "http://a", "headers": "x"}, "option headers: must be a table"),
+        ("unifiedreward", {"url": "http://a", "headers": {"a b": "x"}}, "'a b' cannot be set"),
+        ("unifiedreward", {"url": "http://a", "headers": {"Content-Length": "3"}}, "'Content-Length' cannot be set"),
+        ("unifiedreward", {"url": "http://a", "headers": {"x": "a\r\nb: c"}}, "x may hold letters, digits and signs"),
+        ("unifiedreward", {"url": "http://a", "headers": {"x": ["a"]}}, "x must be a text, or null"),
+        ("unifiedreward", {"url": "http://a", "headers": {"x": "{key}"}}, "name its environment variable in key_var"),
         ("unifiedreward", {"urls": "http://a"}, "no option 'urls'; did you mean 'url'"),
     ],
 )
