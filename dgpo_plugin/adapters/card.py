@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from dgpo_plugin.adapters.hashes import KOHYA, MODELSPEC
 from dgpo_plugin.adapters.load import AdapterFile
+from dgpo_plugin.adapters.scale import OWN_ALPHA
 from dgpo_plugin.common.errors import UserError
 
 NOT_STATED = "-"
@@ -82,10 +84,16 @@ def _scale_note(file: AdapterFile) -> str:
 
 
 def _hash_note(file: AdapterFile) -> str:
-    stated = file.header.get("modelspec.hash_sha256")
-    if stated is None:
+    if file.is_as_stated is None:
         return NOT_STATED
-    return f"{stated} ({'matches' if stated == file.content_hash else 'DOES NOT MATCH the tensors'})"
+    stated = file.header.get(MODELSPEC) or file.header[KOHYA]
+    if file.is_as_stated:
+        return f"{stated} (matches)"
+    if OWN_ALPHA in file.header:
+        return f"{stated} (DOES NOT MATCH the tensors)"
+    return (
+        f"{stated} (by another rule, or of the file that this was made from; these tensors' is 0x{file.content_hash})"
+    )
 
 
 def _packages_note(header: Mapping[str, str]) -> str:
