@@ -100,3 +100,10 @@ def test_tensors_in_another_order_keep_their_hash(good: Path, tmp_path: Path) ->
     save_file(tensors, path, {"modelspec.hash_sha256": after_the_header(path)})
     assert AdapterCard.of(read_adapter(path)).content_hash.endswith("(matches)")
     assert second in read_adapter(path).tensors
+
+
+def test_the_shipped_adapter_is_as_its_header_states() -> None:
+    path = Path(__file__).parents[3] / "comfy_nodes" / "loras" / "dgpo-shapes.safetensors"
+    header = read_adapter(path).header
+    assert header["modelspec.hash_sha256"] == after_the_header(path)
+    assert (header["sshs_model_hash"], header["sshs_legacy_hash"]) == kohyas(path)
