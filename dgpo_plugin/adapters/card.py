@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import torch
+
 from dgpo_plugin.adapters.hashes import KOHYA, MODELSPEC
-from dgpo_plugin.adapters.load import AdapterFile
-from dgpo_plugin.adapters.scale import OWN_ALPHA
+from dgpo_plugin.adapters.load import STORED, AdapterFile
+from dgpo_plugin.adapters.scale import LORA_SUFFIXES, OWN_ALPHA
 from dgpo_plugin.common.errors import UserError
 
 NOT_STATED = "-"
+UP_SUFFIXES = tuple(up for _, up in LORA_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class AdapterCard:
     @classmethod
     def of(cls, file: AdapterFile) -> AdapterCard:
         """The card of a file that was read, whether it can be applied or not."""
-        header, tensors = file.header, file.tensors
+        header = file.header
 
         def stated(key: str) -> str:
             return header.get(key, NOT_STATED)
@@ -58,12 +61,12 @@ class AdapterCard:
             architecture=stated("modelspec.architecture"),
             algorithm=stated("dgpo.algorithm"),
             reward=stated("dgpo.reward"),
-            reward_before=stated("dgpo.reward_before"),
-            reward_after=stated("dgpo.reward_after"),
+            reward_before=_measured(header, "dgpo.reward_before"),
+            reward_after=_measured(header, "dgpo.reward_after"),
             optimizer_steps="; ".join(steps) or NOT_STATED,
             rank=", ".join(map(str, file.ranks)),
             scale=_scale_note(file),
-            tensors=f"{len(tensors)}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters",
+            tensors=_tensors_note(file),
             date=stated("modelspec.date"),
             license=header.get("modelspec.license", "not stated in the file"),
             config_hash=stated("dgpo.config_hash"),
@@ -81,6 +84,23 @@ def _scale_note(file: AdapterFile) -> str:
         return file.usable.note
     except UserError as error:
         return f"cannot be applied: {error}"
+
+
+def _measured(header: Mapping[str, str], key: str) -> str:
+    """A mean reward, and what prompts it is of, if that is stated."""
+    if key not in header:
+        return NOT_STATED
+    measured_on = header.get("dgpo.reward_measured_on")
+    return header[key] if measured_on is None else f"{header[key]} ({measured_on})"
+
+
+def _tensors_note(file: AdapterFile) -> str:
+    tensors = file.tensors
+    note = f"{len(tensors)}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters"
+    ups = [tensor for key, tensor in tensors.items() if key.endswith(UP_SUFFIXES)]
+    if ups and not any(bool(tensor.to(torch.float32).any()) for tensor in ups if tensor.dtype in STORED):
+        return f"{note}, all zeros: it changes nothing"
+    return note
 
 
 def _hash_note(file: AdapterFile) -> str:

@@ -33,6 +33,7 @@ class TrainingFacts:
         optimizer_steps: that were done.
         reward: what the card calls it; None for the configuration's name.
         reward_before, reward_after: means over the evaluation prompts; None if not measured.
+        measured_on: what the evaluation prompts are, as in ``held-out prompts``; empty if that is not known.
         date: ISO 8601.
     """
 
@@ -41,6 +42,7 @@ class TrainingFacts:
     reward: str | None = None
     reward_before: float | None = None
     reward_after: float | None = None
+    measured_on: str = ""
     date: str = field(default_factory=creation_date)
 
     @property
@@ -61,6 +63,8 @@ def export_adapter(policy: Policy, weights: Mapping[str, Tensor], path: Path, fa
     tensors = {name: tensor.contiguous().cpu() for name, tensor in folded_tensors(policy, weights).items()}
     title = path.parent.name if path.stem == "adapter" else path.stem
     header = {**_modelspec_header(policy, title, facts), **_own_header(policy, facts)}
+    if changes_nothing(weights):
+        header["modelspec.description"] += "; all zeros, it changes nothing"
     blob = save(tensors)
     size = int.from_bytes(blob[:8], "little")
     entries, data = json.loads(blob[8 : 8 + size]), memoryview(blob)[8 + size :]
@@ -69,6 +73,15 @@ def export_adapter(policy: Policy, weights: Mapping[str, Tensor], path: Path, fa
         # Sorted: safetensors' own order of metadata changes from call to call.
         stream.write(head_of(entries, dict(sorted(header.items()))))
         stream.write(data)
+
+
+def changes_nothing(weights: Mapping[str, Tensor]) -> bool:
+    """Whether an adapter is as it was before training: lora_B of every layer is zero.
+
+    Args:
+        weights: a copy of the adapter by the names of a policy's parameters.
+    """
+    return not any(bool(weight.any()) for name, weight in weights.items() if name.endswith("lora_B"))
 
 
 def folded_tensors(policy: Policy, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -128,6 +141,8 @@ def _own_header(policy: Policy, facts: TrainingFacts) -> dict[str, str]:
     if config.training.replanned:
         moves = (f"after iteration {done} its end was moved from {end}" for done, end in config.training.replanned)
         header["dgpo.replanned"] = f"{', '.join(moves)}; now {config.training.iterations}"
+    if facts.measured_on:
+        header["dgpo.reward_measured_on"] = facts.measured_on
     if facts.reward_before is not None:
         header["dgpo.reward_before"] = f"{facts.reward_before:.6f}"
     if facts.reward_after is not None:

@@ -89,6 +89,11 @@ class RunFolder:
             write_text_atomically(self.config, yaml.safe_dump(values, sort_keys=False))
         trim_metrics(self.metrics, iteration)
 
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The records of the iterations that are done."""
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
     def write_samples(self, iteration: int, pictures: Tensor) -> None:
         """Write a grid of pictures, (N, 3, H, W) in [0, 1], of after an iteration."""
         with atomic_path(self.path / "samples" / f"{iteration:06d}.png") as temporary:
