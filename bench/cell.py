@@ -18,8 +18,10 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate
+from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
+from dgpo_plugin.training.evaluation import trained_on
 from dgpo_plugin.training.run import identity_of, progress_of, restore_run
 from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
@@ -141,7 +143,18 @@ def new_trainer(plan: Plan, algorithm: str, seed: int) -> Trainer:
 
 
 def evaluator_of(plan: Plan, trainer: Trainer) -> Evaluator:
-    """The evaluator that measures all runs of a plan alike."""
+    """The evaluator that measures all runs of a plan alike.
+
+    Raises:
+        UserError: prompts that are to be held out are trained on.
+    """
+    name = plan.preset.evaluation.held_out
+    held_out = load_prompts(name)
+    if seen := trained_on(trainer.groups.prompts, held_out):
+        raise UserError(
+            f"evaluation.held_out {name}: {len(seen)} of {len(held_out)} prompts are in prompts.train too (first: "
+            f"{seen[0].text!r}); name a set that is not trained on"
+        )
     batch_size = trainer.config.training.micro_batch_size or BATCH_SIZE
     return make_evaluator(plan.preset.evaluation, plan.size, trainer.policy, batch_size)
 

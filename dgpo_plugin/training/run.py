@@ -283,7 +283,10 @@ def _start_trackers(trainer: Trainer, folder: RunFolder) -> None:
     try:
         from accelerate.tracking import filter_trackers
 
-        trainer.accelerator.log_with = filter_trackers(list(trackers), trainer.accelerator.logging_dir)
+        # accelerate leaves out one that is not installed, without a word.
+        found = trainer.accelerator.log_with = filter_trackers(list(trackers), trainer.accelerator.logging_dir)
+        if missing := [name for name in trackers if name not in ("all", *map(str, found))]:
+            raise ValueError(f"{', '.join(missing)} is not installed")
         trainer.accelerator.init_trackers("dgpo", config={"config": trainer.config.model_dump_json()})
     except (ImportError, ValueError) as error:
         raise UserError(f"logging.trackers: {error}; install the tracker or leave it out") from error
