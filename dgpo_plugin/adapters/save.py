@@ -61,7 +61,7 @@ def export_adapter(policy: Policy, weights: Mapping[str, Tensor], path: Path, fa
         path: of the file; its title in people's tools is its name, or its folder's if it is called ``adapter``.
     """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in folded_tensors(policy, weights).items()}
-    title = path.parent.name if path.stem == "adapter" else path.stem
+    title = path.parent.name or path.stem if path.stem == "adapter" else path.stem
     header = {**_modelspec_header(policy, title, facts), **_own_header(policy, facts)}
     if changes_nothing(weights):
         header["modelspec.description"] += "; all zeros, it changes nothing"

@@ -205,7 +205,8 @@ def why_zero(trainer: Trainer, folder: RunFolder) -> str:
     if trainer.steps:
         rate = trainer.config.training.learning_rate
         return f"training.learning_rate {rate:g} is too small to move a weight of 0 in {done}; raise it"
-    if all(record.get("constant_groups") == 1 for record in folder.read_metrics()):
+    records = folder.read_metrics()
+    if records and all(record.get("constant_groups") == 1 for record in records):
         return f"no optimizer step was done in {done}, for the rewards were the same inside every prompt group"
     cause = "zero" if trainer.accelerator.scaler is None else "zero or, in fp16, not finite"
     return f"no optimizer step was done in {done}, for every gradient was {cause}"

@@ -90,9 +90,12 @@ class RunFolder:
         trim_metrics(self.metrics, iteration)
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """The records of the iterations that are done."""
-        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
+        """The records of the iterations that are done, as far as they can be read."""
+        records = []
+        for line in self.metrics.read_text("utf-8", "replace").splitlines() if self.metrics.exists() else []:
+            with contextlib.suppress(ValueError, RecursionError):
+                records.append(json.loads(line))
+        return records
 
     def write_samples(self, iteration: int, pictures: Tensor) -> None:
         """Write a grid of pictures, (N, 3, H, W) in [0, 1], of after an iteration."""
