@@ -29,7 +29,7 @@ pytestmark = pytest.mark.fast
 
 PROMPTS = ["a red circle", "two blue squares and a triangle"]
 ZERO = {"rescale_betas_zero_snr": True}
-SCHEDULERS = {
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim trailing": ("DDIMScheduler", {**ZERO, "timestep_spacing": "trailing"}),
     "ddim linspace": ("DDIMScheduler", {**ZERO, "timestep_spacing": "linspace"}),
     "ddim leading": ("DDIMScheduler", ZERO),
