@@ -13,14 +13,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate
+from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
+from dgpo_plugin.training.evaluation import trained_on
 from dgpo_plugin.training.run import identity_of, progress_of, restore_run
 from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
@@ -143,7 +145,18 @@ def new_trainer(plan: Plan, algorithm: str, seed: int) -> Trainer:
 
 
 def evaluator_of(plan: Plan, trainer: Trainer) -> Evaluator:
-    """The evaluator that measures all runs of a plan alike."""
+    """The evaluator that measures all runs of a plan alike.
+
+    Raises:
+        UserError: prompts that are to be held out are trained on.
+    """
+    name = plan.preset.evaluation.held_out
+    held_out = load_prompts(name)
+    if seen := trained_on(trainer.groups.prompts, held_out):
+        raise UserError(
+            f"evaluation.held_out {name}: {len(seen)} of {len(held_out)} prompts are in prompts.train too (first: "
+            f"{seen[0].text!r}); name a set that is not trained on"
+        )
     batch_size = trainer.config.training.micro_batch_size or BATCH_SIZE
     return make_evaluator(plan.preset.evaluation, plan.size, trainer.policy, batch_size)
 
@@ -213,7 +226,7 @@ def _check_budget(cell: Cell) -> None:
 
 def _evaluate(cell: Cell) -> None:
     """Measure the averaged adapter as it is now, outside the budget."""
-    metrics = cell.evaluator.measure(cell.trainer.policy, cell.trainer.evaluation_weights)
+    metrics = cell.evaluator.measure(cell.trainer.policy, cell.trainer.average_now())
     cell.progress.note(metrics)
     shown = f"held-out accuracy {metrics[PRIMARY]:.3f}, partial credit {metrics['partial_credit']:.3f}"
     cell.tell(shown, evaluated=True)
@@ -229,20 +242,23 @@ def _save(cell: Cell) -> None:
 def _finish(cell: Cell) -> None:
     """Measure at every guidance, draw, export, and write ``run.json``, which says that the run is done."""
     trainer, evaluations = cell.trainer, cell.progress.evaluations
+    weights = trainer.average_now()
     first, last = evaluations[0].metrics, evaluations[-1].metrics
     guided = cell.evaluator.measure_guided(
         trainer.policy,
-        trainer.evaluation_weights,
+        weights,
         cell.plan.adapter_guidances,
         {cell.plan.preset.evaluation.guidance: last},
     )
-    with trainer.policy.with_weights(trainer.evaluation_weights):
+    with trainer.policy.with_weights(weights):
         _save_gallery(trainer, cell.evaluator, cell.folder / "gallery.png")
     adapter = RunFolder(cell.folder).adapter
     facts = TrainingFacts(
         trainer.config, trainer.steps, reward_before=training_reward(first), reward_after=training_reward(last)
     )
-    export_adapter(trainer.policy, trainer.evaluation_weights, adapter, facts)
+    if changes_nothing(weights):
+        cell.tell("the adapter is all zeros and changes nothing: no update did anything", share=1.0)
+    export_adapter(trainer.policy, weights, adapter, facts)
     run = Run(
         algorithm=cell.algorithm,
         seed=cell.seed,

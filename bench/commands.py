@@ -62,7 +62,7 @@ def compare(
 
     loaded = load_preset(preset)
     chosen = loaded.sized(size, seeds, evaluations)
-    names = [name.strip() for name in algorithms.split(",")] if algorithms else list(loaded.algorithms)
+    names = [name.strip() for name in algorithms.split(",")] if algorithms is not None else list(loaded.algorithms)
     loaded.check_algorithms(names)
     name = Path(preset).stem
     jobs = min(runs_at_once(jobs, gpu_count()), len(names) * chosen.seeds)

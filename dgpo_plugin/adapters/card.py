@@ -6,10 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from dgpo_plugin.adapters.load import AdapterFile
+import torch
+
+from dgpo_plugin.adapters.hashes import KOHYA, MODELSPEC
+from dgpo_plugin.adapters.load import STORED, AdapterFile
+from dgpo_plugin.adapters.scale import LORA_SUFFIXES, OWN_ALPHA
 from dgpo_plugin.common.errors import UserError
 
 NOT_STATED = "-"
+UP_SUFFIXES = tuple(up for _, up in LORA_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class AdapterCard:
     @classmethod
     def of(cls, file: AdapterFile) -> AdapterCard:
         """The card of a file that was read, whether it can be applied or not."""
-        header, tensors = file.header, file.tensors
+        header = file.header
 
         def stated(key: str) -> str:
             return header.get(key, NOT_STATED)
@@ -56,12 +61,12 @@ class AdapterCard:
             architecture=stated("modelspec.architecture"),
             algorithm=stated("dgpo.algorithm"),
             reward=stated("dgpo.reward"),
-            reward_before=stated("dgpo.reward_before"),
-            reward_after=stated("dgpo.reward_after"),
+            reward_before=_measured(header, "dgpo.reward_before"),
+            reward_after=_measured(header, "dgpo.reward_after"),
             optimizer_steps="; ".join(steps) or NOT_STATED,
             rank=", ".join(map(str, file.ranks)),
             scale=_scale_note(file),
-            tensors=f"{len(tensors)}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters",
+            tensors=_tensors_note(file),
             date=stated("modelspec.date"),
             license=header.get("modelspec.license", "not stated in the file"),
             config_hash=stated("dgpo.config_hash"),
@@ -81,11 +86,34 @@ def _scale_note(file: AdapterFile) -> str:
         return f"cannot be applied: {error}"
 
 
-def _hash_note(file: AdapterFile) -> str:
-    stated = file.header.get("modelspec.hash_sha256")
-    if stated is None:
+def _measured(header: Mapping[str, str], key: str) -> str:
+    """A mean reward, and what prompts it is of, if that is stated."""
+    if key not in header:
         return NOT_STATED
-    return f"{stated} ({'matches' if stated == file.content_hash else 'DOES NOT MATCH the tensors'})"
+    measured_on = header.get("dgpo.reward_measured_on")
+    return header[key] if measured_on is None else f"{header[key]} ({measured_on})"
+
+
+def _tensors_note(file: AdapterFile) -> str:
+    tensors = file.tensors
+    note = f"{len(tensors)}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters"
+    ups = [tensor for key, tensor in tensors.items() if key.endswith(UP_SUFFIXES)]
+    if ups and not any(bool(tensor.to(torch.float32).any()) for tensor in ups if tensor.dtype in STORED):
+        return f"{note}, all zeros: it changes nothing"
+    return note
+
+
+def _hash_note(file: AdapterFile) -> str:
+    if file.is_as_stated is None:
+        return NOT_STATED
+    stated = file.header.get(MODELSPEC) or file.header[KOHYA]
+    if file.is_as_stated:
+        return f"{stated} (matches)"
+    if OWN_ALPHA in file.header:
+        return f"{stated} (DOES NOT MATCH the tensors)"
+    return (
+        f"{stated} (by another rule, or of the file that this was made from; these tensors' is 0x{file.content_hash})"
+    )
 
 
 def _packages_note(header: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from dgpo_plugin.adapters.save import content_hash
+from dgpo_plugin.adapters.hashes import MODELSPEC, data_sha256, stated_hashes
 from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, LORA_SUFFIXES, OWN_ALPHA, ScaledTensors, fold_scale
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.models.base import Model
@@ -71,8 +71,21 @@ class AdapterFile:
 
     @functools.cached_property
     def content_hash(self) -> str:
-        """SHA-256 of the tensors as they are stored; files of ours state it in ``modelspec.hash_sha256``."""
-        return content_hash(self.tensors)
+        """SHA-256 of everything after the header, which headers state by ModelSpec's rule and by kohya's.
+
+        Raises:
+            UserError: the file is gone by now.
+        """
+        try:
+            return data_sha256(self.path)
+        except OSError as error:
+            raise UserError(f"{error.strerror or 'no such file'}; check the path") from error
+
+    @property
+    def is_as_stated(self) -> bool | None:
+        """Whether the header states the content's hash, ModelSpec's or kohya's; None if it states none."""
+        stated = stated_hashes(self.header)
+        return self.content_hash in stated if stated else None
 
     @functools.cached_property
     def usable(self) -> ScaledTensors:
@@ -84,9 +97,9 @@ class AdapterFile:
         """
         for name, tensor in self.tensors.items():
             _refuse_unusable(name, tensor)
-        stated = self.header.get("modelspec.hash_sha256")
-        # Others' hashes are made of other bytes.
-        if OWN_ALPHA in self.header and stated is not None and stated != self.content_hash:
+        # Other programs also state hashes by rules of their own, or keep those of a file that they changed.
+        stated = self.header.get(MODELSPEC)
+        if OWN_ALPHA in self.header and stated is not None and stated != f"0x{self.content_hash}":
             raise UserError("its tensors are not those that its header's hash is of; fetch or export it again")
         scaled = fold_scale(self.tensors, self.header)
         for name, tensor in scaled.tensors.items():

@@ -12,14 +12,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from dgpo_plugin.adapters.hashes import head_of, header_hashes
 from dgpo_plugin.common.files import atomic_path
 from dgpo_plugin.common.provenance import creation_date, package_versions
+from dgpo_plugin.common.public_names import public_name, without_folders
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.models.policy import Policy
 
@@ -33,6 +33,7 @@ class TrainingFacts:
         optimizer_steps: that were done.
         reward: what the card calls it; None for the configuration's name.
         reward_before, reward_after: means over the evaluation prompts; None if not measured.
+        measured_on: what the evaluation prompts are, as in ``held-out prompts``; empty if that is not known.
         date: ISO 8601.
     """
 
@@ -41,12 +42,15 @@ class TrainingFacts:
     reward: str | None = None
     reward_before: float | None = None
     reward_after: float | None = None
+    measured_on: str = ""
     date: str = field(default_factory=creation_date)
 
     @property
     def reward_name(self) -> str:
         """What the card calls the reward, free of folders."""
-        return str(without_folders(self.config.reward_label if self.reward is None else self.reward))
+        label = self.config.reward_label if self.reward is None else self.reward
+        # With the configuration, whose paths may stand in it: one with spaces cannot be told from words.
+        return str(without_folders([label, self.config.model_dump(mode="json")])[0])
 
 
 def export_adapter(policy: Policy, weights: Mapping[str, Tensor], path: Path, facts: TrainingFacts) -> None:
@@ -57,14 +61,27 @@ def export_adapter(policy: Policy, weights: Mapping[str, Tensor], path: Path, fa
         path: of the file; its title in people's tools is its name, or its folder's if it is called ``adapter``.
     """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in folded_tensors(policy, weights).items()}
-    title = path.parent.name if path.stem == "adapter" else path.stem
-    header = {
-        **_modelspec_header(policy, title, facts),
-        **_own_header(policy, facts),
-        "modelspec.hash_sha256": content_hash(tensors),
-    }
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(_in_order(save(tensors, metadata=header)))
+    title = path.parent.name or path.stem if path.stem == "adapter" else path.stem
+    header = {**_modelspec_header(policy, title, facts), **_own_header(policy, facts)}
+    if changes_nothing(weights):
+        header["modelspec.description"] += "; all zeros, it changes nothing"
+    blob = save(tensors)
+    size = int.from_bytes(blob[:8], "little")
+    entries, data = json.loads(blob[8 : 8 + size]), memoryview(blob)[8 + size :]
+    header |= header_hashes(entries, data, header)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        # Sorted: safetensors' own order of metadata changes from call to call.
+        stream.write(head_of(entries, dict(sorted(header.items()))))
+        stream.write(data)
+
+
+def changes_nothing(weights: Mapping[str, Tensor]) -> bool:
+    """Whether an adapter is as it was before training: lora_B of every layer is zero.
+
+    Args:
+        weights: a copy of the adapter by the names of a policy's parameters.
+    """
+    return not any(bool(weight.any()) for name, weight in weights.items() if name.endswith("lora_B"))
 
 
 def folded_tensors(policy: Policy, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -80,29 +97,8 @@ def folded_tensors(policy: Policy, weights: Mapping[str, Tensor]) -> dict[str, T
     }
 
 
-def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors' keys and bytes, in the order of the keys: what ``modelspec.hash_sha256`` states."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        # As bytes, because numpy has no bfloat16 and no eight-bit floats.
-        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def without_folders(value: Any) -> Any:
-    """A configuration's values with every absolute path cut to its last part: adapters are passed on to strangers."""
-    if isinstance(value, Mapping):
-        return {without_folders(key): without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_folders(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in value.split(" "))
-
-
 def _modelspec_header(policy: Policy, title: str, facts: TrainingFacts) -> dict[str, str]:
-    """ModelSpec's and kohya's fields, which people's tools show."""
+    """ModelSpec's and kohya's fields, which people's tools show, and by which A1111 and Forge list adapters."""
     model, rank = policy.model, str(policy.config.rank)
     comment = f"{facts.config.algorithm.name} on reward {facts.reward_name}, {facts.optimizer_steps} optimizer steps"
     header = {
@@ -118,8 +114,9 @@ def _modelspec_header(policy: Policy, title: str, facts: TrainingFacts) -> dict[
         # Folded: whoever divides alpha by dim gets 1.
         "ss_network_alpha": rank,
         "ss_output_name": title,
-        "ss_base_model_version": model.architecture,
+        "ss_base_model_version": model.kohya_version or model.architecture,
         "ss_training_comment": comment,
+        **model.described(),
     }
     if facts.config.lora.license:
         header["modelspec.license"] = facts.config.lora.license
@@ -131,7 +128,7 @@ def _own_header(policy: Policy, facts: TrainingFacts) -> dict[str, str]:
     config, identity = facts.config, policy.model.identity
     dumped = json.dumps(without_folders(config.model_dump(mode="json")))
     header = {
-        "dgpo.base_model": without_folders(identity["path"]),
+        "dgpo.base_model": public_name(identity["path"]),
         "dgpo.base_weights_hash": identity["weights_hash"],
         "dgpo.algorithm": config.algorithm.name,
         "dgpo.reward": facts.reward_name,
@@ -144,18 +141,10 @@ def _own_header(policy: Policy, facts: TrainingFacts) -> dict[str, str]:
     if config.training.replanned:
         moves = (f"after iteration {done} its end was moved from {end}" for done, end in config.training.replanned)
         header["dgpo.replanned"] = f"{', '.join(moves)}; now {config.training.iterations}"
+    if facts.measured_on:
+        header["dgpo.reward_measured_on"] = facts.measured_on
     if facts.reward_before is not None:
         header["dgpo.reward_before"] = f"{facts.reward_before:.6f}"
     if facts.reward_after is not None:
         header["dgpo.reward_after"] = f"{facts.reward_after:.6f}"
     return header
-
-
-def _in_order(blob: bytes) -> bytes:
-    """A safetensors file with its header sorted: the writer's order of metadata changes from call to call."""
-    size = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + blob[8 + size :]

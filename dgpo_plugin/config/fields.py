@@ -97,8 +97,8 @@ class LoraConfig(_Config):
     )
     target_modules: tuple[str, ...] | None = Field(
         None,
-        description="Ends of the names of the linear layers that get an adapter; null for the model family's attention "
-        "projections.",
+        description="Ends of the names of the linear layers that get an adapter; each must match one. Null for the "
+        "model family's attention projections.",
     )
     license: str = Field(
         "",
@@ -335,7 +335,7 @@ class PromptsConfig(_Config):
     held_out: str | None = Field(
         None,
         description="What `reward before` and `reward after` are measured on, disjoint from train; null for train "
-        "itself.",
+        "itself. Only where none of it is trained on is it called held-out.",
     )
 
 
@@ -395,6 +395,8 @@ class RunConfig(_Config):
         return self.rollout.schedule or self.algorithm.default_schedule
 
     @model_validator(mode="after")
-    def _rollout_suits(self) -> RunConfig:
+    def _parts_suit(self) -> RunConfig:
+        if self.lora.target_modules == ():
+            raise ValueError("lora.target_modules is empty, so nothing would be trained; leave it out, or name layers")
         self.algorithm.check_rollout(self.rollout.steps, self.schedule)
         return self

@@ -30,6 +30,7 @@ class Model(ABC):
         prefix: the denoiser's folder (``transformer``), and the beginning of its keys in an adapter file.
         lora_targets: module name endings that get an adapter by default.
         architecture: ModelSpec's name of the base.
+        kohya_version: kohya's name of it, by which A1111 and Forge list adapters; empty where kohya has none.
         latent_shape: of one image's latents, (C, H, W), without the batch axis.
         resolution: pixels a side of the pictures.
         device: where latents and conditioning belong.
@@ -38,8 +39,9 @@ class Model(ABC):
 
     prefix: ClassVar[str] = "transformer"
     lora_targets: ClassVar[tuple[str, ...]]
-    architecture: ClassVar[str]
 
+    architecture: str
+    kohya_version: str = ""
     denoiser: nn.Module
     vae: nn.Module
     encoders: list[nn.Module]
@@ -95,6 +97,10 @@ class Model(ABC):
     def adapter_key(self, name: str) -> str:
         """An adapter file's key for ``<module>.lora_A`` or ``.lora_B``, as diffusers and ComfyUI both read it."""
         return f"{self.prefix}.{name}.weight"
+
+    def described(self) -> dict[str, str]:
+        """What an adapter's header says of the base besides its names, in ModelSpec's and kohya's fields."""
+        return {}
 
     @abstractmethod
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:

@@ -103,6 +103,7 @@ class PipelineModel(Model):
             raise UserError(f"model.resolution {self.resolution}: must be a multiple of {pixels_per_token}")
         side = self.resolution // self.pixels_per_latent()
         self.latent_shape = (self.latent_channels(), side, side)
+        self.architecture, self.kohya_version = self.variant()
 
     # ---- what a family says, besides `velocity`
 
@@ -113,6 +114,13 @@ class PipelineModel(Model):
     @abstractmethod
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each of one text's tensors from :meth:`encode`, by name."""
+
+    def variant(self) -> tuple[str, str]:
+        """ModelSpec's and kohya's name of this base, where the family has several: told from its parts' configurations.
+
+        kohya's are what sd-scripts and musubi-tuner write as ``ss_base_model_version``.
+        """
+        return self.architecture, self.kohya_version
 
     def default_resolution(self) -> int:
         """Pixels a side of the pictures that the base was trained on."""

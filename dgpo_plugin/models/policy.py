@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,10 +92,7 @@ class Policy:
     def __init__(self, model: Model, config: LoraConfig, seed: int, unconditional: Conditioning | None = None) -> None:
         self.model = model
         self.config = config
-        targets = config.target_modules or model.lora_targets
-        found = [name for name, module in model.denoiser.named_modules() if _ends_with(name, targets, module)]
-        if not found:
-            raise UserError(f"lora.target_modules: no linear layer of the denoiser ends with any of {list(targets)}")
+        found = adapted_layers(model, config.target_modules)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
             start = "gaussian" if config.init == "gaussian" else True  # peft's word for its default, Kaiming's
@@ -169,8 +167,44 @@ class Policy:
             self._counts.remove(count)
 
 
-def _ends_with(name: str, targets: Sequence[str], module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and any(name == target or name.endswith(f".{target}") for target in targets)
+def adapted_layers(model: Model, targets: Sequence[str] | None) -> list[str]:
+    """The names of a denoiser's linear layers that get an adapter, in its order.
+
+    Args:
+        targets: ends of such names, each of which must be one; None for the family's, not all of which a variant has.
+
+    Raises:
+        UserError: there are none, or one matches no linear layer; with the near names of layers that there are.
+    """
+    linear = [name for name, module in model.denoiser.named_modules() if isinstance(module, nn.Linear)]
+    if targets is not None:
+        if not targets:
+            raise UserError("lora.target_modules is empty, so nothing would be trained; leave it out, or name layers")
+        if missing := [target for target in targets if not any(_ends_with(name, target) for name in linear)]:
+            told = "; ".join(_no_such_layer(target, linear, model) for target in missing)
+            raise UserError(f"lora.target_modules: {told}")
+    wanted = model.lora_targets if targets is None else targets
+    found = [name for name in linear if any(_ends_with(name, target) for target in wanted)]
+    if not found:
+        raise UserError(f"lora.target_modules: no linear layer of the denoiser ends with any of {list(wanted)}")
+    return found
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _no_such_layer(target: str, linear: Sequence[str], model: Model) -> str:
+    """What is wrong with a target, and what may have been meant."""
+    others = [type(module).__name__ for name, module in model.denoiser.named_modules() if _ends_with(name, target)]
+    if target and others:
+        return f"{target!r} is {others[0]}, and adapters are for linear layers; leave it out"
+    # The ends of layers' names, of as many parts as the target has, the numbers of blocks aside.
+    parts = target.count(".") + 1
+    ends = dict.fromkeys(".".join(name.split(".")[-parts:]) for name in linear)
+    near = difflib.get_close_matches(target, list(ends), n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(list(ends)[:12])}"
+    return f"no linear layer of the denoiser ends with {target!r}; {meant}"
 
 
 @torch.no_grad()

@@ -14,6 +14,10 @@ from torch import Tensor
 
 SdeSampler = Literal["flow-sde", "cps"]
 
+ALMOST_ONE = 0.998
+"""Sigmas from here on count as 1 where 1 - sigma divides: some schedules (zero-terminal-SNR U-Nets', Sana's) start at
+0.9998 or 0.9997 instead, and a diffusion of sqrt(4,000) a would throw the picture far out of the flow in one step."""
+
 
 @dataclass(frozen=True)
 class SdeStep:
@@ -40,11 +44,11 @@ def flow_sde_step(
     Args:
         x: (N, ...) at ``sigma``; the type is raised to at least float32.
         noise_level: a.
-        sigma_after_one: stands for s in the denominator 1 - s at s = 1 (the schedule's second sigma).
+        sigma_after_one: stands for s in the denominator 1 - s at s = 1, or almost (the schedule's second sigma).
     """
     x, velocity = _at_least_float32(x), _at_least_float32(velocity)
     step = sigma_next - sigma
-    diffusion = noise_level * math.sqrt(sigma / (1 - (sigma_after_one if sigma == 1 else sigma)))
+    diffusion = noise_level * math.sqrt(sigma / (1 - (sigma_after_one if sigma >= ALMOST_ONE else sigma)))
     mean = x * (1 + diffusion**2 / (2 * sigma) * step)
     mean = mean + velocity * (1 + diffusion**2 * (1 - sigma) / (2 * sigma)) * step
     return SdeStep(mean, diffusion * math.sqrt(-step), diffusion)

@@ -23,7 +23,7 @@ from dgpo_plugin.models.speed import compile_blocks
 from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.rewards import RewardSet, load_rewards
 from dgpo_plugin.rewards.scorer import Scorer
-from dgpo_plugin.training.evaluation import HeldOut
+from dgpo_plugin.training.evaluation import HeldOut, call_prompts
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.trainer import Trainer
 
@@ -64,7 +64,7 @@ def build_trainer(
         compile_blocks(model.denoiser)
     if training.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    size = training.micro_batch_size
+    size, called = training.micro_batch_size, call_prompts(prompts, held_out if held_out_file else None)
     optimizer = torch.optim.AdamW(
         list(policy.parameters.values()), lr=training.learning_rate, weight_decay=training.weight_decay
     )
@@ -74,7 +74,7 @@ def build_trainer(
         algorithm=algorithm_of(config.algorithm)(config.algorithm, policy, processes, size, accelerator.backward),
         scorer=scorer,
         groups=groups,
-        held_out=HeldOut(policy, scorer, held_out, groups, config.evaluation, processes, size or BATCH_SIZE),
+        held_out=HeldOut(policy, scorer, held_out, groups, config.evaluation, processes, size or BATCH_SIZE, called),
         optimizer=optimizer,
         accelerator=accelerator,
         processes=processes,

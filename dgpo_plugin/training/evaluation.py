@@ -1,4 +1,4 @@
-"""The held-out prompts, sampled as an adapter's users will sample, and scored."""
+"""The prompts of the evaluation, sampled as an adapter's users will sample, and scored."""
 
 from __future__ import annotations
 
@@ -18,15 +18,44 @@ from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.prompt_groups import PromptGroups
 
+HELD_OUT = "held-out prompts"
+
+
+def call_prompts(train: Sequence[Prompt], evaluated: Sequence[Prompt] | None) -> str:
+    """What the prompts that a run is measured on are called.
+
+    Texts are compared without regard to case and white space.
+
+    Args:
+        evaluated: None where those of ``train`` are.
+    """
+    if evaluated is None:
+        return "training prompts"
+    seen = trained_on(train, evaluated)
+    if not seen:
+        return HELD_OUT
+    return "training prompts" if len(seen) == len(evaluated) else f"{len(evaluated)} prompts, {len(seen)} trained on"
+
+
+def trained_on(train: Sequence[Prompt], evaluated: Sequence[Prompt]) -> list[Prompt]:
+    """Those of the prompts for evaluation that are trained on."""
+    known = {_same(prompt.text) for prompt in train}
+    return [prompt for prompt in evaluated if _same(prompt.text) in known]
+
+
+def _same(text: str) -> str:
+    return " ".join(text.casefold().split())
+
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a run is measured on; every process does its share of the pictures.
+    """What a run is measured on, held out or not; every process does its share of the pictures.
 
     Attributes:
-        prompts: held out, one for each picture in turn, from the first again if there are fewer.
+        prompts: one for each picture in turn, from the first again if there are fewer.
         groups: has the texts, encoded.
         batch_size: pictures at once.
+        called: what the prompts are, for people: held out only if none of them is trained on (:func:`call_prompts`).
     """
 
     policy: Policy
@@ -36,6 +65,12 @@ class HeldOut:
     setting: EvaluationConfig
     processes: Processes
     batch_size: int
+    called: str = HELD_OUT
+
+    @property
+    def reward_name(self) -> str:
+        """What the reward of these prompts is called."""
+        return "held-out reward" if self.called == HELD_OUT else f"reward on {self.called}"
 
     def first(self, count: int) -> list[Prompt]:
         """So many prompts, in order, from the first again after the last."""

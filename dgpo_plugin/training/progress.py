@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dgpo_plugin.algorithms.base import Metric
+from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.training.evaluation import trained_on
 
 
 def progress_bar(console: Console) -> Progress:
@@ -36,6 +38,17 @@ def iteration_line(record: dict[str, float], metrics: Iterable[Metric]) -> str:
             f"{record['seconds']:.2f} s",
         ]
     )
+
+
+def overlap_lines(train: Sequence[Prompt], evaluated: Sequence[Prompt], config: RunConfig) -> list[str]:
+    """A line if prompts that are to be held out are trained on."""
+    seen = [] if config.prompts.held_out is None else trained_on(train, evaluated)
+    if not seen:
+        return []
+    return [
+        f"prompts.held_out: {len(seen)} of {len(evaluated)} prompts are in prompts.train too (first: "
+        f"{seen[0].text!r}), so what is measured on them is not called held-out"
+    ]
 
 
 def constant_reward_lines(record: dict[str, float], config: RunConfig) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
+from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
 from dgpo_plugin.common.errors import StopNow, Stopped, UserError
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.provenance import creation_date, package_versions
@@ -24,7 +24,7 @@ from dgpo_plugin.rewards import RewardSet
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan
-from dgpo_plugin.training.progress import constant_reward_lines, iteration_line, progress_bar
+from dgpo_plugin.training.progress import constant_reward_lines, iteration_line, overlap_lines, progress_bar
 from dgpo_plugin.training.run_folder import RunFolder
 from dgpo_plugin.training.signals import stop_signals
 from dgpo_plugin.training.trainer import Trainer
@@ -126,7 +126,10 @@ def _run(
             watch(trainer, None)
         if checkpoint is None:
             start = start.model_copy(update={"reward_before": trainer.held_out_reward()})
-    console.print(f"held-out reward of the base: {start.reward_before:.3f}")
+    name = trainer.held_out.reward_name
+    for line in overlap_lines(trainer.groups.prompts, trainer.held_out.prompts, trainer.config):
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print(f"{name} of the base: {start.reward_before:.3f}")
     if checkpoint is None:
         _save_samples(trainer, folder)
     else:
@@ -140,7 +143,7 @@ def _run(
             _iterate(trainer, folder, console, identity, start, watch)
             if trainer.iteration >= config.training.iterations:
                 after = trainer.held_out_reward()
-        trainer.processes.on_main(lambda: _export(trainer, folder, start, after))
+        trainer.processes.on_main(lambda: _export(trainer, folder, start, after, console))
     finally:
         trainer.accelerator.end_training()  # trackers, and the process group
     if after is None:
@@ -149,7 +152,7 @@ def _run(
             f"go on with: dgpo resume {folder.path}"
         )
     console.print(
-        f"held-out reward {start.reward_before:.3f} -> {after:.3f} in {time.perf_counter() - started:.0f} s; "
+        f"{name} {start.reward_before:.3f} -> {after:.3f} in {time.perf_counter() - started:.0f} s; "
         f"adapter: {folder.adapter}",
         soft_wrap=True,
     )
@@ -194,16 +197,35 @@ def _go_on(trainer: Trainer, checkpoint: Checkpoint, identity: RunIdentity, cons
     return checkpoint.progress
 
 
-def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: float | None) -> None:
+def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: float | None, console: Console) -> None:
+    weights = trainer.average_now()
+    if changes_nothing(weights):
+        console.print(f"the adapter is all zeros and changes nothing: {why_zero(trainer, folder)}", soft_wrap=True)
     facts = TrainingFacts(
         trainer.config,
         trainer.steps,
         reward=trainer.scorer.rewards.title,
         reward_before=start.reward_before,
         reward_after=after,
+        measured_on=trainer.held_out.called,
         date=start.started,
     )
-    export_adapter(trainer.policy, trainer.evaluation_weights, folder.adapter, facts)
+    export_adapter(trainer.policy, weights, folder.adapter, facts)
+
+
+def why_zero(trainer: Trainer, folder: RunFolder) -> str:
+    """Why a run's adapter is as it was at the start, for people."""
+    done = f"{trainer.iteration} iteration{'' if trainer.iteration == 1 else 's'}"
+    if not trainer.iteration:
+        return "no iteration was done"
+    if trainer.steps:
+        rate = trainer.config.training.learning_rate
+        return f"training.learning_rate {rate:g} is too small to move a weight of 0 in {done}; raise it"
+    records = folder.read_metrics()
+    if records and all(record.get("constant_groups") == 1 for record in records):
+        return f"no optimizer step was done in {done}, for the rewards were the same inside every prompt group"
+    cause = "zero" if trainer.accelerator.scaler is None else "zero or, in fp16, not finite"
+    return f"no optimizer step was done in {done}, for every gradient was {cause}"
 
 
 def _iterate(
@@ -266,7 +288,7 @@ def _save_samples(trainer: Trainer, folder: RunFolder) -> None:
     if not trainer.config.logging.sample_every:
         return
     prompts = trainer.held_out.first(trainer.config.logging.sample_images)
-    pictures = trainer.held_out.sample(trainer.evaluation_weights, prompts, seed=1)
+    pictures = trainer.held_out.sample(trainer.average_now(), prompts, seed=1)
     trainer.processes.on_main(lambda: folder.write_samples(trainer.iteration, pictures))
 
 
@@ -278,7 +300,10 @@ def _start_trackers(trainer: Trainer, folder: RunFolder) -> None:
     try:
         from accelerate.tracking import filter_trackers
 
-        trainer.accelerator.log_with = filter_trackers(list(trackers), trainer.accelerator.logging_dir)
+        # accelerate leaves out one that is not installed, without a word.
+        found = trainer.accelerator.log_with = filter_trackers(list(trackers), trainer.accelerator.logging_dir)
+        if missing := [name for name in trackers if name not in ("all", *map(str, found))]:
+            raise ValueError(f"{', '.join(missing)} is not installed")
         trainer.accelerator.init_trackers("dgpo", config={"config": trainer.config.model_dump_json()})
     except (ImportError, ValueError) as error:
         raise UserError(f"logging.trackers: {error}; install the tracker or leave it out") from error

@@ -96,6 +96,14 @@ class RunFolder:
             write_text_atomically(self.config, yaml.safe_dump(values, sort_keys=False))
         trim_metrics(self.metrics, iteration)
 
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The records of the iterations that are done, as far as they can be read."""
+        records = []
+        for line in self.metrics.read_text("utf-8", "replace").splitlines() if self.metrics.exists() else []:
+            with contextlib.suppress(ValueError, RecursionError):
+                records.append(json.loads(line))
+        return records
+
     def write_samples(self, iteration: int, pictures: Tensor) -> None:
         """Write a grid of pictures, (N, 3, H, W) in [0, 1], of after an iteration."""
         with atomic_path(self.path / "samples" / f"{iteration:06d}.png") as temporary:

@@ -61,7 +61,7 @@ class Trainer:
         policy: the model with its adapter.
         groups: what it is trained on.
         held_out: what it is measured on.
-        evaluation_weights: the averaged copy of the adapter that is evaluated and exported.
+        evaluation_weights: the averaged copy of the adapter; what is evaluated and exported is :meth:`average_now`.
         iteration: iterations done.
         steps: optimizer steps done.
     """
@@ -226,9 +226,20 @@ class Trainer:
         for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter).clone()
 
+    def average_now(self) -> dict[str, Tensor]:
+        """The evaluation weights as if a refresh were due now: what is evaluated and exported.
+
+        It is a copy, which the run's state never sees. Without it a run of fewer steps than ``training.ema_every``
+        would end as it began.
+        """
+        average = {name: tensor.clone() for name, tensor in self.evaluation_weights.items()}
+        if average_kept(self.config.training, self.steps) == 1 and self.steps:
+            move_towards(average, self.policy.parameters, refresh_kept(self.config.training, self.steps))
+        return average
+
     def held_out_reward(self) -> float:
-        """Mean reward of the held-out pictures under the evaluation weights."""
-        return self.held_out.reward(self.evaluation_weights)
+        """Mean reward of the evaluation's pictures under the evaluation weights, up to date."""
+        return self.held_out.reward(self.average_now())
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything that changes in training: copies of the adapter and the optimizer's moments, by its parameters."""
@@ -279,7 +290,10 @@ def reward_record(scores: Tensor, rewards: RewardSet) -> dict[str, float]:
 
 def average_kept(training: TrainingConfig, steps: int) -> float:
     """The share of the evaluation weights' average that stays after optimizer step number ``steps`` (from 1)."""
-    if (steps + 1) % training.ema_every:
-        return 1.0
+    return 1.0 if (steps + 1) % training.ema_every else refresh_kept(training, steps)
+
+
+def refresh_kept(training: TrainingConfig, steps: int) -> float:
+    """The share of that average that a refresh after optimizer step number ``steps`` keeps."""
     # Warm-up: early averages must not be ruled by the untrained start.
     return min(training.ema_decay, (1 + steps) / (10 + steps)) ** training.ema_repeats

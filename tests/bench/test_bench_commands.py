@@ -17,6 +17,8 @@ from dgpo_bench.commands import main
     [
         (["compare", "shape"], "did you mean 'shapes'"),
         (["compare", "shapes", "--algorithms", "dgpo,flowgrpo"], "did you mean 'flow-grpo'"),
+        (["compare", "shapes", "--algorithms", ""], "no algorithm ''"),
+        (["compare", "shapes", "--algorithms", "dgpo,"], "no algorithm ''"),
         (["compare", "shapes", "--size", "ful"], "choose quick, default or full; did you mean 'full'"),
         (["compare", "shapes", "--evaluations", "0"], "more than nothing"),
         (["report", "nowhere"], "nowhere/results.json"),

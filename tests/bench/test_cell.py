@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dgpo_bench.cell import measure_base, run_cell
+from dgpo_bench.cell import evaluator_of, measure_base, run_cell
 from dgpo_bench.plan import Event, Forecast, Plan, base_file, run_file, run_folder
 from dgpo_bench.preset import load_preset
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.prompts.registry import load_prompts
 from tests.bench.test_compare import EVALUATIONS, small_preset
 
 
@@ -60,3 +64,14 @@ def test_a_run_killed_half_way_goes_on_from_its_last_evaluation(tmp_path: Path) 
     adapters = [load_file(folder / "adapter.safetensors") for folder in folders]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
     assert not (folders[1] / "checkpoints").exists()
+
+
+@pytest.mark.fast
+def test_a_held_out_set_that_is_trained_on_is_refused(tmp_path: Path) -> None:
+    preset = load_preset(small_preset(tmp_path))
+    plan = Plan.of("small", preset, "quick", preset.sized("quick", 1, EVALUATIONS), ["dgpo"], jobs=1)
+    prompts = load_prompts("shapes/held-out")
+    config = SimpleNamespace(training=SimpleNamespace(micro_batch_size=None))
+    trainer: Any = SimpleNamespace(groups=SimpleNamespace(prompts=prompts[:3]), config=config)
+    with pytest.raises(UserError, match=rf"evaluation.held_out shapes/held-out: 3 of {len(prompts)} prompts are in"):
+        evaluator_of(plan, trainer)

@@ -358,7 +358,7 @@ def unet(**settings: Any) -> Any:
     )
 
 
-def ddim(prediction: str) -> Any:
+def ddim(prediction: str, **settings: Any) -> Any:
     return diffusers.DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -367,6 +367,7 @@ def ddim(prediction: str) -> Any:
         set_alpha_to_one=True,
         steps_offset=1,
         prediction_type=prediction,
+        **settings,
     )
 
 

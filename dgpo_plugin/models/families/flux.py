@@ -24,8 +24,12 @@ class FluxModel(PipelineModel):
         "text_encoder": CLIPTextModel,
         "text_encoder_2": T5EncoderModel,
     }
-    architecture = "flux-1-dev"
     lora_targets = ATTENTION
+    kohya_version = "flux1"
+
+    def variant(self) -> tuple[str, str]:
+        """kohya's rule (sd-scripts, ``flux_utils``): what is told no guidance is schnell."""
+        return "flux-1-dev" if self.denoiser.config.guidance_embeds else "flux-1-schnell", self.kohya_version
 
     def latent_channels(self) -> int:
         return int(self.denoiser.config.in_channels) // 4

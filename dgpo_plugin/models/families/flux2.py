@@ -77,7 +77,10 @@ class Flux2KleinModel(_Flux2Model):
         "vae": AutoencoderKLFlux2,
         "text_encoder": Qwen3ForCausalLM,
     }
-    architecture = "flux-2-klein"
+
+    def variant(self) -> tuple[str, str]:
+        size = {24: "4b", 32: "9b"}.get(self.denoiser.config.num_attention_heads)
+        return ("flux-2-klein", "flux_2_klein") if size is None else (f"flux-2-klein-{size}", f"flux_2_klein_{size}")
 
 
 class Flux2DevModel(_Flux2Model):
@@ -90,6 +93,7 @@ class Flux2DevModel(_Flux2Model):
         "text_encoder": Mistral3ForConditionalGeneration,
     }
     architecture = "flux-2-dev"
+    kohya_version = "flux_2_dev"
 
     @classmethod
     def component_overrides(cls, folder: Path) -> dict[str, Any]:

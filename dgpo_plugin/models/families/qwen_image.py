@@ -25,6 +25,7 @@ class QwenImageModel(PipelineModel):
         "text_encoder": Qwen2_5_VLForConditionalGeneration,
     }
     architecture = "qwen-image"
+    kohya_version = "qwen_image"
     lora_targets = ATTENTION
 
     def latent_channels(self) -> int:

@@ -22,8 +22,12 @@ class SanaModel(PipelineModel):
 
     pipeline_class = SanaPipeline
     component_classes = {"transformer": SanaTransformer2DModel, "vae": AutoencoderDC, "text_encoder": Gemma2Model}
-    architecture = "sana"
     lora_targets = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q", "attn2.to_k", "attn2.to_v", "to_out.0")
+
+    def variant(self) -> tuple[str, str]:
+        dims = self.denoiser.config
+        sizes = {(28, 36): "-600m", (20, 70): "-1600m", (60, 70): "-4800m"}
+        return f"sana{sizes.get((dims.num_layers, dims.num_attention_heads), '')}", ""
 
     def default_resolution(self) -> int:
         return int(self.denoiser.config.sample_size) * self.pixels_per_latent()

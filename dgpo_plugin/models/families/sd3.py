@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
+from dgpo_plugin.common.public_names import public_name
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
 
@@ -23,8 +25,20 @@ class SD3Model(PipelineModel):
         "text_encoder_2": CLIPTextModelWithProjection,
         "text_encoder_3": T5EncoderModel,
     }
-    architecture = "stable-diffusion-3-medium"
     lora_targets = ATTENTION
+
+    def variant(self) -> tuple[str, str]:
+        """kohya's rule (sd-scripts, ``sd3_utils``): 3.5 normalizes queries and keys, its medium has dual attention.
+
+        The names of 3.5 are those in the headers of Stability's own files; turbo differs from large in name alone, and
+        so do models of no published size from each other.
+        """
+        dims, name = self.denoiser.config, re.sub(r"[^a-z0-9]", "", public_name(self.config.path).lower())
+        if dims.dual_attention_layers or (dims.qk_norm and "35medium" in name):
+            return "stable-diffusion-v3.5-medium", "3-5-medium"
+        if dims.qk_norm and (dims.num_layers == 38 or "35large" in name):
+            return f"stable-diffusion-v3.5-large{'-turbo' if 'turbo' in name else ''}", "3-5-large"
+        return "stable-diffusion-3-medium", "3-medium"
 
     def latents_per_token(self) -> int:
         return int(self.pipeline.patch_size)

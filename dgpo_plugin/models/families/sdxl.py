@@ -25,6 +25,7 @@ class SDXLModel(NoisePredictingModel):
         "text_encoder_2": CLIPTextModelWithProjection,
     }
     architecture = "stable-diffusion-xl-v1-base"
+    kohya_version = "sdxl_base_v1-0"
 
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         context, _, pooled, _ = self.pipeline.encode_prompt(

@@ -20,6 +20,7 @@ class ZImageModel(PipelineModel):
     pipeline_class = ZImagePipeline
     component_classes = {"transformer": ZImageTransformer2DModel, "vae": AutoencoderKL, "text_encoder": Qwen3Model}
     architecture = "z-image"
+    kohya_version = "z_image"
     linear_sigmas = True
     lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
 

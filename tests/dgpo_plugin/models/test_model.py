@@ -177,7 +177,7 @@ def test_a_card_tells_its_licence_and_not_where_its_maker_keeps_files(policy: Po
     assert not [value for value in header.values() if "/home" in value]
     written = json.loads(header["dgpo.config"])
     assert (written["model"]["path"], written["prompts"]["train"]) == ("my-sd3", "prompts.txt")
-    assert written["prompts"]["held_out"] == "mine/held-out.txt"
+    assert written["prompts"]["held_out"] == "held-out.txt"
     assert header["dgpo.reward"] == "1 own.py:sharp + 2 ocr"
     assert AdapterCard.of(read_adapter(path)).license == "CC-BY-4.0"
 
