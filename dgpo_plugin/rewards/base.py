@@ -195,6 +195,17 @@ def checked_rewards(reward: Reward, images: Tensor, prompts: Sequence[Prompt], n
     Raises:
         UserError: the reward refuses, or gives not one number a picture, or any that is not finite.
     """
+    values = reward_values(reward, images, prompts, name)
+    refuse_not_finite(values, prompts, name)
+    return values
+
+
+def reward_values(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str) -> Tensor:
+    """Call a reward as :func:`checked_rewards` does, and take numbers that are not finite too: float32 (N,).
+
+    Raises:
+        UserError: the reward refuses, or gives not one number a picture.
+    """
     with prefixed(f"reward {name}"):
         # A copy: what one reward writes into its pictures is not what the next one judges.
         values = torch.as_tensor(reward(images.clone(), prompts)).detach().to("cpu", torch.float32)
@@ -203,11 +214,22 @@ def checked_rewards(reward: Reward, images: Tensor, prompts: Sequence[Prompt], n
                 f"returned shape {tuple(values.shape)} for {len(images)} images; "
                 f"it must return one number for each image, shape ({len(images)},)"
             )
-        broken = ~values.isfinite()
-        if broken.any():
-            first = int(broken.nonzero()[0])
-            raise UserError(
-                f"{int(broken.sum())} of {len(values)} values are not finite "
-                f"(first: {values[first].item()} for prompt {prompts[first].text!r}); mend the reward"
-            )
     return values
+
+
+def refuse_not_finite(values: Tensor, prompts: Sequence[Prompt], name: str, advice: str = "mend the reward") -> None:
+    """Refuse a reward's values (N,) if any is not a number that can be trained on.
+
+    Args:
+        advice: how the message ends.
+
+    Raises:
+        UserError: says how many, and the first.
+    """
+    broken = ~values.isfinite()
+    if broken.any():
+        first = int(broken.nonzero()[0])
+        raise UserError(
+            f"reward {name}: {int(broken.sum())} of {len(values)} values are not finite "
+            f"(first: {values[first].item()} for prompt {prompts[first].text!r}); {advice}"
+        )
