@@ -30,6 +30,7 @@ class AdapterCard:
     reward_before: str
     reward_after: str
     optimizer_steps: str
+    accepted_changes: str
     rank: str
     scale: str
     tensors: str
@@ -56,9 +57,10 @@ class AdapterCard:
             architecture=stated("modelspec.architecture"),
             algorithm=stated("dgpo.algorithm"),
             reward=stated("dgpo.reward"),
-            reward_before=stated("dgpo.reward_before"),
-            reward_after=stated("dgpo.reward_after"),
+            reward_before=_reward_note(header, "dgpo.reward_before"),
+            reward_after=_reward_note(header, "dgpo.reward_after"),
             optimizer_steps="; ".join(steps) or NOT_STATED,
+            accepted_changes=stated("dgpo.accepted"),
             rank=", ".join(map(str, file.ranks)),
             scale=_scale_note(file),
             tensors=f"{len(tensors)}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters",
@@ -72,6 +74,12 @@ class AdapterCard:
     def rows(self) -> list[tuple[str, str]]:
         """(label, value) of every field, in order."""
         return [(name.replace("_", " "), value) for name, value in asdict(self).items()]
+
+
+def _reward_note(header: Mapping[str, str], key: str) -> str:
+    """A held-out mean, and over how many pictures it is where some could not be scored."""
+    value, note = header.get(key, NOT_STATED), header.get(f"{key}_note")
+    return f"{value} ({note})" if note else value
 
 
 def _scale_note(file: AdapterFile) -> str:
