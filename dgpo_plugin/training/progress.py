@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -47,4 +48,21 @@ def constant_reward_lines(record: dict[str, float], config: RunConfig) -> list[s
         f"  reward {name or config.reward_label}: the same for all images of each of the {groups} prompt groups, "
         f"so nothing was learned from it"
         for name in [name[1:] for name in marked if name] or marked
+    ]
+
+
+def skipped_lines(record: dict[str, float], config: RunConfig, where: Path) -> list[str]:
+    """A line if some pictures were left out, with which rewards have no score of how many; none otherwise.
+
+    Args:
+        where: the folder that they are kept in.
+    """
+    if not record["skipped"]:
+        return []
+    images = config.training.images
+    each = [(name.partition("/")[2], share) for name, share in record.items() if name.startswith("skipped/") and share]
+    by = [f"{name} {share * images:.0f}" for name, share in each] or [config.reward_label]
+    return [
+        f"  {record['skipped'] * images:.0f} of {images} pictures could not be scored (reward {', '.join(by)}) "
+        f"and were left out; they are in {where}"
     ]
