@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dgpo_plugin.common.errors import StopNow, UserError, in_one_line
+from dgpo_plugin.common.errors import StopNow, UserError, in_one_line, prefixed
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import to_image
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.distributed.device import best_device, make_current
-from dgpo_plugin.rewards.base import RewardSet, WeightedReward, refuse_not_finite, reward_values
+from dgpo_plugin.rewards.base import RewardSet, WeightedReward, called, refuse_not_finite
 
 RETRY_PAUSE = 1.0
 """Seconds before the first retry; doubled before each further one."""
@@ -110,7 +110,8 @@ class Scorer:
             return torch.cat(alone)
         if not skip:
             advice = "mend the reward, or leave such pictures out with scoring.on_failure skip"
-            refuse_not_finite(values, prompts, label, advice)
+            with prefixed(f"reward {label}"):
+                refuse_not_finite(values, prompts, advice)
         broken = ~values.isfinite()
         for n in broken.nonzero().flatten().tolist():
             problem = f"reward {label}: {values[n].item()} is not finite"
@@ -152,7 +153,8 @@ class Scorer:
         def call() -> None:
             try:
                 make_current(self._device)
-                answer.set_result(reward_values(member.reward, pictures, prompts, label))
+                with prefixed(f"reward {label}"):
+                    answer.set_result(called(member.reward, pictures, prompts))
             except BaseException as error:
                 answer.set_exception(error)
 

@@ -7,6 +7,7 @@ and its state and its adapter say what was changed, and when.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ ACCEPTABLE = tuple(
 """What ``--accept`` may name: what a run's result depends on, in parts."""
 MEASURED_WITH = ("model", "prompts", "reward", "evaluation")
 """Of those, what the held-out reward depends on, beside the adapter."""
-SHOWN = 12
-"""Digits of a hash that people are shown."""
+HASH, SHOWN = re.compile("[0-9a-f]{40,}"), 12
+"""A content hash, and how many of its digits people are shown."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Difference:
     Attributes:
         part: of :data:`ACCEPTABLE`.
         what: a setting by its key, or a noun for what has a hash.
-        before, now: the setting's values as JSON, or the hashes' first digits.
-        told: a sentence that names both.
+        before, now: the setting's values as JSON, or the hashes, empty where there is none.
+        told: a sentence that names it, and a setting's values.
     """
 
     part: str
@@ -46,6 +47,13 @@ class Difference:
     before: str
     now: str
     told: str
+
+    @property
+    def line(self) -> str:
+        """The sentence, with the hashes where the difference is of content."""
+        if not all(HASH.fullmatch(text) or not text for text in (self.before, self.now)):
+            return self.told
+        return f"{self.told} ({self.what}: {_shown(self.before)} then, {_shown(self.now)} now)"
 
 
 class Change(BaseModel):
@@ -73,27 +81,19 @@ class Change(BaseModel):
 
 
 def _shown(text: str) -> str:
-    """A value as people are shown it, a path without its folder: adapters are passed on to strangers."""
+    """A value as people are shown it: a hash's first digits, a path without its folder, which strangers may read."""
     path = Path(text.strip('"'))
-    return f'"{path.name}"' if path.is_absolute() else text
+    if path.is_absolute():
+        return f'"{path.name}"'
+    return text[:SHOWN] if HASH.fullmatch(text) else text or "none"
 
 
 def other_setting(key: str, before: object, now: object, checkpoint: Path) -> Difference:
     """A setting of config.yaml that is another than in a checkpoint."""
     part, _, _ = key.partition(".")
     told = f"config.yaml: {key} is {now!r}, but {checkpoint} was trained with {before!r}"
-    values = [json.dumps(value, ensure_ascii=False) for value in (before, now)]
-    return Difference(OTHERWISE.get(part, part), key, *values, told)
-
-
-def other_content(part: str, what: str, before: str, now: str, told: str) -> Difference:
-    """Content that is not what it was, by its hashes, which are empty where there is none.
-
-    Args:
-        told: the sentence, without the hashes.
-    """
-    short = [text[:SHOWN] or "none" for text in (before, now)]
-    return Difference(part, what, *short, f"{told} ({what}: {short[0]} then, {short[1]} now)")
+    then, after = (json.dumps(value, ensure_ascii=False) for value in (before, now))
+    return Difference(OTHERWISE.get(part, part), key, then, after, told)
 
 
 def parts_named(accept: Iterable[str]) -> frozenset[str]:
@@ -123,7 +123,7 @@ def refuse_unaccepted(differences: Collection[Difference], accepted: Collection[
         return
     parts = [part for part in ACCEPTABLE if part in accepted or any(part == one.part for one in refused)]
     raise UserError(
-        f"{'; '.join(one.told for one in refused)}; put it back, start a new run with `dgpo train`, or go on with it "
+        f"{'; '.join(one.line for one in refused)}; put it back, start a new run with `dgpo train`, or go on with it "
         f"knowingly: dgpo resume {run} --accept {','.join(parts)}"
     )
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import RunConfig
-from dgpo_plugin.training.accept import Difference, other_content, other_setting, refuse_unaccepted
+from dgpo_plugin.training.accept import Difference, other_setting, refuse_unaccepted
 
 MAY_CHANGE = (
     "logging.",
@@ -66,12 +66,13 @@ def check_same_run(
         UserError: names everything else that differs.
     """
     _check_end(then, now, checkpoint, iteration)
-    found = list(_differences(then, now, checkpoint))
+    found = list(differences(then, now, checkpoint))
     refuse_unaccepted(found, accepted, checkpoint.parent.parent)
     return found
 
 
-def _differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Iterator[Difference]:
+def differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Iterator[Difference]:
+    """Everything that makes two runs of one."""
     settings, before = _bound_settings(now.config), _bound_settings(then.config)
     for key in sorted({*settings, *before}):
         if settings.get(key) != before.get(key):
@@ -84,7 +85,7 @@ def _differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Itera
     old, new = then.model_dump(), now.model_dump()
     for part, what, key, told in hashes:
         if old[key] != new[key]:
-            yield other_content(part, what, old[key], new[key], told.format(checkpoint))
+            yield Difference(part, what, old[key], new[key], told.format(checkpoint))
 
 
 def _bound_settings(config: Mapping[str, Any]) -> dict[str, Any]:

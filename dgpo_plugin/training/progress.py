@@ -25,6 +25,19 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
+def record_lines(record: dict[str, float], metrics: Iterable[Metric], config: RunConfig, failures: Path) -> list[str]:
+    """All that is said of an iteration.
+
+    Args:
+        failures: the folder that pictures without a score are kept in.
+    """
+    return [
+        iteration_line(record, metrics),
+        *skipped_lines(record, config, failures),
+        *constant_reward_lines(record, config),
+    ]
+
+
 def iteration_line(record: dict[str, float], metrics: Iterable[Metric]) -> str:
     """An iteration in a line: what all algorithms have, and what this one's metrics show."""
     own = [metric.shown.format(record[metric.key]) for metric in metrics if metric.shown and metric.key in record]

@@ -14,17 +14,17 @@ import torch
 from rich.console import Console
 
 from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
-from dgpo_plugin.common.errors import StopNow, Stopped
+from dgpo_plugin.common.errors import StopNow, Stopped, UserError
 from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.config.fields import RunConfig
-from dgpo_plugin.distributed.processes import Processes, join_processes
+from dgpo_plugin.distributed.processes import FailedTogether, Processes, join_processes
 from dgpo_plugin.prompts.files import prompts_hash
 from dgpo_plugin.rewards import RewardSet
 from dgpo_plugin.training.accept import MEASURED_WITH, Change, parts_named, refuse_misfit
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan
-from dgpo_plugin.training.progress import constant_reward_lines, iteration_line, progress_bar, skipped_lines
+from dgpo_plugin.training.progress import progress_bar, record_lines
 from dgpo_plugin.training.run_folder import RunFolder, last_logged
 from dgpo_plugin.training.signals import stop_signals
 from dgpo_plugin.training.trackers import Trackers, start_trackers
@@ -235,13 +235,8 @@ def _iterate(
     total, logging = config.training.iterations, config.logging
 
     def save() -> None:
-        kept = start.model_dump(include={"started", "reward_before", "reward_before_note"})
-        kept |= {"accepted": start.accepted, "mean_reward": sum(rewards) / len(rewards)}
-        progress = progress_of(trainer).model_copy(update=kept)
-        write = functools.partial(
-            save_checkpoint, folder.path, identity, progress, trainer.state(), config.checkpoint.keep
-        )
-        processes.on_main(write)
+        progress = start.model_copy(update={"mean_reward": sum(rewards) / len(rewards)})
+        _save(trainer, folder, identity, progress)
         rewards.clear()
 
     log_path = folder.metrics if processes.is_main else Path(os.devnull)
@@ -259,11 +254,7 @@ def _iterate(
                 log.flush()
                 trackers.log(record, trainer.iteration)
                 bar.update(task, advance=1)
-                for line in (
-                    iteration_line(record, trainer.algorithm.METRICS),
-                    *skipped_lines(record, config, folder.failures),
-                    *constant_reward_lines(record, config),
-                ):
+                for line in record_lines(record, trainer.algorithm.METRICS, config, folder.failures):
                     bar.console.print(line, highlight=False, soft_wrap=True)
                 rewards.append(record["reward"])
                 if logging.sample_every and trainer.iteration % logging.sample_every == 0:
@@ -272,15 +263,26 @@ def _iterate(
                     watch(trainer, record)
                 stop = bool(processes.sum(torch.tensor(float(len(signals)), device=trainer.policy.device)))
                 if stop or trainer.iteration % config.checkpoint.every == 0 or trainer.iteration == total:
+                    saved = trainer.iteration  # or that it was tried
                     save()
-                    saved = trainer.iteration
                 if stop:
                     return
-        except StopNow:
+        except (StopNow, UserError) as error:
+            together = processes.count == 1 or isinstance(error, StopNow | FailedTogether)
             # Of an iteration with several updates the first may be done: then only the checkpoint before is exact.
-            if trainer.iteration > saved and trainer.steps == steps:
+            if together and trainer.iteration > saved and trainer.steps == steps:
                 save()
+                bar.console.print(f"saved after iteration {trainer.iteration}; go on with: dgpo resume {folder.path}")
             raise
+
+
+def _save(trainer: Trainer, folder: RunFolder, identity: RunIdentity, told: Progress) -> None:
+    """Write a checkpoint of where the run is; what does not move with the iterations is as in ``told``."""
+    told_of = {name: value for name, value in told if name not in ("iteration", "steps", "gradient_scaler")}
+    progress = progress_of(trainer).model_copy(update=told_of)
+    keep = trainer.config.checkpoint.keep
+    write = functools.partial(save_checkpoint, folder.path, identity, progress, trainer.state(), keep)
+    trainer.processes.on_main(write)
 
 
 def _save_samples(trainer: Trainer, folder: RunFolder) -> None:

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "RETRY_PAUSE", 0.0)
 
 
-def skipping(reward: Callable[..., object], folder: Path | None = None, **settings: object) -> Scorer:
+def skipping(reward: Callable[..., object], folder: Path | None = None, **settings: Any) -> Scorer:
     return Scorer(one_reward(reward, on_failure="skip", **settings), folder)
 
 

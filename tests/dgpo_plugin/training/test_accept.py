@@ -127,8 +127,8 @@ def test_parts_are_named_with_commas_or_one_by_one(given: list[str], parts: set[
 
 
 def test_a_part_that_is_none_is_refused_with_the_near_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--accept promts: there is no such part of a run; did you mean 'prompts'\?"):
-        parts_named(["reward,promts"])
+    with pytest.raises(UserError, match=r"--accept prompt: there is no such part of a run; did you mean 'prompts'\?"):
+        parts_named(["reward,prompt"])
     asked = CliRunner().invoke(main, ["resume", str(tmp_path), "--accept", "everything"])
     assert asked.exit_code == 2
     assert "known: model, lora, prompts, reward, rollout, algorithm, training, evaluation" in asked.output
@@ -181,16 +181,17 @@ def test_mended_prompts_and_a_mended_reward_go_on_and_are_kept(
     said = capsys.readouterr().out
     now = load_checkpoint(checkpoints(folder)[-1]).identity
     hashes = [
-        ("prompts", was.prompts_sha256[:12], now.prompts_sha256[:12]),
-        ("reward's file", was.rewards_sha256[:12], now.rewards_sha256[:12]),
+        ("prompts", was.prompts_sha256, now.prompts_sha256),
+        ("reward's file", was.rewards_sha256, now.rewards_sha256),
     ]
     assert all(old != new for _, old, new in hashes)
     kept = state(folder)["progress"]["accepted"]
     assert kept == [{"iteration": 1, "what": w, "before": old, "now": new} for w, old, new in hashes]
     card = AdapterCard.of(read_adapter(adapter))
     for what, old, new in hashes:
-        assert f"{what} after iteration 1: {old} -> {new}" in card.accepted_changes
-        assert f"accepted: {what} after iteration 1: {old} -> {new}" in said
+        told = f"{what} after iteration 1: {old[:12]} -> {new[:12]}"
+        assert told in card.accepted_changes
+        assert f"accepted: {told}" in said
     # The base is measured anew, or the card would compare what was measured with two rewards.
     assert float(before) < 1
     assert float(card.reward_before) > 10

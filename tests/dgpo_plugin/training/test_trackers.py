@@ -59,7 +59,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Service:
     return service
 
 
-class Noting(tracking.GeneralTracker):
+class Noting(tracking.GeneralTracker):  # type: ignore[misc]
     """A tracker of the interface alone, registered by a test under the name that it stands for."""
 
     requires_logging_directory = False
@@ -141,7 +141,7 @@ def killed_and_resumed(folder: Path, name: str) -> None:
             trackers.log({"reward": 0.5}, iteration)
 
 
-GIVEN_BACK = {
+GIVEN_BACK: dict[str, dict[str, Any]] = {
     "trackio": {"resume": "allow"},
     "swanlab": {"resume": "allow"},
     "comet_ml": {},

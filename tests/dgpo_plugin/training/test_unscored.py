@@ -23,6 +23,7 @@ from dgpo_plugin.rewards import RewardSet, WeightedReward, as_reward
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training import run
 from dgpo_plugin.training.build import build_trainer
+from dgpo_plugin.training.checkpoint import checkpoints
 from dgpo_plugin.training.unscored import HeldOutMean, held_out_mean, refuse_too_many, reward_record
 from tests.conftest import SMALL, one_reward
 from tests.dgpo_plugin.algorithm_cases import ALGORITHMS, config_for
@@ -196,6 +197,19 @@ def test_a_run_stopped_by_too_many_goes_on_with_a_higher_share(tmp_path: Path) -
     # Counted from the first picture of iteration 2 on.
     again = one_reward(NotEvery(1), on_failure="skip")
     assert run.resume(folder, Console(quiet=True), rewards=again).exists()
+
+
+def test_what_was_done_before_a_reward_failed_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With checkpoints far apart too: the iterations before the one that could not be scored are not lost."""
+    folder, far = tmp_path / "run", ["checkpoint.every=100", "training.iterations=3"]
+    with pytest.raises(UserError, match=r"1 of 8 values are not finite"):
+        train(folder, one_reward(NotEvery(8 + 16)), Console(width=200), *far)
+    assert [path.name for path in checkpoints(folder)] == ["000002"]
+    assert f"saved after iteration 2; go on with: dgpo resume {folder}" in capsys.readouterr().out
+    resumed = run.resume(folder, Console(quiet=True), rewards=one_reward(NotEvery()))
+    whole = train(tmp_path / "whole", one_reward(NotEvery()), Console(quiet=True), *far)
+    ours, expected = read_adapter(resumed).tensors, read_adapter(whole).tensors
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
 def test_the_share_is_less_than_all() -> None:
