@@ -35,6 +35,7 @@ class AdapterCard:
     reward_before: str
     reward_after: str
     optimizer_steps: str
+    accepted_changes: str
     rank: str
     scale: str
     tensors: str
@@ -64,6 +65,7 @@ class AdapterCard:
             reward_before=_measured(header, "dgpo.reward_before"),
             reward_after=_measured(header, "dgpo.reward_after"),
             optimizer_steps="; ".join(steps) or NOT_STATED,
+            accepted_changes=stated("dgpo.accepted"),
             rank=", ".join(map(str, file.ranks)),
             scale=_scale_note(file),
             tensors=_tensors_note(file),
@@ -87,11 +89,11 @@ def _scale_note(file: AdapterFile) -> str:
 
 
 def _measured(header: Mapping[str, str], key: str) -> str:
-    """A mean reward, and what prompts it is of, if that is stated."""
+    """A mean reward; of what prompts, and over how many pictures where some could not be scored, if that is stated."""
     if key not in header:
         return NOT_STATED
-    measured_on = header.get("dgpo.reward_measured_on")
-    return header[key] if measured_on is None else f"{header[key]} ({measured_on})"
+    notes = [header[name] for name in ("dgpo.reward_measured_on", f"{key}_note") if name in header]
+    return f"{header[key]} ({', '.join(notes)})" if notes else header[key]
 
 
 def _tensors_note(file: AdapterFile) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class TrainingFacts:
         reward: what the card calls it; None for the configuration's name.
         reward_before, reward_after: means over the evaluation prompts; None if not measured.
         measured_on: what the evaluation prompts are, as in ``held-out prompts``; empty if that is not known.
+        reward_before_note, reward_after_note: over how many pictures, where some could not be scored; else empty.
+        accepted: what was changed knowingly while it went on, a text for each, free of folders.
         date: ISO 8601.
     """
 
@@ -43,6 +45,9 @@ class TrainingFacts:
     reward_before: float | None = None
     reward_after: float | None = None
     measured_on: str = ""
+    reward_before_note: str = ""
+    reward_after_note: str = ""
+    accepted: Sequence[str] = ()
     date: str = field(default_factory=creation_date)
 
     @property
@@ -143,8 +148,11 @@ def _own_header(policy: Policy, facts: TrainingFacts) -> dict[str, str]:
         header["dgpo.replanned"] = f"{', '.join(moves)}; now {config.training.iterations}"
     if facts.measured_on:
         header["dgpo.reward_measured_on"] = facts.measured_on
+    if facts.accepted:
+        header["dgpo.accepted"] = "; ".join(facts.accepted)
     if facts.reward_before is not None:
         header["dgpo.reward_before"] = f"{facts.reward_before:.6f}"
     if facts.reward_after is not None:
         header["dgpo.reward_after"] = f"{facts.reward_after:.6f}"
-    return header
+    notes = {"before": facts.reward_before_note, "after": facts.reward_after_note}
+    return header | {f"dgpo.reward_{when}_note": note for when, note in notes.items() if note}

@@ -1,4 +1,8 @@
-"""Rewards (P, G) to advantages (P, G): how much better an image is than the others of its prompt group."""
+"""Rewards (P, G) to advantages (P, G): how much better an image is than the others of its prompt group.
+
+A reward that is NaN is of a picture that was not scored (``scoring.on_failure: skip``): means and deviations are over
+the scored ones, and its advantage is 0. Where all are scored, every number is torch's own mean and std to the bit.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +22,23 @@ def normalize(rewards: Tensor, std: AdvantageStd, limit: float = LIMIT) -> Tenso
     """A = clip((r - mean of the group) / (std + EPSILON), +-limit); docs/architecture.md, section 4.
 
     Args:
-        rewards: (P, G), finite.
+        rewards: (P, G), finite, or NaN where there is none.
         std: of each ``group``, or of all rewards of the ``iteration``; both without Bessel's correction.
 
     Returns:
-        (P, G); a group whose rewards are all equal has only zeros.
+        (P, G); a group whose rewards are all equal, or with fewer than two of them, has only zeros.
     """
-    centred = rewards - rewards.mean(1, keepdim=True)
-    spread = rewards.std(1, keepdim=True, correction=0) if std == "group" else rewards.std(correction=0)
-    advantages = (centred / (spread + EPSILON)).clamp(-limit, limit)
+    mean, group_std = group_statistics(rewards)
+    spread = group_std if std == "group" else _iteration_std(rewards)
+    advantages = ((rewards - mean) / (spread + EPSILON)).clamp(-limit, limit)
     # A constant group's mean can differ from its rewards in the last bit; that is no preference.
-    constant = (rewards == rewards[:, :1]).all(1, keepdim=True)
-    return advantages.masked_fill(constant, 0.0)
+    return advantages.masked_fill(constant_groups(rewards) | rewards.isnan(), 0.0)
 
 
 def aggregate(parts: Tensor, weights: Tensor, std: AdvantageStd, how: Literal["rewards", "advantages"]) -> Tensor:
     """Advantages (P, G) from several rewards (P, G, K) and their weights (K,).
+
+    A picture that lacks one of its rewards counts for none of them.
 
     Args:
         how: ``rewards`` normalises their weighted sum; ``advantages`` normalises each reward by itself, so that none
@@ -42,6 +47,37 @@ def aggregate(parts: Tensor, weights: Tensor, std: AdvantageStd, how: Literal["r
     """
     if how == "rewards":
         return normalize((parts * weights).sum(2), std)
-    each = [weight * normalize(part, std, math.inf) for weight, part in zip(weights, parts.unbind(2), strict=True)]
+    missing = parts.isnan().any(2)
+    scored = parts.masked_fill(missing[..., None], math.nan)
+    each = [weight * normalize(part, std, math.inf) for weight, part in zip(weights, scored.unbind(2), strict=True)]
     total: Tensor = sum(each[1:], each[0])
-    return (total / (total.std(correction=0) + EPSILON)).clamp(-LIMIT, LIMIT)
+    spread = _iteration_std(total.masked_fill(missing, math.nan))
+    return (total / (spread + EPSILON)).clamp(-LIMIT, LIMIT)
+
+
+def group_statistics(rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (without Bessel's correction) of each group's scored rewards, both (P, 1).
+
+    Args:
+        rewards: (P, G), NaN where there is none; a group with none at all has the mean and the deviation 0.
+    """
+    missing = rewards.isnan()
+    if not missing.any():
+        return rewards.mean(1, keepdim=True), rewards.std(1, keepdim=True, correction=0)
+    scored = (~missing).sum(1, keepdim=True).clamp(min=1)
+    mean = rewards.nansum(1, keepdim=True) / scored
+    return mean, ((rewards - mean).square().nansum(1, keepdim=True) / scored).sqrt()
+
+
+def constant_groups(rewards: Tensor) -> Tensor:
+    """Which groups of (P, G) have no two scored rewards that differ, (P, 1): nothing can be learned from them."""
+    missing = rewards.isnan()
+    lowest = rewards.masked_fill(missing, math.inf).amin(1, keepdim=True)
+    return lowest >= rewards.masked_fill(missing, -math.inf).amax(1, keepdim=True)
+
+
+def _iteration_std(rewards: Tensor) -> Tensor:
+    """Standard deviation, without Bessel's correction, of all scored rewards (P, G) together, of one element."""
+    if not rewards.isnan().any():
+        return rewards.std(correction=0)
+    return group_statistics(rewards.flatten()[None])[1]

@@ -37,8 +37,14 @@ def train(config: str, output: Path, overrides: Changes) -> None:
     type=click.IntRange(1),
     help="Where the run is to end, in iterations from its beginning.  [default: where it was to end]",
 )
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="PARTS",
+    help="Go on although these are not what they were, as in prompts,reward; recorded in the run and its adapter.",
+)
 @reports_user_errors
-def resume(run: Path, iterations: int | None) -> None:
+def resume(run: Path, iterations: int | None, accept: tuple[str, ...]) -> None:
     """Go on with a run, stopped, killed or finished.
 
     RUN is its folder. A finished one goes on with more --iterations.
@@ -48,5 +54,5 @@ def resume(run: Path, iterations: int | None) -> None:
     from dgpo_plugin.training import run as runs
 
     with explained(f"go on with: dgpo resume {run}"):
-        runs.resume(run, Console(), iterations=iterations)
+        runs.resume(run, Console(), iterations=iterations, accept=accept)
     leave_processes()

@@ -108,7 +108,7 @@ class LoraConfig(_Config):
 
 
 class ScoringConfig(_Config):
-    """How rewards are computed; everything but `aggregate` may also stand in a reward of its own."""
+    """How rewards are computed; everything but `aggregate` and `max_skipped` may also stand in a reward of its own."""
 
     aggregate: Literal["rewards", "advantages"] = Field(
         "rewards",
@@ -122,11 +122,15 @@ class ScoringConfig(_Config):
     batch_size: int = Field(16, ge=1, description="Pictures through a reward's network at once.")
     offload: bool = Field(False, description="Keep rewards' weights in main memory between two uses.")
     retries: int = Field(
-        2,
-        ge=0,
-        description="Further attempts after an exception; after a time-out the late call is waited for once more.",
+        2, ge=0, description="Further attempts after an exception; a call that timed out is waited for once more."
     )
     timeout: float | None = Field(None, gt=0, description="Seconds an attempt may take; null for any.")
+    on_failure: Literal["stop", "skip"] = Field(
+        "stop",
+        description="Of a picture that a reward fails for, after all attempts, or gives no finite number: stop ends "
+        "the run; skip leaves the picture out, with advantage 0 and in no mean.",
+    )
+    max_skipped: float = Field(0.1, ge=0, lt=1, description="Share of an iteration's pictures that may be skipped.")
 
 
 class RewardTerm(_Config):
@@ -149,6 +153,9 @@ class RewardTerm(_Config):
     offload: bool | None = Field(None, description="As scoring.offload, for this reward; null for that.")
     retries: int | None = Field(None, ge=0, description="As scoring.retries, for this reward; null for that.")
     timeout: float | None = Field(None, gt=0, description="As scoring.timeout, for this reward; null for that.")
+    on_failure: Literal["stop", "skip"] | None = Field(
+        None, description="As scoring.on_failure, for this reward; null for that."
+    )
 
     def name(self, label: str) -> str:
         """The registered name, or the file's, of the reward under a label."""

@@ -29,6 +29,10 @@ PROCESS_TIMEOUT = 1800.0
 """Seconds that a process waits for the others, unless told otherwise."""
 
 
+class FailedTogether(UserError):
+    """A user error that all processes raise at the same place, so that they can still do something together."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among ``count``; alone by default, and then nothing is sent anywhere.
@@ -75,7 +79,7 @@ class Processes:
         """Raise the first process's problem on all of them, so that none waits for one that has left.
 
         Raises:
-            UserError: ``problem`` is not None on some process.
+            FailedTogether: ``problem`` is not None on some process.
         """
         problems = [problem]
         if self.count > 1:
@@ -83,7 +87,7 @@ class Processes:
                 problems = gather_object([problem])
         for rank, message in enumerate(problems):
             if message is not None:
-                raise UserError(message if self.count == 1 else f"process {rank}: {message}")
+                raise FailedTogether(message if self.count == 1 else f"process {rank}: {message}")
 
     def on_main(self, work: Callable[[], object]) -> None:
         """Do something on the first process alone.

@@ -182,6 +182,25 @@ def _title(label: str, member: WeightedReward) -> str:
     return member.reward.title or named
 
 
+def called(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """One number a picture, float32 (N,), on the CPU, finite or not.
+
+    Args:
+        images: float32 (N, 3, H, W) in [0, 1].
+
+    Raises:
+        UserError: the reward refuses, or gives not one number a picture.
+    """
+    # A copy: what one reward writes into its pictures is not what the next one judges.
+    values = torch.as_tensor(reward(images.clone(), prompts)).detach().to("cpu", torch.float32)
+    if values.shape != (len(images),):
+        raise UserError(
+            f"returned shape {tuple(values.shape)} for {len(images)} images; "
+            f"it must return one number for each image, shape ({len(images)},)"
+        )
+    return values
+
+
 def checked_rewards(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str) -> Tensor:
     """Call a reward and refuse what no training should go on with.
 
@@ -196,18 +215,24 @@ def checked_rewards(reward: Reward, images: Tensor, prompts: Sequence[Prompt], n
         UserError: the reward refuses, or gives not one number a picture, or any that is not finite.
     """
     with prefixed(f"reward {name}"):
-        # A copy: what one reward writes into its pictures is not what the next one judges.
-        values = torch.as_tensor(reward(images.clone(), prompts)).detach().to("cpu", torch.float32)
-        if values.shape != (len(images),):
-            raise UserError(
-                f"returned shape {tuple(values.shape)} for {len(images)} images; "
-                f"it must return one number for each image, shape ({len(images)},)"
-            )
-        broken = ~values.isfinite()
-        if broken.any():
-            first = int(broken.nonzero()[0])
-            raise UserError(
-                f"{int(broken.sum())} of {len(values)} values are not finite "
-                f"(first: {values[first].item()} for prompt {prompts[first].text!r}); mend the reward"
-            )
+        values = called(reward, images, prompts)
+        refuse_not_finite(values, prompts)
     return values
+
+
+def refuse_not_finite(values: Tensor, prompts: Sequence[Prompt], advice: str = "mend the reward") -> None:
+    """Refuse a reward's values (N,) if any is not a number that can be trained on.
+
+    Args:
+        advice: how the message ends.
+
+    Raises:
+        UserError: says how many, and the first.
+    """
+    broken = ~values.isfinite()
+    if broken.any():
+        first = int(broken.nonzero()[0])
+        raise UserError(
+            f"{int(broken.sum())} of {len(values)} values are not finite "
+            f"(first: {values[first].item()} for prompt {prompts[first].text!r}); {advice}"
+        )

@@ -48,7 +48,7 @@ def build_trainer(
     held_out = load_prompts(held_out_file) if held_out_file else prompts
     rewards = load_rewards(config.rewards, config.scoring) if rewards is None else rewards
     rewards.check(prompts if held_out is prompts else [*prompts, *held_out])
-    scorer = Scorer(rewards, failures)
+    scorer = Scorer(rewards, failures, processes.rank if processes.count > 1 else None)
     config = settle_precision(config, accelerator.device, processes)
     model = load_model(config.model, accelerator.device, place=False) if model is None else model
     refuse_seams(model, config.model)

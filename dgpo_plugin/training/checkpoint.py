@@ -6,6 +6,7 @@ the whole random state and the prompt position.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.training.accept import Change
 from dgpo_plugin.training.identity import RunIdentity
 
 FOLDER = "checkpoints"
@@ -35,6 +37,8 @@ class Progress(BaseModel):
         iteration, steps: done.
         mean_reward: of the iterations since the checkpoint before; by it the best is known.
         reward_before: held-out reward of the base.
+        reward_before_note: over how many pictures, where some were not scored; else empty.
+        accepted: what was changed knowingly, in order.
         started: when the run was, ISO 8601.
         gradient_scaler: of fp16 training; empty otherwise.
     """
@@ -45,6 +49,8 @@ class Progress(BaseModel):
     steps: int
     mean_reward: float = 0.0
     reward_before: float = 0.0
+    reward_before_note: str = ""
+    accepted: tuple[Change, ...] = ()
     started: str
     gradient_scaler: dict[str, float] = {}
 
@@ -110,7 +116,7 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"cannot write checkpoint {final}: {error.strerror}; make room, then go on with: dgpo resume {run}"
+            f"cannot write checkpoint {final}: {error.strerror}; {_cure(error)}, then go on with: dgpo resume {run}"
         ) from error
     return final
 
@@ -165,6 +171,15 @@ def _damaged(path: Path, what: str) -> UserError:
     return UserError(f"checkpoint {path} is damaged ({what}); remove that folder to {then}")
 
 
+def _cure(error: OSError) -> str:
+    """What a user can do about a checkpoint that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "make that folder writable"
+    return "see to that disk, or copy the run's folder to another one"
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file, and have it on the disk before going on."""
     with path.open("wb") as file:
@@ -173,13 +188,31 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""What file systems answer that know no such thing of a folder (CIFS, some of FUSE's); PostgreSQL's ``fsync_fname``
+ignores EBADF and EINVAL there too, and these where a folder cannot even be opened."""
+NO_FOLDER_HANDLE = (errno.EISDIR, errno.EACCES)
+
+
 def _sync_folder(path: Path) -> None:
-    """Make the names in a folder outlive a power cut; not every system can."""
+    """Make the names in a folder outlive a power cut; not every system can, and none is lost to that.
+
+    Raises:
+        OSError: the disk itself failed.
+    """
     if os.name != "posix":
         return
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in NO_FOLDER_HANDLE:
+            return
+        raise
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(handle)
 

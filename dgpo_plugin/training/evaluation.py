@@ -17,6 +17,7 @@ from dgpo_plugin.models.generate import fixed_noise, generate
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.prompt_groups import PromptGroups
+from dgpo_plugin.training.unscored import HeldOutMean, held_out_mean
 
 HELD_OUT = "held-out prompts"
 
@@ -85,12 +86,20 @@ class HeldOut:
 
     def reward(self, weights: Mapping[str, Tensor]) -> float:
         """Mean reward of ``evaluation.images`` pictures under a copy of the adapter."""
+        return self.mean(weights).value
+
+    def mean(self, weights: Mapping[str, Tensor]) -> HeldOutMean:
+        """That mean, and how many of the pictures were scored.
+
+        Raises:
+            UserError: a reward failed, or skipped them all.
+        """
         prompts = self.first(self.setting.images)
         pictures, positions = self._sample_share(weights, prompts, seed=0)
         own = [prompts[n] for n in positions.tolist()]
         futures = [self.scorer.submit(pictures, own)] if own else []
         scores = gather_scores(self.scorer, futures, positions, len(prompts), self.processes, self.policy.device)
-        return self.scorer.rewards.total(scores).mean().item()
+        return held_out_mean(scores, self.scorer, self.processes)
 
     def _sample_share(
         self, weights: Mapping[str, Tensor], prompts: Sequence[Prompt], seed: int
@@ -119,6 +128,8 @@ def gather_scores(
     device: torch.device,
 ) -> Tensor:
     """Every process's scores at their positions, (total, K); a reward that failed anywhere ends them all.
+
+    NaN stands where a reward has skipped a picture.
 
     Args:
         futures: of this process's micro-batches, in the order of ``positions``, (N,).

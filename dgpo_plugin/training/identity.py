@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.training.accept import Difference, other_setting, refuse_unaccepted
 
 MAY_CHANGE = (
     "logging.",
@@ -23,8 +24,12 @@ MAY_CHANGE = (
     "model.shard",
     "scoring.retries",
     "scoring.timeout",
+    "scoring.on_failure",
+    "scoring.max_skipped",
 )
-"""Settings that a resumed run may have others of: how long, how loud, in how many pieces."""
+"""Settings that a resumed run may have others of: how long, how loud, in how many pieces, how patient."""
+MAY_CHANGE_IN_A_REWARD = ("retries", "timeout", "on_failure")
+"""Of those, what may also stand in a reward of its own."""
 
 
 class RunIdentity(BaseModel):
@@ -46,30 +51,52 @@ class RunIdentity(BaseModel):
     packages: dict[str, str]
 
 
-def check_same_run(then: RunIdentity, now: RunIdentity, checkpoint: Path, iteration: int) -> None:
+def check_same_run(
+    then: RunIdentity, now: RunIdentity, checkpoint: Path, iteration: int, accepted: Collection[str] = ()
+) -> list[Difference]:
     """Refuse to go on with other settings, prompts or another base than a checkpoint was trained with.
 
     Args:
         checkpoint, iteration: its folder, and the iterations that were done by then.
+        accepted: the parts in which it may be another run all the same (:mod:`dgpo_plugin.training.accept`).
+
+    Returns:
+        The differences that were accepted.
 
     Raises:
-        UserError: names the first thing that differs.
+        UserError: names everything else that differs.
     """
-    advice = "put it back, or start a new run with `dgpo train`"
-    settings, before = _flat(now.config), _flat(then.config)
     _check_end(then, now, checkpoint, iteration)
+    found = list(differences(then, now, checkpoint))
+    refuse_unaccepted(found, accepted, checkpoint.parent.parent)
+    return found
+
+
+def differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Iterator[Difference]:
+    """Everything that makes two runs of one."""
+    settings, before = _bound_settings(now.config), _bound_settings(then.config)
     for key in sorted({*settings, *before}):
-        if settings.get(key) != before.get(key) and not key.startswith(MAY_CHANGE):
-            raise UserError(
-                f"config.yaml: {key} is {settings.get(key)!r}, but {checkpoint} was trained with "
-                f"{before.get(key)!r}; {advice}"
-            )
-    if then.base_weights_hash != now.base_weights_hash:
-        raise UserError(f"the base model's weights are not those that {checkpoint} was trained on; {advice}")
-    if then.prompts_sha256 != now.prompts_sha256:
-        raise UserError(f"the prompts are not those that {checkpoint} was trained on; {advice}")
-    if then.rewards_sha256 != now.rewards_sha256:
-        raise UserError(f"the reward's file is not the one that {checkpoint} was trained with; {advice}")
+        if settings.get(key) != before.get(key):
+            yield other_setting(key, before.get(key), settings.get(key), checkpoint)
+    hashes = (
+        ("model", "base", "base_weights_hash", "the base model's weights are not those that {} was trained on"),
+        ("prompts", "prompts", "prompts_sha256", "the prompts are not those that {} was trained on"),
+        ("reward", "reward's file", "rewards_sha256", "the reward's file is not the one that {} was trained with"),
+    )
+    old, new = then.model_dump(), now.model_dump()
+    for part, what, key, told in hashes:
+        if old[key] != new[key]:
+            yield Difference(part, what, old[key], new[key], told.format(checkpoint))
+
+
+def _bound_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run must have the same of, by key."""
+    rewards = {
+        label: {key: value for key, value in term.items() if key not in MAY_CHANGE_IN_A_REWARD}
+        for label, term in config.get("rewards", {}).items()
+    }
+    settings = _flat({**config, "rewards": rewards})
+    return {key: value for key, value in settings.items() if not key.startswith(MAY_CHANGE)}
 
 
 def replan(config: RunConfig, then: RunIdentity | None, done: int, iterations: int) -> RunConfig:

@@ -41,9 +41,17 @@ METRICS = (
     Metric(
         "constant_groups",
         "share, 0 to 1",
-        "Prompt groups whose images all have the same reward, from which nothing is learned.",
+        "Prompt groups whose images all have the same reward, or of which fewer than two were scored: nothing is "
+        "learned from them.",
         "Low. Near 1 at the start: the task is too hard, or too easy, for this base; at 1 a line on the screen says "
         "so.",
+    ),
+    Metric(
+        "skipped",
+        "share, 0 to 1",
+        "Images without a score by one reward or more, which scoring.on_failure: skip left out: their advantage is 0, "
+        "and means and standard deviations are over the others.",
+        "0. A few hundredths cost little; above scoring.max_skipped the run stops.",
     ),
     Metric(
         "reward/NAME", "that reward's", "As reward, for each of several rewards by itself.", "As reward.", optional=True
@@ -60,6 +68,13 @@ METRICS = (
         "share, 0 to 1",
         "As constant_groups, of one reward.",
         "As constant_groups.",
+        optional=True,
+    ),
+    Metric(
+        "skipped/NAME",
+        "share, 0 to 1",
+        "Images that this one of several rewards gave no score.",
+        "As skipped.",
         optional=True,
     ),
     Metric(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,6 +25,19 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+def record_lines(record: dict[str, float], metrics: Iterable[Metric], config: RunConfig, failures: Path) -> list[str]:
+    """All that is said of an iteration.
+
+    Args:
+        failures: the folder that pictures without a score are kept in.
+    """
+    return [
+        iteration_line(record, metrics),
+        *skipped_lines(record, config, failures),
+        *constant_reward_lines(record, config),
+    ]
 
 
 def iteration_line(record: dict[str, float], metrics: Iterable[Metric]) -> str:
@@ -60,4 +74,21 @@ def constant_reward_lines(record: dict[str, float], config: RunConfig) -> list[s
         f"  reward {name or config.reward_label}: the same for all images of each of the {groups} prompt groups, "
         f"so nothing was learned from it"
         for name in [name[1:] for name in marked if name] or marked
+    ]
+
+
+def skipped_lines(record: dict[str, float], config: RunConfig, where: Path) -> list[str]:
+    """A line if some pictures were left out, with which rewards have no score of how many; none otherwise.
+
+    Args:
+        where: the folder that they are kept in.
+    """
+    if not record["skipped"]:
+        return []
+    images = config.training.images
+    each = [(name.partition("/")[2], share) for name, share in record.items() if name.startswith("skipped/") and share]
+    by = [f"{name} {share * images:.0f}" for name, share in each] or [config.reward_label]
+    return [
+        f"  {record['skipped'] * images:.0f} of {images} pictures could not be scored (reward {', '.join(by)}) "
+        f"and were left out; they are in {where}"
     ]

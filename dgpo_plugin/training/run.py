@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,16 +18,19 @@ from dgpo_plugin.common.errors import StopNow, Stopped, UserError
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.config.fields import RunConfig
-from dgpo_plugin.distributed.processes import Processes, join_processes
+from dgpo_plugin.distributed.processes import FailedTogether, Processes, join_processes
 from dgpo_plugin.prompts.files import prompts_hash
 from dgpo_plugin.rewards import RewardSet
+from dgpo_plugin.training.accept import MEASURED_WITH, Change, parts_named, refuse_misfit
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan
-from dgpo_plugin.training.progress import constant_reward_lines, iteration_line, overlap_lines, progress_bar
-from dgpo_plugin.training.run_folder import RunFolder
+from dgpo_plugin.training.progress import overlap_lines, progress_bar, record_lines
+from dgpo_plugin.training.run_folder import RunFolder, last_logged
 from dgpo_plugin.training.signals import stop_signals
+from dgpo_plugin.training.trackers import Trackers, start_trackers
 from dgpo_plugin.training.trainer import Trainer
+from dgpo_plugin.training.unscored import HeldOutMean
 
 Watch = Callable[[Trainer, dict[str, float] | None], None]
 """Called once the model is loaded, with None, and after every iteration with its record."""
@@ -66,6 +69,7 @@ def resume(
     console: Console,
     *,
     iterations: int | None = None,
+    accept: Sequence[str] = (),
     rewards: RewardSet | None = None,
     watch: Watch | None = None,
 ) -> Path:
@@ -74,6 +78,8 @@ def resume(
     Args:
         iterations: where it is to end now, counted from its beginning; None to leave that as it is. Written into the
             run's configuration (:func:`dgpo_plugin.training.identity.replan`).
+        accept: parts in which it is knowingly another run from here on (:mod:`dgpo_plugin.training.accept`), such as
+            ``["prompts", "reward"]``.
         rewards, watch: as for :func:`train`.
 
     Returns:
@@ -84,7 +90,7 @@ def resume(
             work there.
         Stopped: as :func:`train`.
     """
-    folder = RunFolder(output)
+    folder, accepted = RunFolder(output), parts_named(accept)
     config = folder.read_config()  # before a lock is laid where there is no run
     processes = join_processes(config.training.process_timeout)
     with _alone_in(folder, processes):
@@ -92,7 +98,7 @@ def resume(
         if iterations is not None:
             done = 0 if checkpoint is None else checkpoint.progress.iteration
             config = replan(config, None if checkpoint is None else checkpoint.identity, done, iterations)
-        return _run(config, folder, _quiet_elsewhere(console, processes), checkpoint, rewards, watch)
+        return _run(config, folder, _quiet_elsewhere(console, processes), checkpoint, rewards, watch, accepted)
 
 
 @contextlib.contextmanager
@@ -114,22 +120,23 @@ def _run(
     checkpoint: Checkpoint | None,
     rewards: RewardSet | None,
     watch: Watch | None,
+    accepted: Collection[str] = (),
 ) -> Path:
     with console.status("loading the model"):
         trainer = build_trainer(config, rewards=rewards, failures=folder.failures)
         identity, start = identity_of(trainer), progress_of(trainer)
         if checkpoint is not None:
-            start = _go_on(trainer, checkpoint, identity, console)
+            start = _go_on(trainer, checkpoint, identity, accepted, console)
+        trackers = _start_trackers(trainer, folder)  # they look at the metrics, which are then trimmed
         trainer.processes.on_main(lambda: folder.prepare(trainer.config, trainer.iteration))
-        _start_trackers(trainer, folder)
         if watch is not None:
             watch(trainer, None)
         if checkpoint is None:
-            start = start.model_copy(update={"reward_before": trainer.held_out_reward()})
+            start = _with_base(start, trainer)
     name = trainer.held_out.reward_name
     for line in overlap_lines(trainer.groups.prompts, trainer.held_out.prompts, trainer.config):
         console.print(line, soft_wrap=True, highlight=False)
-    console.print(f"{name} of the base: {start.reward_before:.3f}")
+    console.print(f"{name} of the base: {_reward_before(start)}")
     if checkpoint is None:
         _save_samples(trainer, folder)
     else:
@@ -140,7 +147,7 @@ def _run(
     try:
         after = None
         with contextlib.suppress(StopNow):
-            _iterate(trainer, folder, console, identity, start, watch)
+            _iterate(trainer, folder, console, identity, start, trackers, watch)
             if trainer.iteration >= config.training.iterations:
                 after = trainer.held_out_reward()
         trainer.processes.on_main(lambda: _export(trainer, folder, start, after, console))
@@ -152,7 +159,7 @@ def _run(
             f"go on with: dgpo resume {folder.path}"
         )
     console.print(
-        f"{name} {start.reward_before:.3f} -> {after:.3f} in {time.perf_counter() - started:.0f} s; "
+        f"{name} {_reward_before(start)} -> {after} in {time.perf_counter() - started:.0f} s; "
         f"adapter: {folder.adapter}",
         soft_wrap=True,
     )
@@ -189,15 +196,36 @@ def restore_run(trainer: Trainer, checkpoint: Checkpoint) -> None:
         scaler.load_state_dict(dict(progress.gradient_scaler))
 
 
-def _go_on(trainer: Trainer, checkpoint: Checkpoint, identity: RunIdentity, console: Console) -> Progress:
-    """Become the run of a checkpoint, if it is this one, and say if its end was moved."""
-    check_same_run(checkpoint.identity, identity, checkpoint.path, checkpoint.progress.iteration)
+def _go_on(
+    trainer: Trainer, checkpoint: Checkpoint, identity: RunIdentity, accepted: Collection[str], console: Console
+) -> Progress:
+    """Become the run of a checkpoint, if it is this one but for what is accepted; say that, and a moved end."""
+    progress = checkpoint.progress
+    differences = check_same_run(checkpoint.identity, identity, checkpoint.path, progress.iteration, accepted)
+    refuse_misfit(checkpoint.tensors, trainer.state(), checkpoint.path)
+    changes = [Change.accepted(difference, progress.iteration) for difference in differences]
+    for change in changes:
+        console.print(f"accepted: {change}", soft_wrap=True, highlight=False)
+    if any(difference.part in MEASURED_WITH for difference in differences):
+        # Or the card would compare the adapter with a base that was measured otherwise. It is still the base here.
+        progress = _with_base(progress, trainer)
     restore_run(trainer, checkpoint)
     console.print(_moved_end(trainer.config, checkpoint), end="", soft_wrap=True)
-    return checkpoint.progress
+    return progress.model_copy(update={"accepted": (*progress.accepted, *changes)})
 
 
-def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: float | None, console: Console) -> None:
+def _with_base(start: Progress, trainer: Trainer) -> Progress:
+    """With the held-out reward of the base, which the evaluation weights of a trainer without a step are."""
+    base = trainer.held_out_reward()
+    return start.model_copy(update={"reward_before": base.value, "reward_before_note": base.note})
+
+
+def _reward_before(start: Progress) -> str:
+    note = start.reward_before_note
+    return f"{start.reward_before:.3f}" + (f" ({note})" if note else "")
+
+
+def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: HeldOutMean | None, console: Console) -> None:
     weights = trainer.average_now()
     if changes_nothing(weights):
         console.print(f"the adapter is all zeros and changes nothing: {why_zero(trainer, folder)}", soft_wrap=True)
@@ -206,8 +234,11 @@ def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: float |
         trainer.steps,
         reward=trainer.scorer.rewards.title,
         reward_before=start.reward_before,
-        reward_after=after,
+        reward_after=None if after is None else after.value,
         measured_on=trainer.held_out.called,
+        reward_before_note=start.reward_before_note,
+        reward_after_note="" if after is None else after.note,
+        accepted=[str(change) for change in start.accepted],
         date=start.started,
     )
     export_adapter(trainer.policy, weights, folder.adapter, facts)
@@ -234,6 +265,7 @@ def _iterate(
     console: Console,
     identity: RunIdentity,
     start: Progress,
+    trackers: Trackers,
     watch: Watch | None,
 ) -> None:
     """Train to the end, or until a signal or ``watch`` asks to stop; what is done by then has a checkpoint."""
@@ -241,12 +273,8 @@ def _iterate(
     total, logging = config.training.iterations, config.logging
 
     def save() -> None:
-        told = {"mean_reward": sum(rewards) / len(rewards), "reward_before": start.reward_before}
-        progress = progress_of(trainer).model_copy(update={"started": start.started, **told})
-        write = functools.partial(
-            save_checkpoint, folder.path, identity, progress, trainer.state(), config.checkpoint.keep
-        )
-        processes.on_main(write)
+        progress = start.model_copy(update={"mean_reward": sum(rewards) / len(rewards)})
+        _save(trainer, folder, identity, progress)
         rewards.clear()
 
     log_path = folder.metrics if processes.is_main else Path(os.devnull)
@@ -262,10 +290,10 @@ def _iterate(
                 steps = trainer.steps
                 log.write(json.dumps(record) + "\n")
                 log.flush()
-                trainer.accelerator.log(record, step=trainer.iteration)
+                trackers.log(record, trainer.iteration)
                 bar.update(task, advance=1)
-                for line in (iteration_line(record, trainer.algorithm.METRICS), *constant_reward_lines(record, config)):
-                    bar.console.print(line, highlight=False)
+                for line in record_lines(record, trainer.algorithm.METRICS, config, folder.failures):
+                    bar.console.print(line, highlight=False, soft_wrap=True)
                 rewards.append(record["reward"])
                 if logging.sample_every and trainer.iteration % logging.sample_every == 0:
                     _save_samples(trainer, folder)
@@ -273,15 +301,26 @@ def _iterate(
                     watch(trainer, record)
                 stop = bool(processes.sum(torch.tensor(float(len(signals)), device=trainer.policy.device)))
                 if stop or trainer.iteration % config.checkpoint.every == 0 or trainer.iteration == total:
+                    saved = trainer.iteration  # or that it was tried
                     save()
-                    saved = trainer.iteration
                 if stop:
                     return
-        except StopNow:
+        except (StopNow, UserError) as error:
+            together = processes.count == 1 or isinstance(error, StopNow | FailedTogether)
             # Of an iteration with several updates the first may be done: then only the checkpoint before is exact.
-            if trainer.iteration > saved and trainer.steps == steps:
+            if together and trainer.iteration > saved and trainer.steps == steps:
                 save()
+                bar.console.print(f"saved after iteration {trainer.iteration}; go on with: dgpo resume {folder.path}")
             raise
+
+
+def _save(trainer: Trainer, folder: RunFolder, identity: RunIdentity, told: Progress) -> None:
+    """Write a checkpoint of where the run is; what does not move with the iterations is as in ``told``."""
+    told_of = {name: value for name, value in told if name not in ("iteration", "steps", "gradient_scaler")}
+    progress = progress_of(trainer).model_copy(update=told_of)
+    keep = trainer.config.checkpoint.keep
+    write = functools.partial(save_checkpoint, folder.path, identity, progress, trainer.state(), keep)
+    trainer.processes.on_main(write)
 
 
 def _save_samples(trainer: Trainer, folder: RunFolder) -> None:
@@ -292,21 +331,12 @@ def _save_samples(trainer: Trainer, folder: RunFolder) -> None:
     trainer.processes.on_main(lambda: folder.write_samples(trainer.iteration, pictures))
 
 
-def _start_trackers(trainer: Trainer, folder: RunFolder) -> None:
-    trackers = trainer.config.logging.trackers
-    if not trackers:
-        return
-    trainer.accelerator.project_configuration.set_directories(str(folder.path))
-    try:
-        from accelerate.tracking import filter_trackers
-
-        # accelerate leaves out one that is not installed, without a word.
-        found = trainer.accelerator.log_with = filter_trackers(list(trackers), trainer.accelerator.logging_dir)
-        if missing := [name for name in trackers if name not in ("all", *map(str, found))]:
-            raise ValueError(f"{', '.join(missing)} is not installed")
-        trainer.accelerator.init_trackers("dgpo", config={"config": trainer.config.model_dump_json()})
-    except (ImportError, ValueError) as error:
-        raise UserError(f"logging.trackers: {error}; install the tracker or leave it out") from error
+def _start_trackers(trainer: Trainer, folder: RunFolder) -> Trackers:
+    names, done = trainer.config.logging.trackers, trainer.iteration
+    if not names:
+        return Trackers()
+    logged = last_logged(folder.metrics)
+    return start_trackers(trainer.accelerator, names, folder.path, done, logged, trainer.config.model_dump_json())
 
 
 def _moved_end(config: RunConfig, checkpoint: Checkpoint) -> str:

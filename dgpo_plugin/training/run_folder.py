@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,9 +116,17 @@ def trim_metrics(path: Path, iteration: int) -> None:
 
     And what is no record: a line cut by a kill, or damaged. It is a log, and no reason not to go on.
     """
-    kept = []
+    kept = [line + "\n" for number, line in _records(path) if number <= iteration]
+    write_text_atomically(path, "".join(kept))
+
+
+def last_logged(path: Path) -> int:
+    """The last iteration in metrics.jsonl; 0 if there is none."""
+    return max((number for number, _ in _records(path)), default=0)
+
+
+def _records(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of metrics.jsonl that are records, each with its iteration."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            if json.loads(line)["iteration"] <= iteration:
-                kept.append(line + "\n")
-    write_text_atomically(path, "".join(kept))
+            yield int(json.loads(line)["iteration"]), line

@@ -25,10 +25,10 @@ from dgpo_plugin.config.fields import RunConfig, TrainingConfig
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.policy import Evaluations, Policy, move_towards
-from dgpo_plugin.rewards import RewardSet
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.evaluation import HeldOut, gather_scores
 from dgpo_plugin.training.prompt_groups import PromptGroups
+from dgpo_plugin.training.unscored import HeldOutMean, refuse_too_many, reward_record
 
 
 @dataclass
@@ -124,6 +124,7 @@ class Trainer:
                 rollout, futures = self._sample(prompts, random, clock)
             layout, ids, device = self._layout, rollout.sample_ids, self.accelerator.device
             scores = gather_scores(self.scorer, futures, ids, layout.samples, self.processes, device)
+            refuse_too_many(scores, self.scorer, iteration + 1, self.config.scoring.max_skipped, self.processes)
             scores = scores.view(layout.groups, layout.group_size, -1)
             clock.lap("reward_wait_seconds")
             weights = self.scorer.rewards.weights.to(scores)
@@ -237,9 +238,9 @@ class Trainer:
             move_towards(average, self.policy.parameters, refresh_kept(self.config.training, self.steps))
         return average
 
-    def held_out_reward(self) -> float:
+    def held_out_reward(self) -> HeldOutMean:
         """Mean reward of the evaluation's pictures under the evaluation weights, up to date."""
-        return self.held_out.reward(self.average_now())
+        return self.held_out.mean(self.average_now())
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything that changes in training: copies of the adapter and the optimizer's moments, by its parameters."""
@@ -273,19 +274,6 @@ class Trainer:
                 }
         self.iteration, self.steps = iteration, steps
         self.algorithm.resume(steps)
-
-
-def reward_record(scores: Tensor, rewards: RewardSet) -> dict[str, float]:
-    """What to log of an iteration's scores (P, G, K): their weighted sum, and each of several by itself."""
-    columns = {"": rewards.total(scores)}
-    if len(rewards.names) > 1:
-        columns |= {f"/{name}": column for name, column in zip(rewards.names, scores.unbind(2), strict=True)}
-    record: dict[str, float] = {}
-    for name, values in columns.items():
-        record[f"reward{name}"] = values.mean().item()
-        record[f"reward_group_std{name}"] = values.std(1, correction=0).mean().item()
-        record[f"constant_groups{name}"] = (values == values[:, :1]).all(1).float().mean().item()
-    return record
 
 
 def average_kept(training: TrainingConfig, steps: int) -> float:

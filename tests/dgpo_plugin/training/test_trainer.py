@@ -179,10 +179,10 @@ def test_dgpo_learns(small_config: RunConfig) -> None:
         ["model.precision=fp32", "training.iterations=12", "training.decay=none", "evaluation.images=128"],
     )
     trainer = build_trainer(config)
-    before = trainer.held_out_reward()
+    before = trainer.held_out_reward().value
     for _ in trainer.iterations():
         pass
-    assert trainer.held_out_reward() > before + 0.02
+    assert trainer.held_out_reward().value > before + 0.02
 
 
 @needs_bf16
