@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -95,6 +95,14 @@ class Model(ABC):
     def adapter_key(self, name: str) -> str:
         """An adapter file's key for ``<module>.lora_A`` or ``.lora_B``, as diffusers and ComfyUI both read it."""
         return f"{self.prefix}.{name}.weight"
+
+    def diffusers_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Another trainer's adapter tensors under the names that diffusers gives them, ``<module>.lora_A.weight``.
+
+        Raises:
+            Exception: any, on keys that the reader does not expect.
+        """
+        return dict(tensors)
 
     @abstractmethod
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
