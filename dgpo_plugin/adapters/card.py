@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
+from dgpo_plugin.adapters.kinds import ALPHA, LORA, by_kind
 from dgpo_plugin.adapters.load import AdapterFile
 from dgpo_plugin.common.errors import UserError
 
@@ -59,9 +60,9 @@ class AdapterCard:
             reward_before=stated("dgpo.reward_before"),
             reward_after=stated("dgpo.reward_after"),
             optimizer_steps="; ".join(steps) or NOT_STATED,
-            rank=", ".join(map(str, file.ranks)),
+            rank=", ".join(map(str, file.ranks)) or NOT_STATED,
             scale=_scale_note(file),
-            tensors=f"{len(tensors)}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters",
+            tensors=f"{_count(tensors)}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters",
             date=stated("modelspec.date"),
             license=header.get("modelspec.license", "not stated in the file"),
             config_hash=stated("dgpo.config_hash"),
@@ -72,6 +73,12 @@ class AdapterCard:
     def rows(self) -> list[tuple[str, str]]:
         """(label, value) of every field, in order."""
         return [(name.replace("_", " "), value) for name, value in asdict(self).items()]
+
+
+def _count(keys: Collection[str]) -> str:
+    """How many tensors, and in brackets how many of them are no LoRA of the denoiser, by kind."""
+    others = [f"{len(of_it)} {kind}" for kind, of_it in by_kind(keys).items() if kind not in (LORA, ALPHA)]
+    return f"{len(keys)} ({', '.join(others)})" if others else str(len(keys))
 
 
 def _scale_note(file: AdapterFile) -> str:

@@ -169,7 +169,7 @@ def _in_folder(folder: Path) -> Path:
 
 def _refuse_no_adapter(names: list[str]) -> None:
     """Refuse a file of which no tensor is of an adapter, before its tensors are read: it may be a whole model."""
-    if all(kind_of(name) in NO_ADAPTER for name in names):
+    if all(kind_of(name) in NO_ADAPTER or name == "emb_params" for name in names):
         what = f"{len(names)} tensors are {counted(names)}" if names else "header names none"
         raise UserError(f"holds no adapter: its {what}; name an adapter's file")
 

@@ -165,8 +165,8 @@ def _header_scale(settings: Mapping[str, Any], name: str, rank: int) -> float:
     if begun.startswith(ALTERED_BASES):
         raise UserError(f"was trained from {begun}, on a base that is not the published one; make a plain LoRA of it")
     if not any(key == "r" or key == "lora_alpha" or key.startswith(f"{component}.") for key in settings):
-        about = sorted({key.partition(".")[0] for key in settings if "." in key})
-        raise _Undescribed(f"its header is about {', '.join(about) or 'nothing'}.*, and its tensors are {component}.*")
+        about = ", ".join(sorted({f"{key.partition('.')[0]}.*" for key in settings if "." in key}))
+        raise _Undescribed(f"its header is about {about or 'no layer'}, and its tensors are {component}.*")
     if expected != rank:
         raise _Undescribed(f"its header is about rank {expected}, and {name} has {rank} (alpha would be {alpha:g})")
     targets = _setting(settings, name, "target_modules", None)
