@@ -164,19 +164,19 @@ def _converted(model: Model, layers: Mapping[str, Layer], pairs: Pairs, scales: 
     # The scale is in `up` by now; alpha is kept as the rank, because readers know formats by it.
     alphas = {f"{name}.alpha": torch.tensor(float(layers[name].rank)) for name in scales}
     state, numbered = dict(alphas), dict(alphas)
-    for number, (name, pair) in enumerate(pairs.items()):
+    for number, (name, pair) in enumerate(pairs.items(), start=1):
         for key, tensor in zip((layers[name].down, layers[name].up), pair, strict=True):
             state[key] = tensor
             numbered[key] = torch.full(tensor.shape, float(number))
     try:
-        read = model.diffusers_names(state)
-        arrived = {int(number) for tensor in model.diffusers_names(numbered).values() for number in tensor.unique()}
+        read, numbers = model.diffusers_names(state), model.diffusers_names(numbered)
     except Exception as error:  # whatever its many converters raise on keys they did not expect
         raise UserError(
             f"its layers are named in a way that diffusers cannot read for this model ({in_one_line(error)}; first: "
             f"{next(iter(pairs))}); it was made for another model or format"
         ) from error
-    lost = [name for number, name in enumerate(pairs) if number not in arrived]
+    arrived = {int(number) for layer in lora_layers(numbers).values() for number in numbers[layer.down].unique()}
+    lost = [name for number, name in enumerate(pairs, start=1) if number not in arrived]
     if lost:
         raise UserError(
             f"{2 * len(lost)} of {2 * len(pairs)} tensors match no weight of {model.identity['path']} "

@@ -105,6 +105,26 @@ REFUSED = {
 }
 
 
+FLUX = {
+    "img_in.weight": (64, 16),
+    "img_in.bias": (64,),
+    "double_blocks.0.img_attn.qkv.weight": (192, 64),
+    "double_blocks.0.img_attn.qkv.bias": (192,),
+    "double_blocks.0.img_attn.norm.key_norm.weight": (32,),
+    "single_blocks.0.linear1.weight": (448, 64),
+    "single_blocks.0.norm.key_norm.weight": (32,),
+}
+"""As much of a FLUX.1 as its control LoRA's (Canny, Depth) are for: twice as many inputs, biases, norms set anew."""
+CONTROL = {
+    **lora("img_in", 64, 32),
+    **parts("img_in", lora_B__bias=(64,)),
+    **lora("double_blocks.0.img_attn.qkv", 192, 64),
+    **parts("double_blocks.0.img_attn.qkv", lora_B__bias=(192,)),
+    "double_blocks.0.img_attn.norm.key_norm.scale": random(32),
+    "single_blocks.0.norm.key_norm.scale": random(32),
+}
+
+
 def weights_after(state, patches):
     """The weights that patches change, as ComfyUI computes them: the keys of a section are of one weight."""
     after = {}
@@ -130,7 +150,11 @@ def applied(model, file, tensors):
         "for_text": len(put.for_text),
         "changed": sorted(name for name in ours if not torch.equal(ours[name], state[name])),
         "same": sorted(ours) == sorted(expected) and all(torch.equal(ours[name], expected[name]) for name in ours),
-        "update": {name: (ours[name] - state[name]).double().sum(1).tolist() for name in ours if ours[name].ndim > 1},
+        "update": {
+            name: (weight - state[name]).double().sum(1).tolist()
+            for name, weight in ours.items()
+            if weight.ndim > 1 and weight.shape == state[name].shape
+        },
     }
 
 
@@ -143,12 +167,16 @@ def main(folder):
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger().addHandler(handler)
-    for name, tensors in {**APPLIED, **REFUSED}.items():
+    for name, tensors in {**APPLIED, **REFUSED, "control": CONTROL}.items():
         path = Path(folder) / f"{name}.safetensors"
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
         said.clear()
         try:
             model = key_maps.patcher(kind, settings, named)
+            if name == "control":
+                sizes = {"depth": 1, "depth_single_blocks": 1, "hidden_size": 64}
+                flux = {key: random(*shape) for key, shape in FLUX.items()}
+                model = key_maps.patcher(comfy.model_base.Flux, sizes, flux)
             results[name] = applied(model, AdapterFile.read(path), tensors)
         except UserError as error:
             results[name] = {"error": str(error)}

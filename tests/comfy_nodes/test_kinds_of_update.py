@@ -56,6 +56,7 @@ PLAIN: dict[str, dict[str, int]] = {
     "glora": {"GLoRA": 4},
     "lora_and_loha": {"LoHa": 4},
     "lora_and_lokr": {"LoKr": 2},
+    "control": {"bias difference": 2, "weight difference": 2},
 }
 """What is applied as ComfyUI does, with what of it is told to be no LoRA."""
 
