@@ -50,8 +50,9 @@ def check_shape(state: Mapping[str, Tensor], key: Any, patch: Any, base: str) ->
 def _enlarged(patch: Any, shape: list[int]) -> list[int]:
     """The shape that ComfyUI pads a weight to before it adds a LoRA, as for FLUX Canny's and Depth's second input."""
     reshaped = patch.weights[5] if patch.name == "lora" else None
-    fits = reshaped is not None and len(reshaped) == len(shape) and all(map(operator.ge, reshaped, shape))
-    return [int(size) for size in reshaped] if fits else shape
+    if reshaped is None or len(reshaped) != len(shape) or not all(map(operator.ge, reshaped, shape)):
+        return shape
+    return [int(size) for size in reshaped]
 
 
 def _update_shape(patch: Any, shape: list[int]) -> tuple[int, int] | None:
@@ -71,7 +72,7 @@ def _update_shape(patch: Any, shape: list[int]) -> tuple[int, int] | None:
         kernel = math.prod(middle.shape[2:]) if middle is not None else 1
         return (up.shape[0], math.prod(down.shape[1:]) * kernel) if up.shape[1] == down.shape[0] else None
     if kind == "loha":
-        first, second = _product(*parts[:2], parts[5]), _product(*parts[3:5], parts[6])
+        first, second = _product(parts[0], parts[1], parts[5]), _product(parts[3], parts[4], parts[6])
         return first if first == second else None
     if kind == "lokr":
         left = _product(parts[3], parts[4], None) if parts[0] is None else _flat(parts[0])

@@ -29,7 +29,7 @@ LORA_SUFFIXES = (
 
 LORA, ALPHA, TEXT_ENCODER, UNKNOWN = "LoRA", "alpha", "text-encoder", "unknown"
 _FOR_TEXT = re.compile(
-    r"^(lora_te\d*_|lora_prior_te_|lycoris_te|text_encoders?(_\d)?[._]|te\d?[._]|bundle_emb\."
+    r"^(lora_te\d*_|lora_prior_te_|lycoris_te\d?_|text_encoders?(_\d)?[._]|bundle_emb\."
     r"|(clip_[lgh]|t5xxl|text_model|conditioner|cond_stage_model)\.?)|(^|\.)emb_params$"
 )
 _KINDS = (

@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-import key_maps
+import key_maps  # it lies beside this file
 import torch
 from safetensors.torch import save_file
 

@@ -94,7 +94,7 @@ def test_scale_and_shift_are_turned_where_diffusers_has_them_turned(found: Found
 
 def test_a_layer_that_is_not_the_last_is_left_as_it_is(found: Found) -> None:
     (update,) = found["inner_context"]["update"].values()
-    assert close(update, found["expected"]["inner_context"])  # type: ignore[arg-type]
+    assert close(update, found["expected"]["inner_context"])
 
 
 @pytest.mark.parametrize(

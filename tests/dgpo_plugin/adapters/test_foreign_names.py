@@ -267,7 +267,8 @@ def test_kohyas_stable_diffusion_3_which_diffusers_does_not_read(
     models: Callable[[str], Any], tmp_path: Path, way: str
 ) -> None:
     """Fused projections are cut in three; the last modulations are turned, as diffusers' checkpoint converter does."""
-    model, path, tensors = models("sd3"), tmp_path / "kohya.safetensors", {}
+    model, path = models("sd3"), tmp_path / "kohya.safetensors"
+    tensors: Tensors = {}
     native = native_sd3(model)
     for name, modules in native.items():
         key = way + (name.replace(".", "_") if way == "lora_unet_" else name)
