@@ -18,8 +18,6 @@ LORA_SUFFIXES = (
     ("_lora.down.weight", "_lora.up.weight"),
     (".lora.down.weight", ".lora.up.weight"),
     (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-    (".lora_A.default.weight", ".lora_B.default.weight"),
-    (".lora_A.default_0.weight", ".lora_B.default_0.weight"),
     (".lora_A", ".lora_B"),
     (".lora_down", ".lora_up"),
     # xlabs and USO, for FLUX: `processor.qkv_lora1.down.weight`.
@@ -27,6 +25,8 @@ LORA_SUFFIXES = (
 )
 """How a layer's two keys end, of (rank, inputs) and of (outputs, rank): diffusers' and kohya's, then older ones."""
 
+_NAMED = re.compile(r"\.lora_([AB])(\.\w+\.weight)$")
+"""The same with the name that peft's model gives an adapter in between: ``.lora_A.default.weight``."""
 LORA, ALPHA, TEXT_ENCODER, UNKNOWN = "LoRA", "alpha", "text-encoder", "unknown"
 _FOR_TEXT = re.compile(
     r"^(lora_te\d*_|lora_prior_te_|lycoris_te\d?_|text_encoders?(_\d)?[._]|bundle_emb\."
@@ -74,11 +74,36 @@ def lora_layers(tensors: Mapping[str, Tensor], *, denoiser_only: bool = False) -
     """
     layers: dict[str, Layer] = {}
     for key, tensor in tensors.items():
-        down, up = next((pair for pair in LORA_SUFFIXES if key.endswith(pair[0])), ("", ""))
+        down, up = _ends(key)
         name = key.removesuffix(down)
-        if down and tensor.ndim and name + up in tensors and not (denoiser_only and is_for_text(key)):
+        if (
+            down
+            and key.endswith(down)
+            and tensor.ndim
+            and name + up in tensors
+            and not (denoiser_only and is_for_text(key))
+        ):
             layers[name] = Layer(key, name + up, tensor.shape[0])
     return layers
+
+
+def is_matrix(key: str) -> bool:
+    """Whether a tensor is one of a LoRA's two matrices, by its key."""
+    return _ends(key) != ("", "")
+
+
+def is_down(key: str) -> bool:
+    """Whether a tensor is a LoRA's (rank, inputs) matrix, by its key."""
+    down, _ = _ends(key)
+    return down != "" and key.endswith(down)
+
+
+def _ends(key: str) -> tuple[str, str]:
+    """How the keys of a layer's two matrices end, of which one is given; nothing if it is none."""
+    named = _NAMED.search(key)
+    if named and named[2] != ".weight":
+        return f".lora_A{named[2]}", f".lora_B{named[2]}"
+    return next((pair for pair in LORA_SUFFIXES if key.endswith(pair)), ("", ""))
 
 
 def is_for_text(key: str) -> bool:
@@ -88,7 +113,7 @@ def is_for_text(key: str) -> bool:
 
 def kind_of(key: str) -> str:
     """What a tensor is, by its key: ``LoRA``, ``alpha``, ``LoKr``, ``bias difference``, ..., or ``unknown``."""
-    if any(key.endswith(suffix) for pair in LORA_SUFFIXES for suffix in pair):
+    if is_matrix(key):
         return LORA
     return next((name for pattern, name in _KINDS if re.search(pattern, key)), UNKNOWN)
 

@@ -116,7 +116,7 @@ def _refuse_other_kinds(tensors: Mapping[str, Tensor]) -> None:
             f"here, ComfyUI applies some; give it a plain LoRA"
         )
     if rest:
-        raise UserError(f"{rest[0]} has no other half; fetch or export the file again")
+        raise UserError(f"{rest[0]} has no other half, or its layer has another LoRA; fetch or export the file again")
 
 
 def _places(model: Model) -> dict[str, str]:

@@ -11,7 +11,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from dgpo_plugin.adapters.kinds import LORA_SUFFIXES, counted, is_for_text, kind_of
+from dgpo_plugin.adapters.kinds import counted, is_down, is_for_text, is_matrix, kind_of
 from dgpo_plugin.adapters.layers import updates_for
 from dgpo_plugin.adapters.save import content_hash
 from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, OWN_ALPHA, ScaledTensors, fold_scale
@@ -27,8 +27,6 @@ FOLDER_FILES = ("pytorch_lora_weights.safetensors", PEFT_TENSORS, "adapter.safet
 """The adapter in a folder of diffusers, of peft, or of a run of ours."""
 NO_ADAPTER = ("whole-weight", "ControlNet or IP-Adapter", "unknown")
 """Kinds of tensors of which a file may hold any number and be no adapter."""
-DOWN_SUFFIXES = tuple(down for down, _ in LORA_SUFFIXES)
-MATRIX_SUFFIXES = tuple(suffix for pair in LORA_SUFFIXES for suffix in pair)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +73,7 @@ class AdapterFile:
     @property
     def ranks(self) -> list[int]:
         """The ranks of its layers, each once, rising."""
-        down = [tensor for name, tensor in self.tensors.items() if name.endswith(DOWN_SUFFIXES)]
+        down = [tensor for name, tensor in self.tensors.items() if is_down(name)]
         return sorted({tensor.shape[0] for tensor in down if tensor.ndim})
 
     @property
@@ -186,7 +184,7 @@ def _header_beside(path: Path) -> dict[str, str]:
 
 
 def _refuse_unusable(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in STORED and not name.endswith(".reshape_weight"):
+    if tensor.dtype not in STORED and not name.endswith((".reshape_weight", ".alpha")):
         kind = str(tensor.dtype).removeprefix("torch.")
         raise UserError(f"{name} holds {kind}; convert the file to float32, float16 or bfloat16")
     if not tensor.isfinite().all():
@@ -194,7 +192,7 @@ def _refuse_unusable(name: str, tensor: Tensor) -> None:
     if name.endswith(".alpha"):
         if tensor.numel() != 1:
             raise UserError(f"{name} must be one number, and is {tuple(tensor.shape)}")
-    elif name.endswith(MATRIX_SUFFIXES) and (tensor.ndim < 2 or not tensor.numel()):
+    elif is_matrix(name) and (tensor.ndim < 2 or not tensor.numel()):
         raise UserError(f"{name} is {tuple(tensor.shape)}, and a LoRA's matrices have a rank of at least 1")
 
 

@@ -83,8 +83,10 @@ def alpha_scales(tensors: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> 
 
 
 def _check_rest(layers: Mapping[str, Layer], own: Mapping[str, float], header: Mapping[str, str]) -> None:
-    """Doubt a file of which some layers have an ``.alpha`` tensor and others do not."""
+    """Doubt a file of which some layers have an ``.alpha`` tensor and others do not, or one that is 0."""
     rest = [name for name in layers if name not in own]
+    if 0 in own.values():
+        raise _Undescribed("an .alpha is 0, which ComfyUI takes for a strength of 0 and kohya for the rank")
     if not rest:
         return
     said = header.get("ss_network_alpha")
@@ -123,6 +125,8 @@ def _from_diffusers(
     try:
         for name, layer in layers.items():
             scales[name] = _header_scale(settings, name, layer.rank)
+            if _setting(settings, name, "use_dora", False) and "DoRA" not in by_kind(tensors):
+                raise UserError("was trained as DoRA, and its magnitudes are not in it; export it again")
         _check_patterns(settings, layers)
     except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
         raise UserError(f"{DIFFUSERS_HEADER} in its header has no usable alpha ({error})") from error

@@ -244,6 +244,20 @@ def test_every_layer_gets_what_diffusers_gives_it(
         torch.testing.assert_close(update, expected[name].float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["default", "default_0", "policy"])
+def test_an_adapters_name_in_peft_stands_in_its_keys(models: Callable[[str], Any], tmp_path: Path, name: str) -> None:
+    model, path = models("sd3"), tmp_path / "named.safetensors"
+    ends = (f".lora_A.{name}.weight", f".lora_B.{name}.weight")
+    tensors = lora(f"base_model.model.{QKV[0]}", shape(model, QKV[0]), ends)
+    save_file(tensors, path)
+    down, up = tensors.values()
+    torch.testing.assert_close(ours(model, path), {QKV[0]: up @ down})
+    more = lora(f"base_model.model.{QKV[0]}", shape(model, QKV[0]), (".lora_A.other.weight", ".lora_B.other.weight"))
+    save_file({**tensors, **more}, path)
+    with pytest.raises(UserError, match="or its layer has another LoRA"):
+        ours(model, path)
+
+
 def native_sd3(model: Any) -> dict[str, list[str]]:
     """Stability AI's layers, and diffusers' that they are."""
     last = len(model.denoiser.transformer_blocks) - 1

@@ -67,6 +67,7 @@ DOUBTED: list[tuple[dict[str, Tensor], dict[str, str], str]] = [
     (lora(), diffusers(r=4, lora_alpha=8, target_modules=["to_k", "to_v"]), "about 2 target_modules"),
     (lora(), {DIFFUSERS_HEADER: "{}"}, "about no layer"),
     (lora(rank=8), {DIFFUSERS_HEADER: "{}"}, "about no layer"),
+    (lora(first=2.0, second=0.0), {}, "an .alpha is 0"),
     (lora(first=2.0), {}, "1 of 2 layers have an .alpha (0.5) and 1 have none"),
     (lora(second=8.0), diffusers(r=4, lora_alpha=8), "1 of 2 layers have an .alpha (2)"),
     (lora(first=2.0), {"ss_network_alpha": "2", "ss_network_dim": "4"}, "where the header's ss_network_alpha is 2"),
@@ -102,6 +103,7 @@ def test_a_header_about_other_tensors_makes_the_scale_unknown(
     ("tensors", "header", "note"),
     [
         (lora(first=2.0, second=2.0), {"ss_network_alpha": "2", "ss_network_dim": "4"}, "0.5, alpha / rank as tensors"),
+        ({**lora(first=2.0), f"transformer.{SECOND}.alpha": torch.tensor(8)}, {}, "0.5 to 2, "),
         (lora(first=2.0, second=8.0), {}, "0.5 to 2, alpha / rank as tensors"),
         (lora(first=2.0, second=2.0), diffusers(r=9, lora_alpha=1), "0.5, alpha / rank as tensors"),
         (lora(), diffusers(r=4, lora_alpha=8), "2, alpha / rank from the header"),
@@ -138,6 +140,11 @@ def test_text_encoder_layers_need_no_header() -> None:
 def test_an_adapter_of_an_altered_base_is_refused(start: str) -> None:
     with pytest.raises(UserError, match=f"was trained from {start}, on a base that is not the published one"):
         fold_scale(lora(), diffusers(r=4, lora_alpha=8, init_lora_weights=start))
+
+
+def test_dora_without_its_magnitudes_is_refused() -> None:
+    with pytest.raises(UserError, match="was trained as DoRA, and its magnitudes are not in it"):
+        fold_scale(lora(), diffusers(r=4, lora_alpha=8, use_dora=True))
 
 
 @pytest.fixture
