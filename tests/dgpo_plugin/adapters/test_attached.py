@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from functools import partial
@@ -151,10 +152,7 @@ def test_a_small_update_is_not_rounded_away_in_bf16(tmp_path: Path) -> None:
 def test_a_convolutions_update_is_that_of_the_merged_weight(layer: torch.nn.Conv2d) -> None:
     down, up = torch.randn(2, 4, *layer.kernel_size), torch.randn(6, 2, 1, 1)
     pictures = torch.randn(2, 4, 9, 9)
-    merged = torch.nn.Conv2d(
-        4, 6, layer.kernel_size, layer.stride, layer.padding, layer.dilation, bias=layer.bias is not None
-    )
-    merged.load_state_dict(layer.state_dict())
+    merged = copy.deepcopy(layer)
     merged.weight.data += 0.5 * torch.einsum("or,rihw->oihw", up.flatten(1), down)
     Update(layer, down, up).attach(0.5)
     torch.testing.assert_close(layer(pictures), merged(pictures), rtol=1e-4, atol=1e-4)
