@@ -12,7 +12,7 @@ from dgpo_plugin.adapters import AdapterCard, AdapterFile
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.tables import as_table
 
-from .matching import apply_strictly, base_note
+from .matching import PatchedModel, apply_strictly, base_note
 
 # With an adapter for the embedded model, so that the example workflows run as they are.
 folder_paths.add_model_folder_path("loras", str(Path(__file__).parent / "loras"))
@@ -51,12 +51,21 @@ def loaded_adapter(model: Any, name: str, strength: float) -> tuple[Any, str]:
         file = read_listed(name)
         patched = apply_strictly(model, file, strength)
     applied = [
-        ("keys", f"{patched.matched} of {patched.total} matched"),
+        ("keys", _keys_note(patched)),
         ("scale", file.usable.note),
         ("strength", f"{strength:g}"),
         ("base", base_note(model, file.header)),
     ]
     return patched.model, as_table(applied + [row for row in card_rows(file, name) if row[0] != "scale"])
+
+
+def _keys_note(patched: PatchedModel) -> str:
+    """How many of a file's keys are on the model, what they are if not LoRA, and which were left out."""
+    kinds = [f"{count} {kind}" for kind, count in patched.kinds.items()]
+    note = f"{patched.matched} of {patched.total} matched" + (f" ({', '.join(kinds)} among them)" if kinds else "")
+    if patched.for_text:
+        note += f"; {len(patched.for_text)} for the text encoder left out (ComfyUI's Load LoRA takes a CLIP)"
+    return note
 
 
 def adapter_text(name: str) -> str:

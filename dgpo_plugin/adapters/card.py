@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 
 from dgpo_plugin.adapters.hashes import KOHYA, MODELSPEC
+from dgpo_plugin.adapters.kinds import ALPHA, LORA, by_kind, is_down, is_matrix
 from dgpo_plugin.adapters.load import STORED, AdapterFile
-from dgpo_plugin.adapters.scale import LORA_SUFFIXES, OWN_ALPHA
+from dgpo_plugin.adapters.scale import OWN_ALPHA
 from dgpo_plugin.common.errors import UserError
 
 NOT_STATED = "-"
@@ -66,7 +67,7 @@ class AdapterCard:
             reward_after=_measured(header, "dgpo.reward_after"),
             optimizer_steps="; ".join(steps) or NOT_STATED,
             accepted_changes=stated("dgpo.accepted"),
-            rank=", ".join(map(str, file.ranks)),
+            rank=", ".join(map(str, file.ranks)) or NOT_STATED,
             scale=_scale_note(file),
             tensors=_tensors_note(file),
             date=stated("modelspec.date"),
@@ -79,6 +80,12 @@ class AdapterCard:
     def rows(self) -> list[tuple[str, str]]:
         """(label, value) of every field, in order."""
         return [(name.replace("_", " "), value) for name, value in asdict(self).items()]
+
+
+def _count(keys: Collection[str]) -> str:
+    """How many tensors, and in brackets how many of them are no LoRA of the denoiser, by kind."""
+    others = [f"{len(of_it)} {kind}" for kind, of_it in by_kind(keys).items() if kind not in (LORA, ALPHA)]
+    return f"{len(keys)} ({', '.join(others)})" if others else str(len(keys))
 
 
 def _scale_note(file: AdapterFile) -> str:
@@ -98,9 +105,13 @@ def _measured(header: Mapping[str, str], key: str) -> str:
 
 def _tensors_note(file: AdapterFile) -> str:
     tensors = file.tensors
-    note = f"{len(tensors)}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters"
-    ups = [tensor for key, tensor in tensors.items() if key.endswith(UP_SUFFIXES)]
-    if ups and not any(bool(tensor.to(torch.float32).any()) for tensor in ups if tensor.dtype in STORED):
+    note = f"{_count(tensors)}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters"
+    ups = [tensor for key, tensor in tensors.items() if is_matrix(key) and not is_down(key)]
+    if (
+        ups
+        and len(ups) * 2 == len(tensors)
+        and not any(bool(tensor.to(torch.float32).any()) for tensor in ups if tensor.dtype in STORED)
+    ):
         return f"{note}, all zeros: it changes nothing"
     return note
 

@@ -9,20 +9,24 @@ from pathlib import Path
 
 import safetensors
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dgpo_plugin.adapters.hashes import MODELSPEC, data_sha256, stated_hashes
-from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, LORA_SUFFIXES, OWN_ALPHA, ScaledTensors, fold_scale
+from dgpo_plugin.adapters.kinds import counted, is_down, is_for_text, is_matrix, kind_of
+from dgpo_plugin.adapters.layers import updates_for
+from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, OWN_ALPHA, ScaledTensors, fold_scale
 from dgpo_plugin.common.errors import UserError, prefixed
+from dgpo_plugin.common.first_bytes import what_instead
 from dgpo_plugin.models.base import Model
-from dgpo_plugin.models.policy import attach
 
 STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """The types of numbers that an adapter may be stored in."""
 PEFT_TENSORS, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 """The two files of an adapter that peft saves: alpha is in the second alone, which most loaders do not read."""
-DOWN_SUFFIXES = tuple(down for down, _ in LORA_SUFFIXES)
-MATRIX_SUFFIXES = tuple(suffix for pair in LORA_SUFFIXES for suffix in pair)
+FOLDER_FILES = ("pytorch_lora_weights.safetensors", PEFT_TENSORS, "adapter.safetensors")
+"""The adapter in a folder of diffusers, of peft, or of a run of ours."""
+NO_ADAPTER = ("whole-weight", "ControlNet or IP-Adapter", "unknown")
+"""Kinds of tensors of which a file may hold any number and be no adapter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +47,25 @@ class AdapterFile:
 
     @classmethod
     def read(cls, path: Path) -> AdapterFile:
-        """Read a file; :func:`read_adapter` also names it in errors.
+        """Read a file, or the one that a folder is for; :func:`read_adapter` also names it in errors.
 
         Raises:
-            UserError: missing, not safetensors, or not a LoRA.
+            UserError: missing, several, not safetensors, or no adapter.
         """
+        path = _in_folder(path) if path.is_dir() else path
         try:
+            instead = what_instead(path)
+            if instead is not None:
+                raise UserError(f"not a whole safetensors file: {instead}")
             with safetensors.safe_open(path, framework="pt") as file:
                 header = dict(file.metadata() or {})
+                _refuse_no_adapter(list(file.keys()))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the handle itself is not iterable)
             size = path.stat().st_size
         except OSError as error:
             raise UserError(f"{error.strerror or 'no such file'}; check the path") from error
         except safetensors.SafetensorError as error:
             raise UserError(f"not a whole safetensors file ({error}); fetch or export it again") from error
-        if not any(name.endswith(DOWN_SUFFIXES) for name in tensors):
-            raise UserError("holds no LoRA tensors; name an adapter made by `dgpo train`")
         if path.name == PEFT_TENSORS and DIFFUSERS_HEADER not in header:
             header.update(_header_beside(path))
         return cls(path, size, tensors, header)
@@ -66,8 +73,13 @@ class AdapterFile:
     @property
     def ranks(self) -> list[int]:
         """The ranks of its layers, each once, rising."""
-        down = [tensor for name, tensor in self.tensors.items() if name.endswith(DOWN_SUFFIXES)]
+        down = [tensor for name, tensor in self.tensors.items() if is_down(name)]
         return sorted({tensor.shape[0] for tensor in down if tensor.ndim})
+
+    @property
+    def for_text(self) -> list[str]:
+        """The keys of tensors for text encoders, which get no adapter here."""
+        return [name for name in self.tensors if is_for_text(name)]
 
     @functools.cached_property
     def content_hash(self) -> str:
@@ -118,28 +130,59 @@ def read_adapter(path: Path) -> AdapterFile:
         return AdapterFile.read(path)
 
 
-def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: bool = False) -> AdapterFile:
+def apply_adapter(model: Model, path: Path, *, strength: float | None = None, any_base: bool = False) -> AdapterFile:
     """Attach an adapter to a model's denoiser, strictly: its layers give W x + strength B A x from here on.
 
     Args:
-        strength: 1 is the adapter as it was trained, 0 the base.
+        path: of a file, or of a folder that diffusers or peft saved.
+        strength: 1 is the adapter as it was trained, 0 the base; None is 1, where the file's scale is known.
         any_base: accept an adapter whose base weights are not the model's.
 
     Returns:
-        The file.
+        The file; what it has for text encoders was left out.
 
     Raises:
-        UserError: as :func:`read_adapter`; numbers that no picture can be made with; another base; or any tensor that
-            matches no weight.
+        UserError: as :func:`read_adapter`; numbers that no picture can be made with; another base; a scale that cannot
+            be told, and no strength given; tensors that are no LoRA; or any that matches no weight.
     """
     with prefixed(f"adapter {path}"):
         file = AdapterFile.read(path)
-        tensors = file.usable.tensors
+        usable = file.usable
         if not any_base:
             _refuse_another_base(file, model)
-        for layer, down, up in _matched(model, tensors):
-            attach(layer, down, up, strength)
+        updates = updates_for(model, usable.tensors)
+        if strength is None and usable.doubt:
+            raise UserError(
+                f"the scale is unknown: {usable.doubt}; give it as the strength (--strength), 1 for as it is stored"
+            )
+        for update in updates:
+            update.attach(1.0 if strength is None else strength)
     return file
+
+
+def _in_folder(folder: Path) -> Path:
+    """The adapter that a folder holds: the one of the name that its writer gives it, or the only one.
+
+    Raises:
+        UserError: none, or several.
+    """
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    known = [name for name in FOLDER_FILES if name in files]
+    chosen = known or files
+    if len(chosen) > 1:
+        raise UserError(f"is a folder with {len(chosen)} adapters ({', '.join(chosen[:5])}); name one of them")
+    if not chosen:
+        pickles = sorted(file.name for file in folder.glob("*.bin"))
+        also = f" ({pickles[0]} is a pickle, which can run code and is never loaded)" if pickles else ""
+        raise UserError(f"is a folder without a .safetensors file{also}; name the adapter's file")
+    return folder / chosen[0]
+
+
+def _refuse_no_adapter(names: list[str]) -> None:
+    """Refuse a file of which no tensor is of an adapter, before its tensors are read: it may be a whole model."""
+    if all(kind_of(name) in NO_ADAPTER or name == "emb_params" for name in names):
+        what = f"{len(names)} tensors are {counted(names)}" if names else "header names none"
+        raise UserError(f"holds no adapter: its {what}; name an adapter's file")
 
 
 def _header_beside(path: Path) -> dict[str, str]:
@@ -154,7 +197,7 @@ def _header_beside(path: Path) -> dict[str, str]:
 
 
 def _refuse_unusable(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in STORED:
+    if tensor.dtype not in STORED and not name.endswith((".reshape_weight", ".alpha")):
         kind = str(tensor.dtype).removeprefix("torch.")
         raise UserError(f"{name} holds {kind}; convert the file to float32, float16 or bfloat16")
     if not tensor.isfinite().all():
@@ -162,7 +205,7 @@ def _refuse_unusable(name: str, tensor: Tensor) -> None:
     if name.endswith(".alpha"):
         if tensor.numel() != 1:
             raise UserError(f"{name} must be one number, and is {tuple(tensor.shape)}")
-    elif name.endswith(MATRIX_SUFFIXES) and (tensor.ndim < 2 or not tensor.numel()):
+    elif is_matrix(name) and (tensor.ndim < 2 or not tensor.numel()):
         raise UserError(f"{name} is {tuple(tensor.shape)}, and a LoRA's matrices have a rank of at least 1")
 
 
@@ -173,29 +216,3 @@ def _refuse_another_base(file: AdapterFile, model: Model) -> None:
             f"was trained on {trained_on} with other weights than {model.identity['path']}'s; "
             f"name that model, or pass --any-base to try it all the same"
         )
-
-
-def _matched(model: Model, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Linear, Tensor, Tensor]]:
-    """Each adapted layer of a model with its two matrices, (rank, inputs) and (outputs, rank), float32.
-
-    Raises:
-        UserError: a tensor that matches no weight.
-    """
-    updates: list[tuple[nn.Linear, Tensor, Tensor]] = []
-    used: set[str] = set()
-    for name, layer in model.denoiser.named_modules():
-        keys = [model.adapter_key(f"{name}.{matrix}") for matrix in ("lora_A", "lora_B")]
-        if not isinstance(layer, nn.Linear) or not all(key in tensors for key in keys):
-            continue
-        down, up = (tensors[key].float() for key in keys)
-        # Not by its weights: quantized ones are packed.
-        if (layer.out_features, layer.in_features) == (up.shape[0], down.shape[1]) and len(down) == up.shape[1]:
-            updates.append((layer, down, up))
-            used |= set(keys)
-    unmatched = sorted(set(tensors) - used)
-    if unmatched:
-        raise UserError(
-            f"{len(unmatched)} of {len(tensors)} tensors match no weight of {model.identity['path']} "
-            f"(first: {unmatched[0]}); it was made for another model or format"
-        )
-    return updates

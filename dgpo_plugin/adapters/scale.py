@@ -2,7 +2,8 @@
 
 Our own files need none of this: their scale is in the weights. Older files of peft and diffusers keep alpha in the
 header alone, or in a file beside them, which diffusers reads and ComfyUI does not: with alpha = 2 rank they run there
-at half strength.
+at half strength. A header is believed only where it describes the tensors; otherwise the scale is unknown, and that
+is said.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from typing import Any
 
 from torch import Tensor
 
+from dgpo_plugin.adapters.kinds import Layer, by_kind, lora_layers
 from dgpo_plugin.common.errors import UserError
 
-LORA_SUFFIXES = ((".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.weight"))
-"""How a layer's two keys end, of (rank, inputs) and of (outputs, rank), in diffusers' and in kohya's names."""
 DIFFUSERS_HEADER = "lora_adapter_metadata"
 OWN_ALPHA = "dgpo.original_alpha"
+ALPHA_WORDS = ("ss_network_alpha", "network_alpha", "lora_alpha", "alpha")
+"""What trainers call alpha in a header beside the tensors; kohya's first."""
+PEFT_DEFAULT = 8
+"""peft's rank and alpha where settings name none (peft/tuners/lora/config.py, ``LoraConfig``)."""
+ALTERED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""peft's ``init_lora_weights`` after which the base that the adapter is added to is not the published one."""
 REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
 """In a stranger's regular expression: nested repeats can take exponential time, and no layer's name needs them."""
 
@@ -33,10 +39,17 @@ class ScaledTensors:
     Attributes:
         tensors: by key, with the scale in them where loaders would not apply it.
         note: a line for people on what the scale is and where it comes from.
+        doubt: why the scale is unknown, and what the file seems to say; empty if it is known. The tensors are then as
+            they are stored.
     """
 
     tensors: dict[str, Tensor]
     note: str
+    doubt: str = ""
+
+
+class _Undescribed(Exception):
+    """A header that is about other tensors than those of its file; the message says how that can be seen."""
 
 
 def fold_scale(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> ScaledTensors:
@@ -45,45 +58,85 @@ def fold_scale(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Scal
     Raises:
         UserError: a header that cannot be read.
     """
-    alphas = sorted(key for key in tensors if key.endswith(".alpha"))
-    if alphas:
-        scales = {round(_tensor_scale(tensors, key), 4) for key in alphas}
-        return ScaledTensors(dict(tensors), f"{_span(scales)}, alpha / rank as tensors, which loaders apply")
-    if OWN_ALPHA in header:
-        return ScaledTensors(dict(tensors), f"1, alpha / rank is in the weights (alpha was {header[OWN_ALPHA]})")
-    if DIFFUSERS_HEADER not in header:
-        return ScaledTensors(dict(tensors), "1, the file states no alpha")
-    settings = _settings(header)
-    scaled, scales = dict(tensors), set()
-    for down, up, module in _pairs(tensors):
-        try:
-            scale = _header_scale(settings, module, tensors[down].shape[0])
-        except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
-            raise UserError(f"{DIFFUSERS_HEADER} in its header has no usable alpha ({error})") from error
-        scaled[up] = tensors[up].float() * scale
-        scales.add(round(scale, 4))
+    layers, same = lora_layers(tensors, denoiser_only=True), dict(tensors)
+    try:
+        own = alpha_scales(tensors, layers)
+        if own:
+            _check_rest(layers, own, header)
+            return ScaledTensors(same, f"{_span(own)}, alpha / rank as tensors, which loaders apply")
+        if not layers:
+            return ScaledTensors(same, f"as ComfyUI applies {', '.join(by_kind(tensors))} tensors")
+        if OWN_ALPHA in header:
+            _check_rank(header, layers)
+            return ScaledTensors(same, f"1, alpha / rank is in the weights (alpha was {header[OWN_ALPHA]})")
+        if DIFFUSERS_HEADER in header:
+            return _from_diffusers(tensors, layers, header)
+        return ScaledTensors(same, _without_alpha(header, layers))
+    except _Undescribed as doubt:
+        return ScaledTensors(same, f"unknown: {doubt}; applied as it is stored, as ComfyUI does", str(doubt))
+
+
+def alpha_scales(tensors: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> dict[str, float]:
+    """alpha / rank of each LoRA layer that has an ``.alpha`` tensor."""
+    stated = {name: layer for name, layer in layers.items() if f"{name}.alpha" in tensors}
+    return {name: float(tensors[f"{name}.alpha"]) / layer.rank for name, layer in stated.items()}
+
+
+def _check_rest(layers: Mapping[str, Layer], own: Mapping[str, float], header: Mapping[str, str]) -> None:
+    """Doubt a file of which some layers have an ``.alpha`` tensor and others do not, or one that is 0."""
+    rest = [name for name in layers if name not in own]
+    if 0 in own.values():
+        raise _Undescribed("an .alpha is 0, which ComfyUI takes for a strength of 0 and kohya for the rank")
+    if not rest:
+        return
+    said = header.get("ss_network_alpha")
+    raise _Undescribed(
+        f"{len(own)} of {len(layers)} layers have an .alpha ({_span(own)}) and {len(rest)} have none (first: "
+        f"{rest[0]}), which loaders take for 1" + (f", where the header's ss_network_alpha is {said}" if said else "")
+    )
+
+
+def _check_rank(header: Mapping[str, str], layers: Mapping[str, Layer]) -> None:
+    """Doubt a header of ours whose rank is not the tensors'."""
+    said = header.get("ss_network_dim")
+    if said is not None and any(str(layer.rank) != said for layer in layers.values()):
+        raise _Undescribed(f"its header is about rank {said}, and its tensors have {_ranks(layers)}")
+
+
+def _without_alpha(header: Mapping[str, str], layers: Mapping[str, Layer]) -> str:
+    """What is said of a file that has alpha nowhere but in a header, in words that no loader reads."""
+    key = next((key for key in ALPHA_WORDS if header.get(key, "None") != "None"), None)
+    if key is None:
+        return "1, the file states no alpha"
+    alpha, rank = header[key], header.get("ss_network_dim", header[key])
+    if {layer.rank for layer in layers.values()} == {_number(alpha)} == {_number(rank)}:
+        return f"1, alpha is the rank in its header ({key})"
+    raise _Undescribed(
+        f"its header has {key} {alpha}, its tensors have no .alpha and {_ranks(layers)}: alpha / rank is either in the "
+        f"weights already, or was lost and is the strength to give"
+    )
+
+
+def _from_diffusers(
+    tensors: Mapping[str, Tensor], layers: Mapping[str, Layer], header: Mapping[str, str]
+) -> ScaledTensors:
+    """The tensors with the scale of ``lora_adapter_metadata``, or of peft's settings, in them."""
+    settings, scaled, scales = _settings(header), dict(tensors), {}
+    try:
+        for name, layer in layers.items():
+            scales[name] = _header_scale(settings, name, layer.rank)
+            if _setting(settings, name, "use_dora", False) and "DoRA" not in by_kind(tensors):
+                raise UserError("was trained as DoRA, and its magnitudes are not in it; export it again")
+        _check_patterns(settings, layers)
+    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
+        raise UserError(f"{DIFFUSERS_HEADER} in its header has no usable alpha ({error})") from error
+    for name, layer in layers.items():
+        scaled[layer.up] = tensors[layer.up].float() * scales[name]
     return ScaledTensors(
         scaled,
         f"{_span(scales)}, alpha / rank from the header, or from peft's adapter_config.json beside the file, "
         f"multiplied in here (loaders that read neither miss it)",
     )
-
-
-def _pairs(tensors: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
-    """(key of the (rank, inputs) matrix, key of the (outputs, rank) one, module) of every adapted layer."""
-    return [
-        (key, key.removesuffix(down) + up, key.removesuffix(down))
-        for key in tensors
-        for down, up in LORA_SUFFIXES
-        if key.endswith(down) and key.removesuffix(down) + up in tensors
-    ]
-
-
-def _tensor_scale(tensors: Mapping[str, Tensor], key: str) -> float:
-    """alpha / rank of the layer that an ``.alpha`` tensor is for."""
-    module = key.removesuffix(".alpha")
-    ranks = [tensors[module + down].shape[0] for down, _ in LORA_SUFFIXES if module + down in tensors]
-    return float(tensors[key]) / ranks[0] if ranks else float("nan")
 
 
 def _settings(header: Mapping[str, str]) -> dict[str, Any]:
@@ -97,24 +150,78 @@ def _settings(header: Mapping[str, str]) -> dict[str, Any]:
     return settings
 
 
-def _header_scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """peft's rule: alpha of the layer's pattern, else of all, over the rank, or over its root with rslora."""
-    prefix, _, inner = module.partition(".")
-
-    def setting(name: str, default: Any) -> Any:
-        return settings.get(f"{prefix}.{name}", settings.get(name, default))
-
-    alpha = float(setting("lora_alpha", rank))
-    for pattern, value in (setting("alpha_pattern", None) or {}).items():
-        if REPEATED_GROUP.search(pattern):
-            raise ValueError(f"alpha_pattern {pattern[:40]!r} repeats a group, which may take for ever to match")
-        if re.match(rf"(.*\.)?({pattern})$", inner):
-            alpha = float(value)
-            break
-    return alpha / (math.sqrt(rank) if setting("use_rslora", False) else rank)
+def _setting(settings: Mapping[str, Any], name: str, key: str, default: Any) -> Any:
+    """A layer's setting: of its component (``transformer.r``), else of all."""
+    value = settings.get(f"{name.partition('.')[0]}.{key}", settings.get(key))
+    return default if value is None else value
 
 
-def _span(scales: set[float]) -> str:
+def _header_scale(settings: Mapping[str, Any], name: str, rank: int) -> float:
+    """peft's rule: alpha of the layer's pattern, else of all, over the rank, or over its root with rslora.
+
+    Raises:
+        _Undescribed: the settings are not about this layer.
+    """
+    alpha = float(_by_pattern(settings, name, "alpha_pattern", "lora_alpha"))
+    expected = int(_by_pattern(settings, name, "rank_pattern", "r"))
+    component = name.partition(".")[0]
+    begun = str(_setting(settings, name, "init_lora_weights", "")).lower()
+    if begun.startswith(ALTERED_BASES):
+        raise UserError(f"was trained from {begun}, on a base that is not the published one; make a plain LoRA of it")
+    if not any(key == "r" or key == "lora_alpha" or key.startswith(f"{component}.") for key in settings):
+        about = ", ".join(sorted({f"{key.partition('.')[0]}.*" for key in settings if "." in key}))
+        raise _Undescribed(f"its header is about {about or 'no layer'}, and its tensors are {component}.*")
+    if expected != rank:
+        raise _Undescribed(f"its header is about rank {expected}, and {name} has {rank} (alpha would be {alpha:g})")
+    targets = _setting(settings, name, "target_modules", None)
+    if isinstance(targets, list) and not any(f".{name}".endswith(f".{target}") for target in targets):
+        raise _Undescribed(f"its header is about {len(targets)} target_modules, and {name} is none of them")
+    return alpha / (math.sqrt(rank) if _setting(settings, name, "use_rslora", False) else rank)
+
+
+def _by_pattern(settings: Mapping[str, Any], name: str, patterns: str, otherwise: str) -> Any:
+    """A layer's value of the first pattern that it matches, else of all layers."""
+    inner = name.partition(".")[2]
+    for pattern, value in _setting(settings, name, patterns, {}).items():
+        if _matches(pattern, inner):
+            return value
+    return _setting(settings, name, otherwise, PEFT_DEFAULT)
+
+
+def _check_patterns(settings: Mapping[str, Any], layers: Mapping[str, Layer]) -> None:
+    """Doubt settings with a pattern for a layer that the file does not have."""
+    for key, patterns in settings.items():
+        component, _, field = key.rpartition(".")
+        if field not in ("alpha_pattern", "rank_pattern"):
+            continue
+        inner = [name.partition(".")[2] for name in layers if not component or name.startswith(f"{component}.")]
+        for pattern in patterns or {}:
+            if inner and not any(_matches(pattern, name) for name in inner):
+                raise _Undescribed(f"its header's {key} is about {pattern[:80]!r}, which is no layer of its tensors")
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a layer's name ends as one of peft's patterns says (peft/utils/other.py, ``get_pattern_key``)."""
+    if REPEATED_GROUP.search(pattern):
+        raise ValueError(f"pattern {pattern[:40]!r} repeats a group, which may take for ever to match")
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+
+
+def _number(text: str) -> float:
+    """A header's number; NaN, which equals nothing, if it is none (``Dynamic``, say, after kohya's resizing)."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _ranks(layers: Mapping[str, Layer]) -> str:
+    ranks = sorted({layer.rank for layer in layers.values()})
+    return f"rank {', '.join(map(str, ranks))}"
+
+
+def _span(scales: Mapping[str, float]) -> str:
     """One number if all are equal, else the least and the largest."""
-    low, high = min(scales, default=1.0), max(scales, default=1.0)
+    rounded = {round(scale, 4) for scale in scales.values()}
+    low, high = min(rounded, default=1.0), max(rounded, default=1.0)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -12,7 +12,11 @@ from dgpo_plugin.common.errors import UserError
 
 @click.command()
 @click.argument("model")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter file; none for the base model.")
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Adapter file, or the folder that diffusers or peft saved; none for the base model.",
+)
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw, repeatable.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="PNG file for the grid.")
 @click.option(
@@ -26,10 +30,9 @@ from dgpo_plugin.common.errors import UserError
 )
 @click.option(
     "--strength",
-    default=1.0,
-    show_default=True,
     type=float,
-    help="Multiplies the adapter's effect; 1 is what was trained, 0 the base model.",
+    help="Multiplies the adapter's effect; 1 is what was trained, 0 the base model.  [default: 1, where the file's "
+    "scale is known]",
 )
 @click.option("--seed", default=0, show_default=True, type=int, help="Seed of the initial noise, the same in each row.")
 @click.option("--any-base", is_flag=True, help="Accept an adapter that was trained on other weights.")
@@ -42,7 +45,7 @@ def sample(
     count: int,
     steps: int | None,
     guidance: float | None,
-    strength: float,
+    strength: float | None,
     seed: int,
     any_base: bool,
 ) -> None:
@@ -68,7 +71,9 @@ def sample(
     precise = {"precision": "fp32"} if base.precision == "auto" else {}
     loaded = load_model(base.model_copy(update=precise), best_device())
     if adapter is not None:
-        apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
+        file = apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
+        if file.for_text:
+            click.echo(f"adapter {adapter}: {len(file.for_text)} tensors for text encoders are left out", err=True)
     texts = [prompt for prompt in prompts for _ in range(count)]
     noise = fixed_noise(loaded, range(count), seed).repeat(len(prompts), 1, 1, 1)
     images = generate(loaded, texts, noise, steps or evaluation.steps, guidance or evaluation.guidance)
@@ -81,7 +86,7 @@ def sample(
 @click.argument("adapter", type=click.Path(path_type=Path))
 @reports_user_errors
 def inspect(adapter: Path) -> None:
-    """Print an adapter's card. ADAPTER is its file."""
+    """Print an adapter's card. ADAPTER is its file, or the folder that diffusers or peft saved."""
     from dgpo_plugin.adapters import AdapterCard, read_adapter
     from dgpo_plugin.common.tables import as_table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -101,6 +101,14 @@ class Model(ABC):
     def described(self) -> dict[str, str]:
         """What an adapter's header says of the base besides its names, in ModelSpec's and kohya's fields."""
         return {}
+
+    def diffusers_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Another trainer's adapter tensors under the names that diffusers gives them, ``<module>.lora_A.weight``.
+
+        Raises:
+            Exception: any, on keys that the reader does not expect.
+        """
+        return dict(tensors)
 
     @abstractmethod
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:

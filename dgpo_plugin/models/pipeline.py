@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import diffusers
 import numpy as np
 import torch
+from diffusers.utils import convert_unet_state_dict_to_peft
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
@@ -298,6 +299,14 @@ class PipelineModel(Model):
         """The ``mu`` for which a dynamically shifting scheduler shifts by a factor: its logarithm if exponential."""
         linear = self.pipeline.scheduler.config.get("time_shift_type") == "linear"
         return shift if linear else math.log(shift)
+
+    def diffusers_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # The layout of a U-Net's blocks, by which kohya's names of SDXL are understood. No file and no hub is asked.
+        options = {"unet_config": self.denoiser.config} if self.prefix == "unet" else {}
+        read = self.pipeline_class.lora_state_dict(dict(tensors), **options)
+        named: dict[str, Tensor] = read[0] if isinstance(read, tuple) else read
+        own = {key.removeprefix(f"{self.prefix}."): tensor for key, tensor in named.items()}
+        return dict(convert_unet_state_dict_to_peft(own))
 
     def tile(self) -> int | None:
         if not self.config.tiled_decode:

@@ -79,7 +79,11 @@ def base(tmp_path_factory: pytest.TempPathFactory, cut_pipeline: Path) -> Path:
     shutil.copy(cut_pipeline / WEIGHTS, models / "cut.safetensors")
     make_adapters("shapes", loras, "shapes")
     make_adapters(str(cut_pipeline), loras, "cut")
-    save_file({"transformer.nowhere.lora_A.weight": torch.ones(1, 4)}, loras / "foreign.safetensors")
+    foreign = {
+        "transformer.nowhere.lora_A.weight": torch.ones(1, 4),
+        "transformer.nowhere.lora_B.weight": torch.ones(4, 1),
+    }
+    save_file(foreign, loras / "foreign.safetensors")
     shutil.copy(environment.HERE / "own_rewards.py", rewards / "mine.py")
     return base
 

@@ -1,6 +1,6 @@
 """Which keys of an adapter ComfyUI's loaders match, by family; run by ComfyUI's python, prints JSON.
 
-    key_maps.py FAMILY DENOISER_WEIGHTS DENOISER_CONFIG ADAPTER
+    key_maps.py FAMILY DENOISER_WEIGHTS DENOISER_CONFIG ADAPTER...
 
 No tiny network of ours is of a size that ComfyUI builds, and none need be: its key map looks at a model's class, its
 configuration and the names of its weights.
@@ -75,11 +75,8 @@ def flux2_native(weights, hidden):
     return native
 
 
-def main(family, weights, config, adapter):
-    from comfy_nodes.matching import apply_strictly
-    from dgpo_plugin.adapters import AdapterFile
-
-    kind, settings, named = network(family, comfy.utils.load_torch_file(weights), json.loads(Path(config).read_text()))
+def patcher(kind, settings, named):
+    """As much of ComfyUI's ModelPatcher as the strict loader asks for, with weights under ComfyUI's names."""
     state = {f"diffusion_model.{key}": value for key, value in named.items()}
     configured = type("Config", (), {"unet_config": settings})
 
@@ -93,8 +90,6 @@ def main(family, weights, config, adapter):
             return state
 
     class Patcher:
-        """As much of ComfyUI's ModelPatcher as the strict loader asks for."""
-
         model = Tiny()
 
         def clone(self):
@@ -103,30 +98,38 @@ def main(family, weights, config, adapter):
         def add_patches(self, patches, strength):
             self.patches = patches
 
-    for key, value in state.items():  # weights are also looked up as attributes
-        place = Patcher.model
-        *path, last = key.split(".")
-        for part in path:
-            place = place.__dict__.setdefault(part, type("Place", (), {})())
-        place.__dict__[last] = value
-    file = AdapterFile.read(Path(adapter))
+    return Patcher()
+
+
+def main(family, weights, config, *adapters):
+    kind, settings, named = network(family, comfy.utils.load_torch_file(weights), json.loads(Path(config).read_text()))
+    sys.stdout.write(json.dumps([matched(patcher(kind, settings, named), Path(adapter)) for adapter in adapters]))
+
+
+def matched(model, adapter):
+    """How many of an adapter's keys ComfyUI matches, and how many we do."""
+    from comfy_nodes.matching import apply_strictly
+    from dgpo_plugin.adapters import AdapterFile
+    from dgpo_plugin.common.errors import UserError
+
+    state = model.model.state_dict()
+    file = AdapterFile.read(adapter)
     tensors = file.tensors
-    names = comfy.lora.model_lora_keys_unet(Patcher.model, {})
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), names, log_missing=False)
     there = {name: patch for name, patch in patches.items() if (name[0] if isinstance(name, tuple) else name) in state}
     theirs = set().union(*(patch.loaded_keys for patch in patches.values()))
-    ours = apply_strictly(Patcher(), file, 1.0)
-    sys.stdout.write(
-        json.dumps(
-            {
-                "total": len(tensors),
-                "comfyui": len(theirs),
-                "layers": len(there),
-                "ours": ours.matched,
-                "unmatched": sorted(set(tensors) - theirs),
-            }
-        )
-    )
+    try:
+        ours = apply_strictly(model, file, 1.0)
+    except UserError as error:
+        return {"refused": str(error)}
+    return {
+        "total": len(tensors),
+        "comfyui": len(theirs),
+        "layers": len(there),
+        "ours": ours.matched,
+        "unmatched": sorted(set(tensors) - theirs),
+    }
 
 
 if __name__ == "__main__":

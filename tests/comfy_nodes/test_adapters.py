@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +178,7 @@ def test_other_weights_of_the_same_shape_are_named(server: Server, base: Path) -
             "shapes.safetensors",
             "30 of 62 keys match this model (SD3); it was made for stable-diffusion-3-medium",
         ),
-        ("cut", "foreign.safetensors", "0 of 1 keys match this model (SD3); it was made for an unnamed base"),
+        ("cut", "foreign.safetensors", "0 of 2 keys match this model (SD3); it was made for an unnamed base"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_an_error(server: Server, model: str, file: str, message: str) -> None:
@@ -203,6 +205,35 @@ def test_an_adapter_of_another_width_is_an_error(server: Server, base: Path) -> 
     }
     message = server.error(graph)["exception_message"]
     assert "(128, 128) in this model (SD3), but the adapter's update is (128, 100)" in message
+
+
+@pytest.fixture
+def files_people_have(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Those of tests/cases/adapters, in the loras folder."""
+    loras = base / "models" / "loras"
+    monkeypatch.setattr(sys, "argv", ["make.py", str(loras)])
+    runpy.run_path(str(Path(__file__).parents[1] / "cases" / "adapters" / "make.py"), run_name="__main__")
+    return loras
+
+
+@pytest.mark.parametrize("name", ["norm_out", "diff_b", "old_names"])
+def test_files_that_people_have_draw_what_comfyuis_loader_draws(
+    server: Server, files_people_have: Path, name: str
+) -> None:
+    unet, file = node("UNETLoader", unet_name="cut.safetensors", weight_dtype="default"), f"{name}.safetensors"
+    ours, theirs = (
+        latents(server, sampling(unet, cfg=1, patched=loader(kind, file, 0.05)), SD3_LATENTS) for kind in (OURS, THEIRS)
+    )
+    assert torch.equal(ours, theirs)
+    plain = latents(server, sampling(unet, cfg=1), SD3_LATENTS)
+    assert (ours - plain).abs().max() > 100 * TOLERANCE
+    shown = card(server, unet, file)["keys"]
+    assert shown.startswith("3 of 3 matched (1 bias difference" if name == "diff_b" else ("4 of 4", "2 of 2"))
+
+
+def test_a_scale_that_cannot_be_told_is_said(server: Server, files_people_have: Path) -> None:
+    shown = card(server, node("DGPOLoadShapes"), "renamed.safetensors")
+    assert shown["scale"].startswith("unknown: its header is about transformer.*, and its tensors are base_model.*")
 
 
 def test_the_card_node(server: Server) -> None:

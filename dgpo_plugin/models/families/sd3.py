@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from dgpo_plugin.common.public_names import public_name
 from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.families.sd3_names import sd3_names
 from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
 
 
@@ -42,6 +43,9 @@ class SD3Model(PipelineModel):
 
     def latents_per_token(self) -> int:
         return int(self.pipeline.patch_size)
+
+    def diffusers_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return super().diffusers_names(sd3_names(tensors, self.denoiser.config.num_layers))
 
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         context, _, pooled, _ = self.pipeline.encode_prompt(

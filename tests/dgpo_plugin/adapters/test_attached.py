@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from functools import partial
@@ -14,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from torch import Tensor
 
+from dgpo_plugin.adapters.layers import Update
 from dgpo_plugin.adapters.load import apply_adapter
 from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.commands.main import main
@@ -136,3 +138,21 @@ def test_a_small_update_is_not_rounded_away_in_bf16(tmp_path: Path) -> None:
     assert kept > 0.95 * total
     assert torch.equal(velocities(attached), velocities(policy))
     assert not torch.equal(velocities(attached), velocities(base))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.Conv2d(4, 6, 1),
+        torch.nn.Conv2d(4, 6, 3, padding=1),
+        torch.nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        torch.nn.Conv2d(4, 6, (3, 1), dilation=2, bias=False),
+    ],
+)
+def test_a_convolutions_update_is_that_of_the_merged_weight(layer: torch.nn.Conv2d) -> None:
+    down, up = torch.randn(2, 4, *layer.kernel_size), torch.randn(6, 2, 1, 1)
+    pictures = torch.randn(2, 4, 9, 9)
+    merged = copy.deepcopy(layer)
+    merged.weight.data += 0.5 * torch.einsum("or,rihw->oihw", up.flatten(1), down)
+    Update(layer, down, up).attach(0.5)
+    torch.testing.assert_close(layer(pictures), merged(pictures), rtol=1e-4, atol=1e-4)
