@@ -25,18 +25,18 @@ def train(output: Path, changes: list[str]) -> Path:
     config = load_config("shapes", changes)
     trainer = build_trainer(config)
     before = trainer.held_out_reward()
-    print(f"held-out reward of the base: {before:.3f}")
+    print(f"held-out reward of the base: {before}")
     for record in trainer.iterations():
         print(f"{record['iteration']:.0f}: reward {record['reward']:.3f}, gradient {record['grad_norm']:.4f}")
     after = trainer.held_out_reward()
-    print(f"held-out reward of the adapter: {after:.3f}")
+    print(f"held-out reward of the adapter: {after}")
 
     output.mkdir(parents=True, exist_ok=True)
     weights = trainer.average_now()
     pictures = trainer.held_out.sample(weights, trainer.held_out.first(4), seed=1)
     image_grid(pictures, columns=4).save(output / "pictures.png")
     adapter = output / "adapter.safetensors"
-    facts = TrainingFacts(trainer.config, trainer.steps, reward_before=before, reward_after=after)
+    facts = TrainingFacts(trainer.config, trainer.steps, reward_before=before.value, reward_after=after.value)
     export_adapter(trainer.policy, weights, adapter, facts)
     return adapter
 

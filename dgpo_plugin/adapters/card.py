@@ -15,7 +15,6 @@ from dgpo_plugin.adapters.scale import OWN_ALPHA
 from dgpo_plugin.common.errors import UserError
 
 NOT_STATED = "-"
-UP_SUFFIXES = tuple(up for _, up in LORA_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,9 @@ def _tensors_note(file: AdapterFile) -> str:
     tensors = file.tensors
     note = f"{_count(tensors)}, {sum(tensor.numel() for tensor in tensors.values()):,} parameters"
     ups = [tensor for key, tensor in tensors.items() if is_matrix(key) and not is_down(key)]
-    if (
-        ups
-        and len(ups) * 2 == len(tensors)
-        and not any(bool(tensor.to(torch.float32).any()) for tensor in ups if tensor.dtype in STORED)
-    ):
-        return f"{note}, all zeros: it changes nothing"
-    return note
+    only_lora = by_kind(tensors).keys() <= {LORA, ALPHA}
+    zeros = all(tensor.dtype in STORED and not bool(tensor.to(torch.float32).any()) for tensor in ups)
+    return f"{note}, all zeros: it changes nothing" if only_lora and ups and zeros else note
 
 
 def _hash_note(file: AdapterFile) -> str:
