@@ -182,8 +182,8 @@ def test_a_run_with_such_pictures_says_so_everywhere(tmp_path: Path, capsys: pyt
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["skipped"] for record in records] == [1 / 8, 0]
     card = AdapterCard.of(read_adapter(adapter))
-    assert card.reward_before.endswith(" (6 of 8 pictures)")
-    assert card.reward_after.endswith(" (7 of 8 pictures)")
+    assert card.reward_before.endswith(", 6 of 8 pictures)")
+    assert card.reward_after.endswith(", 7 of 8 pictures)")
     float(read_adapter(adapter).header["dgpo.reward_before"])
 
 
