@@ -123,11 +123,13 @@ class TextReader:
         from rapidocr.ch_ppocr_rec import TextRecInput
 
         width, height = np.linalg.norm(box[1] - box[0]), np.linalg.norm(box[3] - box[0])
-        # What is taller than wide was laid down; a single I or 1 reads better as it stood.
-        crops = [crop, np.ascontiguousarray(np.rot90(crop, -1))] if height >= UPRIGHT * width else [crop]
-        read = self._engine.text_rec(TextRecInput(img=crops))
-        score, text = max(zip(read.scores, read.txts, strict=True))
-        return str(text).strip() if score >= LEAST_SCORE else ""
+        lines = [crop]
+        if height >= UPRIGHT * width:  # the crop has been laid down, which is wrong for a single I or 1
+            lines.append(np.ascontiguousarray(np.rot90(crop, -1)))
+        read = self._engine.text_rec(TextRecInput(img=lines))
+        candidates = [(score, text.strip()) for score, text in zip(read.scores, read.txts, strict=True)]
+        score, text = max([line for line in candidates[:1] if len(line[1]) > 1] + candidates[1:] or candidates)
+        return str(text) if score >= LEAST_SCORE else ""
 
 
 def reading_orders(boxes: NDArray[np.float32]) -> list[list[int]]:
