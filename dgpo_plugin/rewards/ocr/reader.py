@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from dgpo_plugin.common.errors import UserError, did_you_mean, in_one_line
 
-LEAST_SIDE = 64
+LEAST_SIDE = 96
 """Pixels; smaller pictures are enlarged to it, as small words are not found otherwise."""
 DETECTED_AREA = 640 * 640
 """Pixels of a picture that the detector sees at once; among more of them it overlooks a small text."""
@@ -24,14 +24,15 @@ GRID = 32
 """Pixels; the sides of what the detector is given are whole multiples."""
 UPRIGHT = 1.5
 """Height by width from which a box is taken for a line that runs down, unless it reads better as it stands."""
+DASHES = ("一", "—", "–", "-", "_")
 LEAST_SCORE = 0.5
 """Mean confidence of a line's characters; what is read with less is no text."""
 SETTINGS = {
     "Global.use_cls": False,
     "Global.log_level": "error",
     "EngineConfig.onnxruntime.intra_op_num_threads": 1,
-    # Lines are not padded to a common width: the same is read, in half the time.
-    "Rec.rec_img_shape": [3, 48, 48],
+    # Lines are padded to this width, and not to one another: as much is read as with 320, in half the time.
+    "Rec.rec_img_shape": [3, 48, 160],
     "Rec.rec_batch_num": 1,
 }
 Pixels = NDArray[np.uint8]
@@ -124,11 +125,11 @@ class TextReader:
 
         width, height = np.linalg.norm(box[1] - box[0]), np.linalg.norm(box[3] - box[0])
         lines = [crop]
-        if height >= UPRIGHT * width:  # the crop has been laid down, which is wrong for a single I or 1
+        if height >= UPRIGHT * width:  # the crop has been laid down, which makes a dash of a single I
             lines.append(np.ascontiguousarray(np.rot90(crop, -1)))
         read = self._engine.text_rec(TextRecInput(img=lines))
-        candidates = [(score, text.strip()) for score, text in zip(read.scores, read.txts, strict=True)]
-        score, text = max([line for line in candidates[:1] if len(line[1]) > 1] + candidates[1:] or candidates)
+        found = [(score, text.strip()) for score, text in zip(read.scores, read.txts, strict=True)]
+        score, text = max((line for line in found if len(found) == 1 or line[1] not in DASHES), default=(0.0, ""))
         return str(text) if score >= LEAST_SCORE else ""
 
 
@@ -173,7 +174,7 @@ def _model(lang: str) -> dict[str, Any]:
     """The settings of the recognizer for a language."""
     from rapidocr import ModelType, OCRVersion, RapidOCR
 
-    known = {}
+    known: dict[str, dict[str, Any]] = {}
     for version, kind in ((OCRVersion.PPOCRV6, ModelType.SMALL), (OCRVersion.PPOCRV5, ModelType.MOBILE)):
         for name in RapidOCR.list_supported_langs("rec", version.value, kind.value):
             known.setdefault(name, {"Rec.ocr_version": version, "Rec.model_type": kind, "Rec.lang_type": name})
