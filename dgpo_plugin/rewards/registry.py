@@ -78,8 +78,8 @@ REWARDS = RewardRegistry(
     "rewards",
     {
         "ocr": RewardEntry(
-            "dgpo_plugin.rewards.ocr:OcrReward",
-            "the words in double quotes (or metadata text) as read back",
+            "dgpo_plugin.rewards.ocr.reward:OcrReward",
+            "the words in quotes (or metadata text) as read back",
             weights="PP-OCRv6, in the package rapidocr",
             license="Apache-2.0, its README's",
             needs=("rapidocr", "onnxruntime", "rapidfuzz"),

@@ -1,4 +1,4 @@
-"""Rewards: words really read back, users' own, sums, and pictures scored from disk."""
+"""Rewards: users' own, sums, and pictures scored from disk."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.errors import UserError
@@ -28,86 +25,12 @@ from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
 from dgpo_plugin.config.load import load_config, reward_terms
 from dgpo_plugin.rewards import REWARDS, load_reward, load_rewards
 from dgpo_plugin.rewards.image_statistics import STATISTICS, diversity
-from dgpo_plugin.rewards.ocr import OcrReward, closeness, edit_distance, requested_text
 from dgpo_plugin.training import run
 from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
 from dgpo_plugin.training.trainer import Trainer
 from tests.conftest import SMALL, shapes_run
 
 pytestmark = pytest.mark.fast
-
-
-def drawn(text: str, *, size: int = 256, angle: float = 0, busy: bool = False) -> Tensor:
-    """Black words, on white or over a busy picture."""
-    background = np.full((size, size, 3), 255, dtype=np.uint8)
-    if busy:
-        rows, columns = np.mgrid[:size, :size]
-        waves = 200 + 40 * np.sin(rows / 9)[..., None] * np.cos(columns / 13)[..., None] * np.array([1, 0.6, 0.2])
-        background = (waves + np.random.default_rng(0).normal(0, 6, waves.shape)).clip(0, 255).astype(np.uint8)
-    image = Image.fromarray(background)
-    layer = Image.new("L", (size, size), 0)
-    font = ImageFont.load_default(size / 8)
-    ImageDraw.Draw(layer).text((size / 2, size / 2), text, fill=255, font=font, anchor="mm")
-    image.paste((0, 0, 0), mask=layer.rotate(angle))
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
-
-
-@pytest.fixture(scope="module")
-def ocr() -> OcrReward:
-    return OcrReward()
-
-
-@pytest.mark.parametrize(
-    ("picture", "least"),
-    [
-        (drawn("Fresh Bread"), 1.0),
-        (drawn("Fresh Bread", size=64), 0.8),  # smaller than the reader likes
-        (drawn("Fresh Bread", angle=20, busy=True), 1.0),
-    ],
-)
-def test_words_that_are_there_are_read(ocr: OcrReward, picture: Tensor, least: float) -> None:
-    assert ocr(picture[None], [Prompt('A sign that reads "Fresh Bread"')]).item() >= least
-
-
-def test_words_that_are_not_there_are_worth_little(ocr: OcrReward) -> None:
-    noise = torch.rand(3, 256, 256, generator=torch.Generator().manual_seed(0))
-    blank = torch.ones(3, 256, 256)
-    pictures = torch.stack([noise, blank, drawn("Closed"), drawn("Fresh Broad")])
-    values = ocr(pictures, [Prompt("a sign", {"text": "Fresh Bread"})] * 4)
-    assert values[:2].tolist() == [0, 0]
-    assert values[2] < 0.35
-    assert values[3] == pytest.approx(0.9, abs=0.05)  # one letter of ten
-    assert values.dtype == torch.float32
-
-
-def test_what_a_prompt_asks_for() -> None:
-    assert requested_text(Prompt('A "Big Sale" and "more"')) == "Big Sale"
-    assert requested_text(Prompt('A "Big Sale"', {"text": "Other"})) == "Other"
-    with pytest.raises(UserError, match='asks for no words; put them in "double quotes"'):
-        requested_text(Prompt("a red circle"))
-
-
-def test_closeness_forgets_spaces_case_and_what_stands_around() -> None:
-    assert closeness("the FRESH bread today", "Fresh Bread") == 1
-    assert closeness("", "word") == 0
-    assert closeness("completely different", "word") == 0
-    assert closeness("wort", "word") == pytest.approx(0.75)
-
-
-words = st.text(alphabet="abc", max_size=7)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(words, words, words)
-def test_edit_distance_is_a_distance(a: str, b: str, c: str) -> None:
-    assert (edit_distance(a, b) == 0) == (a == b)
-    assert edit_distance(a, b) == edit_distance(b, a)
-    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
-    assert abs(len(a) - len(b)) <= edit_distance(a, b) <= max(len(a), len(b))
-
-
-def test_edit_distance_in_numbers() -> None:
-    assert edit_distance("kitten", "sitting") == 3
 
 
 # ---- users' own, sums
@@ -190,9 +113,7 @@ def test_a_reward_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytes
         load_reward("ocr")
     listed = CliRunner().invoke(main, ["list", "rewards"]).output
     assert "Apache-2.0, its README's); needs rapidocr; pip install" in listed
-    assert (
-        "ocr\n    the words in double quotes (or metadata text) as read back\n    [0, 1]; weights: PP-OCRv6" in listed
-    )
+    assert "ocr\n    the words in quotes (or metadata text) as read back\n    [0, 1]; weights: PP-OCRv6" in listed
     assert "986 M parameters; installed" in listed
 
 
