@@ -36,7 +36,9 @@ def in_one_line(error: BaseException) -> str:
     """An error of other people's code in one line: its class and the first line of what it says, cut to length."""
     try:
         said = str(error)
-    except Exception:  # their __str__ may fail too
+    except BaseException as unreadable:  # their __str__ may fail too
+        if isinstance(unreadable, KeyboardInterrupt):
+            raise
         said = "its message cannot be read"
     return f"{type(error).__name__}: {(said.splitlines() or [''])[0][:300]}"
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dgpo_plugin.common.errors import UserError, prefixed
+from dgpo_plugin.common.others_code import others_code
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.config.short_forms import weighted_labels
@@ -182,6 +184,46 @@ def _title(label: str, member: WeightedReward) -> str:
     return member.reward.title or named
 
 
+def called(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """One number a picture, (N,), float32, on the CPU, finite or not; what the call leaves behind is put back.
+
+    Args:
+        images: float32 (N, 3, H, W) in [0, 1]; the reward gets a copy, and one of the prompts.
+
+    Raises:
+        UserError: the reward refuses, or returns anything else, or changes torch's default dtype or device.
+    """
+    with others_code(new_seed=True):
+        returned = reward(images.clone(), own_copies(prompts))
+    values = returned if isinstance(returned, Tensor) else _as_tensor(returned, len(images))
+    if values.shape != (len(images),):
+        raise UserError(
+            f"returned shape {tuple(values.shape)} for {len(images)} images; "
+            f"it must return one number for each image, shape ({len(images)},)"
+        )
+    if values.is_complex():
+        raise UserError("returned complex numbers; it must return real ones")
+    return values.detach().to("cpu", torch.float32)
+
+
+def _as_tensor(returned: Any, count: int) -> Tensor:
+    """What a reward returned that is no tensor."""
+    try:
+        return torch.as_tensor(returned)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = "nothing (None)" if returned is None else f"an object of class {type(returned).__name__}"
+        if isinstance(returned, tuple):
+            kind = f"{len(returned)} things, as in (scores, info)"
+        raise UserError(
+            f"returned {kind}; it must return one number for each image, a tensor or list of {count}"
+        ) from error
+
+
+def own_copies(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts again, for code that may write into their metadata."""
+    return [replace(prompt, metadata=copy.deepcopy(prompt.metadata)) for prompt in prompts]
+
+
 def checked_rewards(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str) -> Tensor:
     """Call a reward and refuse what no training should go on with.
 
@@ -196,13 +238,7 @@ def checked_rewards(reward: Reward, images: Tensor, prompts: Sequence[Prompt], n
         UserError: the reward refuses, or gives not one number a picture, or any that is not finite.
     """
     with prefixed(f"reward {name}"):
-        # A copy: what one reward writes into its pictures is not what the next one judges.
-        values = torch.as_tensor(reward(images.clone(), prompts)).detach().to("cpu", torch.float32)
-        if values.shape != (len(images),):
-            raise UserError(
-                f"returned shape {tuple(values.shape)} for {len(images)} images; "
-                f"it must return one number for each image, shape ({len(images)},)"
-            )
+        values = called(reward, images, prompts)
         broken = ~values.isfinite()
         if broken.any():
             first = int(broken.nonzero()[0])

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dgpo_plugin.common.errors import UserError, did_you_mean, prefixed
-from dgpo_plugin.common.user_file import loaded_hash
+from dgpo_plugin.common.others_code import others_code
+from dgpo_plugin.common.user_file import loaded_hash, told
 from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
 from dgpo_plugin.rewards.base import USUAL_SCORING, Reward, RewardSet, WeightedReward, as_reward
 from dgpo_plugin.rewards.registry import REWARDS
@@ -60,11 +61,12 @@ def _made(kind: Any, config: ScoringConfig, options: Mapping[str, Any], fixed: M
         return kind
     given = {"config": config} if "config" in parameters else {}
     try:
-        return kind(**given, **fixed, **options)
-    except UserError:
+        with others_code():
+            return kind(**given, **fixed, **options)
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever the user's code raises
-        raise UserError(f"{type(error).__name__} while loading it: {error}") from error
+    except BaseException as error:  # whatever the user's code raises
+        raise UserError(told(error, " while loading it")) from error
 
 
 def _checked(made: Any) -> Any:

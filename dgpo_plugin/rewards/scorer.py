@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dgpo_plugin.common.errors import StopNow, UserError, in_one_line
+from dgpo_plugin.common.errors import StopNow, UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import to_image
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.user_file import told
 from dgpo_plugin.distributed.device import best_device, make_current
 from dgpo_plugin.rewards.base import RewardSet, WeightedReward, checked_rewards
 
@@ -81,7 +82,7 @@ class Scorer:
             except (StopNow, UserError):
                 raise
             except BaseException as error:  # whatever a user's reward raises; Ctrl-C reaches the main thread alone
-                call, problem = None, f"failed {attempt + 1} times, last with {in_one_line(error)}"
+                call, problem = None, f"failed {attempt + 1} times, last with {told(error)}"
         if call is not None:
             self._unreturned = label
             problem = (
