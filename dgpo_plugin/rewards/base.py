@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dgpo_plugin.common.errors import UserError, prefixed
+from dgpo_plugin.common.errors import MOST_PROBLEMS, UserError, first_few, in_one_line, prefixed
 from dgpo_plugin.common.others_code import others_code
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.user_file import told
 from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.config.short_forms import weighted_labels
 
 USUAL_SCORING = ScoringConfig()
-MOST_PROBLEMS = 5
-"""Of one reward with its prompts, that are told one by one."""
 
 
 class Reward:
@@ -59,6 +58,8 @@ def problems(prompts: Sequence[Prompt], read: Callable[[Prompt], object]) -> lis
             read(prompt)
         except UserError as error:
             found.append(str(error))
+        except Exception as error:  # of metadata that nobody thought of
+            found.append(f"prompt {prompt.text!r} has metadata that cannot be read ({in_one_line(error)})")
     return found
 
 
@@ -160,20 +161,24 @@ class RewardSet:
         """The weighted sum of scores (..., K), float32 (...)."""
         return (scores * self.weights.to(scores.device)).sum(-1)
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check(self, prompts: Sequence[Prompt] | Mapping[str, Sequence[Prompt]]) -> None:
         """Ask every reward whether it can judge the prompts, before any picture is drawn.
 
+        Args:
+            prompts: of one set, or of several by their names, as in ``prompts.held_out``.
+
         Raises:
-            UserError: names the prompts that cannot be judged, and why.
+            UserError: names the prompts of all sets that any reward cannot judge, where they are written, and why.
         """
+        sets = prompts if isinstance(prompts, Mapping) else {"": prompts}
         found = []
         for label, member in self.members.items():
-            with prefixed(f"reward {label}"):
-                problems = list(dict.fromkeys(member.reward.check(prompts)))
-            if problems:
-                more = len(problems) - MOST_PROBLEMS
-                told = [*problems[:MOST_PROBLEMS], *([f"and {more} more prompts"] if more > 0 else [])]
-                found.append(f"reward {label}: {'; '.join(told)}")
+            for name, each in sets.items():
+                with prefixed(f"reward {label}"):
+                    problems, count = _refused(member.reward, each)
+                if problems:
+                    of = f", {name} ({count} of {len(each)})" if name else ""
+                    found.append(f"reward {label}{of}: {first_few(problems, 'prompts', count)}")
         if found:
             raise UserError("; ".join(found))
 
@@ -182,6 +187,47 @@ def _title(label: str, member: WeightedReward) -> str:
     """What a member of a set is called on a card."""
     named = f"{label} ({member.name})" if member.name not in ("", label) else label
     return member.reward.title or named
+
+
+def _refused(reward: Reward, prompts: Sequence[Prompt]) -> tuple[list[str], int]:
+    """What a reward says of the first few prompts that it cannot judge, with their places, and how many they are."""
+    problems = _asked(reward, prompts)
+    placed = any(prompt.place for prompt in prompts)
+    lines: list[str] = []
+    for prompt, problem in _each_refused(reward, prompts, problems):
+        line = f"{prompt.place}: {problem}" if prompt.place else problem
+        if line not in lines:
+            lines.append(line)
+        if len(lines) == MOST_PROBLEMS:
+            break
+    unique = list(dict.fromkeys(problems))
+    return lines or unique, len(problems) if placed else len(unique)
+
+
+def _each_refused(reward: Reward, prompts: Sequence[Prompt], problems: Sequence[str]) -> Iterator[tuple[Prompt, str]]:
+    """Which prompts the problems are of, found by asking about ever smaller parts of those that have any."""
+    if len(prompts) == 1:
+        yield from ((prompts[0], problem) for problem in problems)
+    elif problems:
+        middle = len(prompts) // 2
+        for part in (prompts[:middle], prompts[middle:]):
+            yield from _each_refused(reward, part, _asked(reward, part))
+
+
+def _asked(reward: Reward, prompts: Sequence[Prompt]) -> list[str]:
+    """What a reward's check says of prompts, each problem on one line."""
+    try:
+        with others_code():
+            problems = reward.check(list(prompts))
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # whatever a user's reward raises
+        raise UserError(f"its check(prompts) failed with {told(error)}") from error
+    if not isinstance(problems, list | tuple) or not all(isinstance(problem, str) for problem in problems):
+        raise UserError(
+            f"its check(prompts) must return a list of lines, empty if it can judge all; it returned {problems!r:.100}"
+        )
+    return [" ".join(problem.split()) for problem in problems]
 
 
 def called(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

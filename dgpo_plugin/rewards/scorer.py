@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -92,18 +92,7 @@ class Scorer:
         raise UserError(f"reward {label}: {problem}")
 
     def _call(self, label: str, member: WeightedReward, pictures: Tensor, prompts: Sequence[Prompt]) -> Future[Tensor]:
-        """Ask in a daemon thread: a reward that never returns must not keep the program from ending."""
-        answer: Future[Tensor] = Future()
-
-        def call() -> None:
-            try:
-                make_current(self._device)
-                answer.set_result(checked_rewards(member.reward, pictures, prompts, label))
-            except BaseException as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=call, daemon=True).start()
-        return answer
+        return ask_apart(self._device, lambda: checked_rewards(member.reward, pictures, prompts, label))
 
     def _save(self, pictures: Tensor, prompts: Sequence[Prompt]) -> str:
         """Keep what the rewards were asked to judge, and say where."""
@@ -115,3 +104,22 @@ class Scorer:
         lines = [json.dumps({"prompt": p.text, **p.metadata}) for p in prompts]
         write_text_atomically(self._failures / "prompts.jsonl", "\n".join(lines) + "\n")
         return f"; its pictures and prompts are in {self._failures}"
+
+
+def ask_apart(device: torch.device, ask: Callable[[], Tensor]) -> Future[Tensor]:
+    """Ask a reward in a daemon thread: one that never returns must not keep the program from ending.
+
+    Args:
+        device: what ``cuda`` alone means in that thread.
+    """
+    answer: Future[Tensor] = Future()
+
+    def call() -> None:
+        try:
+            make_current(device)
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return answer

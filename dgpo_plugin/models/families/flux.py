@@ -26,6 +26,7 @@ class FluxModel(PipelineModel):
     }
     architecture = "flux-1-dev"
     lora_targets = ATTENTION
+    text_readers = ("text_encoder_2",)
 
     def latent_channels(self) -> int:
         return int(self.denoiser.config.in_channels) // 4
