@@ -149,6 +149,11 @@ class RewardTerm(_Config):
     offload: bool | None = Field(None, description="As scoring.offload, for this reward; null for that.")
     retries: int | None = Field(None, ge=0, description="As scoring.retries, for this reward; null for that.")
     timeout: float | None = Field(None, gt=0, description="As scoring.timeout, for this reward; null for that.")
+    isolate: bool = Field(
+        False,
+        description="Run it in a process of its own, to which the pictures are copied: a time-out ends that process, "
+        "and the next attempt starts another; a crash is one failed attempt.",
+    )
 
     def name(self, label: str) -> str:
         """The registered name, or the file's, of the reward under a label."""
@@ -156,7 +161,7 @@ class RewardTerm(_Config):
 
     def scoring(self, shared: ScoringConfig) -> ScoringConfig:
         """How this reward is computed: as the run's are, but for what it says itself."""
-        own = self.model_dump(exclude={"reward", "weight", "options"}, exclude_none=True)
+        own = self.model_dump(exclude={"reward", "weight", "options", "isolate"}, exclude_none=True)
         return shared.model_copy(update=own)
 
     @field_validator("weight")

@@ -241,11 +241,20 @@ def called(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """
     with others_code(new_seed=True):
         returned = reward(images.clone(), own_copies(prompts))
-    values = returned if isinstance(returned, Tensor) else _as_tensor(returned, len(images))
-    if values.shape != (len(images),):
+    return as_scores(returned, len(images))
+
+
+def as_scores(returned: Any, count: int) -> Tensor:
+    """What a reward returned for so many pictures as (N,), float32, on the CPU, finite or not.
+
+    Raises:
+        UserError: it is not one number a picture.
+    """
+    values = returned if isinstance(returned, Tensor) else _as_tensor(returned, count)
+    if values.shape != (count,):
         raise UserError(
-            f"returned shape {tuple(values.shape)} for {len(images)} images; "
-            f"it must return one number for each image, shape ({len(images)},)"
+            f"returned shape {tuple(values.shape)} for {count} images; "
+            f"it must return one number for each image, shape ({count},)"
         )
     if values.is_complex():
         raise UserError("returned complex numbers; it must return real ones")

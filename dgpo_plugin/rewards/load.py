@@ -11,6 +11,7 @@ from dgpo_plugin.common.others_code import others_code
 from dgpo_plugin.common.user_file import loaded_hash, told
 from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
 from dgpo_plugin.rewards.base import USUAL_SCORING, Reward, RewardSet, WeightedReward, as_reward
+from dgpo_plugin.rewards.isolated import IsolatedReward
 from dgpo_plugin.rewards.registry import REWARDS
 
 ANY = RewardTerm()
@@ -26,12 +27,16 @@ def load_rewards(rewards: Mapping[str, RewardTerm], scoring: ScoringConfig = USU
     Raises:
         UserError: as :func:`load_reward`.
     """
-    members = {
-        label: WeightedReward(load_reward(label, term, scoring), term.weight, term.scoring(scoring), term.name(label))
-        for label, term in rewards.items()
-    }
+    members = {label: _weighted(label, term, scoring) for label, term in rewards.items()}
     # Of what was loaded, once: a file may change while a run goes on.
     return RewardSet(members, loaded_hash([member.name for member in members.values()]))
+
+
+def _weighted(label: str, term: RewardTerm, scoring: ScoringConfig) -> WeightedReward:
+    reward, own = load_reward(label, term, scoring), term.scoring(scoring)
+    if term.isolate:  # it ends its process at a time-out by itself
+        own = own.model_copy(update={"timeout": None})
+    return WeightedReward(reward, term.weight, own, term.name(label))
 
 
 def load_reward(label: str, term: RewardTerm = ANY, scoring: ScoringConfig = USUAL_SCORING) -> Reward:
@@ -44,6 +49,9 @@ def load_reward(label: str, term: RewardTerm = ANY, scoring: ScoringConfig = USU
         UserError: no such reward, one that needs a package that is not installed, an option that it does not have, or
             a user's own that is broken.
     """
+    if term.isolate:
+        with prefixed(f"reward {label}"):
+            return IsolatedReward(label, term, scoring)
     name = term.name(label)
     kind, fixed = REWARDS.load(name), REWARDS.get(name).fixed
     with prefixed(f"reward {label}"):

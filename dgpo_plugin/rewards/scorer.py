@@ -87,7 +87,8 @@ class Scorer:
             self._unreturned = label
             problem = (
                 f"timed out {'twice' if late == 2 else 'once'}, no answer in {scoring.timeout:g} s and the call "
-                f"goes on; raise scoring.timeout, or find out what the reward waits for"
+                f"goes on; raise scoring.timeout, find out what the reward waits for, or set its isolate: true, "
+                f"with which a time-out ends the call"
             )
         raise UserError(f"reward {label}: {problem}")
 

@@ -12,6 +12,7 @@ from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import told
 from dgpo_plugin.distributed.device import best_device
 from dgpo_plugin.rewards.base import FunctionReward, Reward, RewardSet, WeightedReward, WrappedReward, called
+from dgpo_plugin.rewards.isolated import IsolatedReward
 from dgpo_plugin.rewards.scorer import ask_apart
 from dgpo_plugin.rewards.served.client import RemoteReward
 
@@ -22,7 +23,7 @@ def is_tried(reward: Reward) -> bool:
     """Whether a reward is somebody else's code, not this package's: a user's, another package's, a server's."""
     while isinstance(reward, WrappedReward):
         reward = reward.inner
-    if isinstance(reward, RemoteReward):
+    if isinstance(reward, RemoteReward | IsolatedReward):
         return True
     code = reward.function if isinstance(reward, FunctionReward) else reward
     return not str(code.__module__).startswith("dgpo_plugin.")
