@@ -18,6 +18,7 @@ from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.config.short_forms import weighted_labels
 
 USUAL_SCORING = ScoringConfig()
+NOT_FINITE = "values are not finite"
 
 
 class Reward:
@@ -298,7 +299,7 @@ def checked_rewards(reward: Reward, images: Tensor, prompts: Sequence[Prompt], n
         if broken.any():
             first = int(broken.nonzero()[0])
             raise UserError(
-                f"{int(broken.sum())} of {len(values)} values are not finite "
+                f"{int(broken.sum())} of {len(values)} {NOT_FINITE} "
                 f"(first: {values[first].item()} for prompt {prompts[first].text!r}); mend the reward"
             )
     return values

@@ -11,7 +11,15 @@ from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import told
 from dgpo_plugin.distributed.device import best_device
-from dgpo_plugin.rewards.base import FunctionReward, Reward, RewardSet, WeightedReward, WrappedReward, called
+from dgpo_plugin.rewards.base import (
+    NOT_FINITE,
+    FunctionReward,
+    Reward,
+    RewardSet,
+    WeightedReward,
+    WrappedReward,
+    called,
+)
 from dgpo_plugin.rewards.isolated import IsolatedReward
 from dgpo_plugin.rewards.scorer import ask_apart
 from dgpo_plugin.rewards.served.client import RemoteReward
@@ -29,11 +37,11 @@ def is_tried(reward: Reward) -> bool:
     return not str(code.__module__).startswith("dgpo_plugin.")
 
 
-def try_out(rewards: RewardSet, side: int, prompts: Sequence[Prompt]) -> list[str]:
+def try_out(rewards: RewardSet, height: int, width: int, prompts: Sequence[Prompt]) -> list[str]:
     """Call every reward that is somebody else's once, on two noisy pictures with the first two prompts.
 
     Args:
-        side: pixels a side of the pictures.
+        height, width: of the pictures, in pixels.
 
     Returns:
         Lines of warning, of rewards that give values which are not finite: it may be the noise.
@@ -42,18 +50,18 @@ def try_out(rewards: RewardSet, side: int, prompts: Sequence[Prompt]) -> list[st
         UserError: one raises, returns anything but a number a picture, or takes longer than twice its time-out.
     """
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.rand(PICTURES, 3, side, side, generator=generator)
+    pictures = torch.rand(PICTURES, 3, height, width, generator=generator)
     shown = [prompts[n % len(prompts)] for n in range(PICTURES)]
     warnings = []
     for label, member in rewards.members.items():
         if not is_tried(member.reward):
             continue
-        with prefixed(f"reward {label}, tried on {PICTURES} noisy pictures of {side} x {side}"):
+        with prefixed(f"reward {label}, tried on {PICTURES} noisy pictures of {width} x {height}"):
             values = _tried(member, pictures, shown)
         if not values.isfinite().all():
             warnings.append(
                 f"reward {label}: gives {', '.join(f'{value:g}' for value in values.tolist())} for noisy pictures of "
-                f"{side} x {side}; a value that is not finite ends a run"
+                f"{width} x {height}; a value that is not finite ends a run"
             )
     return warnings
 
@@ -66,7 +74,9 @@ def _tried(member: WeightedReward, pictures: torch.Tensor, prompts: Sequence[Pro
         raise UserError(f"no answer in twice {limit:g} s; raise scoring.timeout, or find out what it waits for")
     try:
         return call.result()
-    except UserError:
+    except UserError as error:
+        if NOT_FINITE in str(error):  # a served one's server says so
+            return torch.full((len(pictures),), float("nan"))
         raise
     except BaseException as error:  # whatever a user's reward raises; Ctrl-C reaches the main thread alone
         raise UserError(f"failed with {told(error)}") from error

@@ -11,12 +11,14 @@ import torch
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.seeding import seeded_globals
+from dgpo_plugin.common.user_file import is_from_file
 from dgpo_plugin.config.fields import ModelConfig, RunConfig
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.base import Model, TextLengths
 from dgpo_plugin.models.load import model_skeleton
-from dgpo_plugin.prompts.registry import load_prompts
+from dgpo_plugin.prompts.registry import DATASET, load_prompts
 from dgpo_plugin.rewards import RewardSet
+from dgpo_plugin.rewards.load import load_checks
 from dgpo_plugin.rewards.trial import is_tried, try_out
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,17 @@ def prompt_sets(config: RunConfig) -> dict[str, list[Prompt]]:
     if config.prompts.held_out is not None:
         sets["prompts.held_out"] = load_prompts(config.prompts.held_out)
     return sets
+
+
+def check_prompts(config: RunConfig) -> None:
+    """Put the prompts of a run to its rewards, as far as that loads nothing: no weights, no data set, no user's code.
+
+    Raises:
+        UserError: a prompt file cannot be read, or names all prompts that cannot be judged.
+    """
+    named = {"prompts.train": config.prompts.train, "prompts.held_out": config.prompts.held_out}
+    found = {key: name for key, name in named.items() if name and not (is_from_file(name) or name.startswith(DATASET))}
+    load_checks(config.rewards, config.scoring).check({key: load_prompts(name) for key, name in found.items()})
 
 
 def try_rewards(
@@ -50,7 +63,8 @@ def try_rewards(
     problem: str | None = None
     try:
         with seeded_globals(0):
-            warnings = try_out(rewards, picture_side(model), next(iter(sets.values())))
+            side = picture_side(model)
+            warnings = try_out(rewards, side, side, next(iter(sets.values())))
     except UserError as error:
         problem = str(error)
     processes.fail_together(problem)

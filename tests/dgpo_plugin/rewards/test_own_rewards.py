@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
@@ -179,11 +179,40 @@ def test_whatever_a_reward_raises_is_one_line_with_its_place(body: str, tmp_path
     assert f"{RAISES[body]} (at {file}:{line})" in " ".join(told.stderr.split())
 
 
-def test_ctrl_c_in_dgpo_score_is_the_users(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def reward(images, prompts):\n    raise KeyboardInterrupt\n")
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    asked = ["score", str(tmp_path / "a.png"), "--reward", f"{tmp_path / 'mine.py'}:reward", "--prompt", "a"]
-    assert CliRunner().invoke(main, asked).exit_code == 130
+def scored(folder: Path, body: str, *more: str) -> Result:
+    """``dgpo score`` of two pictures of 6 x 8 by a reward with that body."""
+    (folder / "mine.py").write_text(f"def reward(images, prompts):\n    {body}\n")
+    for name in "ab":
+        Image.new("RGB", (6, 8)).save(folder / f"{name}.png")
+    asked = ["score", *(str(folder / f"{name}.png") for name in "ab"), "--reward", f"{folder / 'mine.py'}:reward"]
+    return CliRunner().invoke(main, [*asked, *(more or ("--prompt", "a"))])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return images.mean((1, 2, 3)), {}", "returned 2 things, as in (scores, info)"),
+        ("return images.mean((1, 2, 3))[:1]", "returned shape (1,) for 2 images"),
+        ("raise KeyboardInterrupt", "failed with KeyboardInterrupt"),  # nobody's Ctrl-C
+    ],
+)
+def test_dgpo_score_tries_a_reward_of_ones_own_before_its_first_picture(body: str, said: str, tmp_path: Path) -> None:
+    result = scored(tmp_path, body)
+    assert result.exit_code == 2
+    assert f"mine.py:reward, tried on 2 noisy pictures of 6 x 8: {said}" in result.stderr
+
+
+def test_dgpo_score_warns_of_what_is_not_finite_for_noise(tmp_path: Path) -> None:
+    result = scored(tmp_path, "return [float('nan') if i.max() else 1.0 for i in images]")
+    assert result.exit_code == 0, result.stderr
+    assert "mine.py:reward: gives nan, nan for noisy pictures of 6 x 8; a value that is not finite" in result.stderr
+
+
+def test_dgpo_score_tells_all_bad_prompts_with_their_lines_before_its_first_picture(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "objects": []}\n\n{"prompt": "b"}\n')
+    result = scored(tmp_path, "...", "--reward", "shapes", "--prompts", str(tmp_path / "p.jsonl"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"reward shapes: {tmp_path / 'p.jsonl'}:3: prompt 'b' has no metadata" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import ModelConfig, RewardTerm, RunConfig
@@ -154,6 +156,23 @@ class Odd(dict[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         raise KeyError(key)
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("shapes", "prompt 'b' has no metadata"),
+        ("geneval", "prompt 'b'"),
+        ("geneval-strict", "prompt 'b'"),
+        ("ocr", "prompt 'b'"),
+    ],
+)
+def test_a_plan_tells_bad_prompts_without_any_weights(reward: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("b\n")
+    asked = ["plan", "shapes", "--set", f"rewards={reward}", "--set", f"prompts.train={tmp_path / 'b.txt'}"]
+    result = CliRunner().invoke(main, [*asked, "--set", "prompts.held_out=null"])
+    assert result.exit_code == 2
+    assert f"error: reward {reward}, prompts.train (1 of 1): {tmp_path / 'b.txt'}:1: {said}" in result.stderr
 
 
 def test_metadata_that_nobody_thought_of_is_told_with_its_place() -> None:
