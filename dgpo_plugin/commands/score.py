@@ -35,9 +35,8 @@ def score(
     from dgpo_plugin.config.load import reward_terms
     from dgpo_plugin.prompts.registry import load_prompts
     from dgpo_plugin.rewards import load_rewards
-    from dgpo_plugin.rewards.picture_files import as_text, find_pictures, first_size
+    from dgpo_plugin.rewards.picture_files import as_text, find_pictures
     from dgpo_plugin.rewards.picture_files import score as score_pictures
-    from dgpo_plugin.rewards.trial import try_out
 
     if (prompt is None) == (prompt_file is None):
         raise UserError("--prompt, --prompts: give one of the two")
@@ -52,8 +51,6 @@ def score(
     with console.status("loading the rewards"):
         loaded = load_rewards(terms, scoring)
         loaded.check(prompts)
-        for line in try_out(loaded, *first_size(pictures), prompts):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=len(pictures))
         rows = score_pictures(

@@ -84,8 +84,8 @@ class IsolatedReward(Reward):
             # How they lie in memory is the order in which a mean is summed up.
             "channels_last": images.is_contiguous(memory_format=torch.channels_last),
             "prompts": _as_json(prompts),
-            # What this call's random numbers begin at, as they would here.
-            "seed": torch.initial_seed() % 2**32,
+            # What this call's random numbers begin at, as they would here: the run's next one.
+            "seed": int(torch.randint(2**32, ())),
         }
         return torch.tensor(self._ask(question, pictures)["scores"], dtype=torch.float32)
 

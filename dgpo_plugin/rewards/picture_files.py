@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import itertools
@@ -60,15 +59,6 @@ def read_picture(path: Path) -> Tensor:
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a picture that can be read; remove or mend it") from error
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-
-
-def first_size(paths: Sequence[Path]) -> tuple[int, int]:
-    """Height and width of the first picture that can be read; of no account where none can."""
-    for path in paths:
-        with contextlib.suppress(UserError):
-            height, width = read_picture(path).shape[1:]
-            return height, width
-    return 512, 512
 
 
 def _values(picture: Image.Image, path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -13,12 +13,12 @@ from dgpo_plugin.common.user_file import told
 from dgpo_plugin.distributed.device import best_device
 from dgpo_plugin.rewards.base import (
     NOT_FINITE,
-    FunctionReward,
     Reward,
     RewardSet,
     WeightedReward,
     WrappedReward,
     called,
+    is_ours,
 )
 from dgpo_plugin.rewards.isolated import IsolatedReward
 from dgpo_plugin.rewards.scorer import ask_apart
@@ -28,13 +28,11 @@ PICTURES = 2
 
 
 def is_tried(reward: Reward) -> bool:
-    """Whether a reward is somebody else's code, not this package's: a user's, another package's, a server's."""
-    while isinstance(reward, WrappedReward):
-        reward = reward.inner
-    if isinstance(reward, RemoteReward | IsolatedReward):
-        return True
-    code = reward.function if isinstance(reward, FunctionReward) else reward
-    return not str(code.__module__).startswith("dgpo_plugin.")
+    """Whether a reward is somebody else's code: a user's, another package's, a server's."""
+    inner = reward
+    while isinstance(inner, WrappedReward):
+        inner = inner.inner
+    return isinstance(inner, RemoteReward | IsolatedReward) or not is_ours(inner)
 
 
 def try_out(rewards: RewardSet, height: int, width: int, prompts: Sequence[Prompt]) -> list[str]:
