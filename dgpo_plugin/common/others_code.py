@@ -112,7 +112,7 @@ SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     _attribute(torch.backends.cudnn, "deterministic"),
     # First the newer switches, then the older: torch refuses to be asked for a mixture.
     _attribute(torch.backends.cuda.matmul, "fp32_precision"),
-    _attribute(torch.backends.cudnn.conv, "fp32_precision"),
+    _attribute(torch.backends.cudnn.conv, "fp32_precision"),  # type: ignore[attr-defined]
     (_matmul_precision, torch.set_float32_matmul_precision),
     (torch.get_num_threads, torch.set_num_threads),
     *(

@@ -113,12 +113,12 @@ def cut_prompts(model: Model, prompts: Sequence[Prompt]) -> list[str]:
     for each, found in zip(lengths, cut, strict=True):
         if not each.setting and found - by_all:
             partly.setdefault((each.limit, frozenset(found - by_all)), []).append(each)
-    for (limit, found), readers in partly.items():
+    for (limit, those), readers in partly.items():
         names = " and ".join(each.encoder for each in readers)
-        whole = " and ".join(each.encoder for each, them in zip(lengths, cut, strict=True) if not found & them)
+        whole = " and ".join(each.encoder for each, them in zip(lengths, cut, strict=True) if not those & them)
         lines.append(
-            f"{len(found)} of {len(prompts)} prompts are longer than the {limit} tokens that {names} reads "
-            f"({_first(prompts, found, readers[0])}); {whole or 'another encoder'} reads them whole"
+            f"{len(those)} of {len(prompts)} prompts are longer than the {limit} tokens of {names} "
+            f"({_first(prompts, those, readers[0])}); {whole or 'another encoder'} reads them whole"
         )
     return lines
 

@@ -220,7 +220,7 @@ def everybodys() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "folder": os.getcwd(),
         "python": random.getstate(),
-        "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index,union-attr]
+        "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index]
         "torch": torch.get_rng_state().tolist(),
     }
 
