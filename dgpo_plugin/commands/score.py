@@ -58,6 +58,7 @@ def score(
     console = Console(stderr=True)
     with console.status("loading the rewards"):
         loaded = load_rewards(terms, scoring)
+        loaded.check(prompts)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=len(prompts))
         rows, unreadable = score_pictures(

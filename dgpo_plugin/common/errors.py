@@ -36,9 +36,26 @@ def in_one_line(error: BaseException) -> str:
     """An error of other people's code in one line: its class and the first line of what it says, cut to length."""
     try:
         said = str(error)
-    except Exception:  # their __str__ may fail too
+    except BaseException as unreadable:  # their __str__ may fail too
+        if isinstance(unreadable, KeyboardInterrupt):
+            raise
         said = "its message cannot be read"
     return f"{type(error).__name__}: {(said.splitlines() or [''])[0][:300]}"
+
+
+MOST_PROBLEMS = 5
+"""Of many problems of a kind, that are told one by one."""
+
+
+def first_few(problems: Sequence[str], what: str, total: int = 0) -> str:
+    """Problems of a kind in one line: the first few, and how many more there are, ``; and 7 more prompts``.
+
+    Args:
+        what: more of what, in the plural.
+        total: how many there are in all, where not all are given.
+    """
+    more = max(total, len(problems)) - len(problems[:MOST_PROBLEMS])
+    return "; ".join([*problems[:MOST_PROBLEMS], *([f"and {more} more {what}"] if more > 0 else [])])
 
 
 def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:

@@ -14,7 +14,9 @@ class Prompt:
     Attributes:
         text: what the text encoders read.
         metadata: what the reward reads (JSON types only); empty where the text is enough.
+        place: where it is written, as ``file:line``, for messages; empty where it is in no file.
     """
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False, repr=False)

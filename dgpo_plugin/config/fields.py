@@ -156,6 +156,11 @@ class RewardTerm(_Config):
     on_failure: Literal["stop", "skip"] | None = Field(
         None, description="As scoring.on_failure, for this reward; null for that."
     )
+    isolate: bool = Field(
+        False,
+        description="Run it in a process of its own, to which the pictures are copied: a time-out ends that process, "
+        "and the next attempt starts another; a crash is one failed attempt.",
+    )
 
     def name(self, label: str) -> str:
         """The registered name, or the file's, of the reward under a label."""
@@ -163,7 +168,7 @@ class RewardTerm(_Config):
 
     def scoring(self, shared: ScoringConfig) -> ScoringConfig:
         """How this reward is computed: as the run's are, but for what it says itself."""
-        own = self.model_dump(exclude={"reward", "weight", "options"}, exclude_none=True)
+        own = self.model_dump(exclude={"reward", "weight", "options", "isolate"}, exclude_none=True)
         return shared.model_copy(update=own)
 
     @field_validator("weight")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -19,6 +20,23 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def dtype_of(config: ModelConfig) -> torch.dtype:
     """The frozen weights' type; float32, the larger, for an ``auto`` that is not settled, as in a plan."""
     return DTYPES["fp32" if config.precision == "auto" else config.precision]
+
+
+@dataclass(frozen=True)
+class TextLengths:
+    """How long texts are to one text encoder whose tokens the denoiser reads.
+
+    Attributes:
+        encoder: its folder, as in ``text_encoder_3``.
+        limit: tokens of a text that it reads; what comes after them is cut off.
+        tokens: of each text.
+        setting: which sets the limit; empty where it is the encoder's own.
+    """
+
+    encoder: str
+    limit: int
+    tokens: list[int]
+    setting: str = ""
 
 
 class Model(ABC):
@@ -61,6 +79,10 @@ class Model(ABC):
         Args:
             output_device: where to keep it; None for the model's device.
         """
+
+    def text_lengths(self, texts: Sequence[str]) -> list[TextLengths]:  # noqa: ARG002 (others can tell)
+        """How long texts are to each encoder whose tokens the denoiser reads; nothing where that is not known."""
+        return []
 
     @abstractmethod
     def blank_conditioning(self, count: int) -> Conditioning:

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import ModelConfig, Schedule
-from dgpo_plugin.models.base import DTYPES, Model, dtype_of
+from dgpo_plugin.models.base import DTYPES, Model, TextLengths, dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.memory import can_offload_denoiser, empty_module, load_quantized, on_device
 from dgpo_plugin.models.sequential_offload import one_module_at_a_time
@@ -51,6 +51,15 @@ def per_image(value: float, latents: Tensor) -> Tensor:
     return torch.full((len(latents),), value, device=latents.device)
 
 
+def as_chat(tokenizer: Any, text: str, *, thinking: bool) -> str:
+    """A text as what a user says to a language model, and the beginning of its answer."""
+    messages = [{"role": "user", "content": text}]
+    chat: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
+    return chat
+
+
 class PipelineModel(Model):
     """A :class:`~dgpo_plugin.models.base.Model` out of a diffusers pipeline; a family is a subclass.
 
@@ -59,6 +68,7 @@ class PipelineModel(Model):
         component_classes: class of every folder with weights; the denoiser's is ``prefix``, the encoders' names start
             with ``text_encoder``.
         load_options: for diffusers' ``from_pretrained``.
+        text_readers: the encoders whose tokens the denoiser reads, not only a vector for the whole text.
         linear_sigmas: the pipeline gives its scheduler 1 .. 1/steps even where that does not shift them dynamically.
 
     Args:
@@ -74,6 +84,7 @@ class PipelineModel(Model):
     component_classes: ClassVar[dict[str, Any]]
     load_options: ClassVar[dict[str, Any]] = {}
     linear_sigmas: ClassVar[bool] = False
+    text_readers: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
     # They are diffusers' and transformers' classes, whose configurations are read.
     denoiser: Any
@@ -164,6 +175,24 @@ class PipelineModel(Model):
         # Offloaded encoders come one by one, each once for all texts.
         with on_device([self.denoiser] if can_offload_denoiser(self.config) else [], torch.device("cpu")):
             return Conditioning.concatenate(one_module_at_a_time(jobs, self.encoders, self.device))
+
+    def text_lengths(self, texts: Sequence[str]) -> list[TextLengths]:
+        lengths = []
+        for name in [each for each in self.text_readers if each in self.component_classes]:
+            encoder, tokenizer = (
+                getattr(self.pipeline, part) for part in (name, name.replace("text_encoder", "tokenizer"))
+            )
+            if encoder is None or tokenizer is None:
+                continue
+            limit, setting = self.config.max_sequence_length, "model.max_sequence_length"
+            if encoder.config.model_type.startswith("clip"):
+                limit, setting = min(tokenizer.model_max_length, encoder.config.max_position_embeddings), ""
+            lengths.append(TextLengths(name, limit, self.token_counts(tokenizer, list(texts)), setting))
+        return lengths
+
+    def token_counts(self, tokenizer: Any, texts: list[str]) -> list[int]:
+        """Tokens of each text as the pipeline gives it to the tokenizer, before it is cut to the encoder's limit."""
+        return [len(tokens) for tokens in tokenizer(texts, verbose=False).input_ids]
 
     def blank_conditioning(self, count: int) -> Conditioning:
         shapes = self.conditioning_shapes()

@@ -33,9 +33,9 @@ def read_dataset(source: str) -> list[Prompt]:
         raise UserError(f"hf:{source}: has no column of prompts; its columns are {', '.join(columns)}; name one")
     # Preference data has a row a pair, so a text many times: the first counts.
     prompts: dict[str, Prompt] = {}
-    for row in rows:
+    for number, row in enumerate(rows):
         if isinstance(row[text], str) and row[text] and row[text] not in prompts:
-            prompts[row[text]] = Prompt(row[text], _metadata(row, text))
+            prompts[row[text]] = Prompt(row[text], _metadata(row, text), f"hf:{source} row {number}")
     if not prompts:
         raise UserError(f"hf:{source}: column {text} holds no text")
     return list(prompts.values())

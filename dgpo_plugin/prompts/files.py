@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, first_few
 from dgpo_plugin.common.prompt import Prompt
 
 
@@ -35,8 +35,16 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if not numbered:
         raise UserError(f"prompt file {path}: holds no prompt; write at least one line")
     if path.suffix == ".txt":
-        return [Prompt(line) for _, line in numbered]
-    return [_prompt_from_json(line, f"{path}:{number}") for number, line in numbered]
+        return [Prompt(line, place=f"{path}:{number}") for number, line in numbered]
+    prompts, problems = [], []
+    for number, line in numbered:
+        try:
+            prompts.append(_prompt_from_json(line, f"{path}:{number}"))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(first_few(problems, "lines"))
+    return prompts
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
@@ -54,4 +62,4 @@ def _prompt_from_json(line: str, where: str) -> Prompt:
         raise UserError(f"{where}: JSON that is nested too deep or holds too long a number") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
         raise UserError(f'{where}: needs a JSON object with a non-empty text under "prompt"')
-    return Prompt(record.pop("prompt"), record)
+    return Prompt(record.pop("prompt"), record, place=where)

@@ -8,7 +8,7 @@ from dgpo_plugin.common.errors import UserError, did_you_mean
 from dgpo_plugin.common.names import PROMPT_SETS, WORLDS
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.registry import resolved
-from dgpo_plugin.common.user_file import is_from_file
+from dgpo_plugin.common.user_file import is_from_file, told
 from dgpo_plugin.prompts.datasets import read_dataset
 from dgpo_plugin.prompts.files import read_prompts
 
@@ -30,8 +30,7 @@ def load_prompts(source: str) -> list[Prompt]:
     of_world = world in WORLDS and source not in PROMPT_SETS  # another package may add to a world's sets
     if of_world or (is_from_file(world) and not is_from_file(name)):
         return _prompts_of_world(world, name)
-    found: list[Prompt] = _checked(PROMPT_SETS.load(source)(), source)
-    return found
+    return _checked(PROMPT_SETS.load(source), source)
 
 
 def prompt_set_names() -> dict[str, str]:
@@ -45,12 +44,17 @@ def _prompts_of_world(world: str, name: str) -> list[Prompt]:
     if name not in sets:
         known = [f"{world}/{each}" for each in sets]
         raise UserError(f"no prompt set {f'{world}/{name}'!r}{did_you_mean(f'{world}/{name}', known)}")
-    return _checked(resolved(sets[name])(), f"{world}/{name}")
+    return _checked(resolved(sets[name]), f"{world}/{name}")
 
 
-def _checked(prompts: Any, source: str) -> list[Prompt]:
-    """Refuse what is no list of prompts, which another package's function may give."""
-    found = list(prompts)
+def _checked(function: Any, source: str) -> list[Prompt]:
+    """What a function of nothing gives, which may be a user's or another package's, if it is prompts."""
+    try:
+        found = list(function())
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # whatever their code raises
+        raise UserError(f"prompt set {source}: failed with {told(error)}") from error
     if not found or not all(isinstance(prompt, Prompt) for prompt in found):
         raise UserError(f"prompt set {source}: must give prompts (dgpo_plugin.Prompt), at least one")
     return found

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dgpo_plugin.common.errors import UserError, prefixed
+from dgpo_plugin.common.errors import MOST_PROBLEMS, UserError, first_few, in_one_line, prefixed
+from dgpo_plugin.common.others_code import others_code
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.user_file import told
 from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.config.short_forms import weighted_labels
 
 USUAL_SCORING = ScoringConfig()
-MOST_PROBLEMS = 5
-"""Of one reward with its prompts, that are told one by one."""
+NOT_FINITE = "values are not finite"
 
 
 class Reward:
@@ -57,6 +60,8 @@ def problems(prompts: Sequence[Prompt], read: Callable[[Prompt], object]) -> lis
             read(prompt)
         except UserError as error:
             found.append(str(error))
+        except Exception as error:  # of metadata that nobody thought of
+            found.append(f"prompt {prompt.text!r} has metadata that cannot be read ({in_one_line(error)})")
     return found
 
 
@@ -97,6 +102,14 @@ class WrappedReward(Reward):
 def as_reward(reward: Reward | Callable[[Tensor, Sequence[Prompt]], Any]) -> Reward:
     """A plain function as a reward; what is one already stays what it is."""
     return reward if isinstance(reward, Reward) else FunctionReward(reward)
+
+
+def is_ours(reward: Reward) -> bool:
+    """Whether a reward is this package's code, whatever is wrapped round it, and not a user's or another package's."""
+    while isinstance(reward, WrappedReward):
+        reward = reward.inner
+    code = reward.function if isinstance(reward, FunctionReward) else reward
+    return str(code.__module__).startswith("dgpo_plugin.")
 
 
 @dataclass(frozen=True)
@@ -158,20 +171,24 @@ class RewardSet:
         """The weighted sum of scores (..., K), float32 (...)."""
         return (scores * self.weights.to(scores.device)).sum(-1)
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check(self, prompts: Sequence[Prompt] | Mapping[str, Sequence[Prompt]]) -> None:
         """Ask every reward whether it can judge the prompts, before any picture is drawn.
 
+        Args:
+            prompts: of one set, or of several by their names, as in ``prompts.held_out``.
+
         Raises:
-            UserError: names the prompts that cannot be judged, and why.
+            UserError: names the prompts of all sets that any reward cannot judge, where they are written, and why.
         """
+        sets = prompts if isinstance(prompts, Mapping) else {"": prompts}
         found = []
         for label, member in self.members.items():
-            with prefixed(f"reward {label}"):
-                problems = list(dict.fromkeys(member.reward.check(prompts)))
-            if problems:
-                more = len(problems) - MOST_PROBLEMS
-                told = [*problems[:MOST_PROBLEMS], *([f"and {more} more prompts"] if more > 0 else [])]
-                found.append(f"reward {label}: {'; '.join(told)}")
+            for name, each in sets.items():
+                with prefixed(f"reward {label}"):
+                    problems, count = _refused(member.reward, each)
+                if problems:
+                    of = f", {name} ({count} of {len(each)})" if name else ""
+                    found.append(f"reward {label}{of}: {first_few(problems, 'prompts', count)}")
         if found:
             raise UserError("; ".join(found))
 
@@ -182,23 +199,95 @@ def _title(label: str, member: WeightedReward) -> str:
     return member.reward.title or named
 
 
+def _refused(reward: Reward, prompts: Sequence[Prompt]) -> tuple[list[str], int]:
+    """What a reward says of the first few prompts that it cannot judge, with their places, and how many they are."""
+    problems = _asked(reward, prompts)
+    placed = any(prompt.place for prompt in prompts)
+    lines: list[str] = []
+    for prompt, problem in _each_refused(reward, prompts, problems):
+        line = f"{prompt.place}: {problem}" if prompt.place else problem
+        if line not in lines:
+            lines.append(line)
+        if len(lines) == MOST_PROBLEMS:
+            break
+    unique = list(dict.fromkeys(problems))
+    return lines or unique, len(problems) if placed else len(unique)
+
+
+def _each_refused(reward: Reward, prompts: Sequence[Prompt], problems: Sequence[str]) -> Iterator[tuple[Prompt, str]]:
+    """Which prompts the problems are of, found by asking about ever smaller parts of those that have any."""
+    if len(prompts) == 1:
+        yield from ((prompts[0], problem) for problem in problems)
+    elif problems:
+        middle = len(prompts) // 2
+        for part in (prompts[:middle], prompts[middle:]):
+            yield from _each_refused(reward, part, _asked(reward, part))
+
+
+def _asked(reward: Reward, prompts: Sequence[Prompt]) -> list[str]:
+    """What a reward's check says of prompts, each problem on one line."""
+    try:
+        with others_code():
+            problems = reward.check(list(prompts))
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # whatever a user's reward raises
+        raise UserError(f"its check(prompts) failed with {told(error)}") from error
+    if not isinstance(problems, list | tuple) or not all(isinstance(problem, str) for problem in problems):
+        raise UserError(
+            f"its check(prompts) must return a list of lines, empty if it can judge all; it returned {problems!r:.100}"
+        )
+    return [" ".join(problem.split()) for problem in problems]
+
+
 def called(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """One number a picture, float32 (N,), on the CPU, finite or not.
+    """One number a picture, (N,), float32, on the CPU, finite or not; what the call leaves behind is put back.
 
     Args:
-        images: float32 (N, 3, H, W) in [0, 1].
+        images: float32 (N, 3, H, W) in [0, 1]; the reward gets a copy, and one of the prompts.
 
     Raises:
-        UserError: the reward refuses, or gives not one number a picture.
+        UserError: the reward refuses, or returns anything else, or changes torch's default dtype or device.
     """
-    # A copy: what one reward writes into its pictures is not what the next one judges.
-    values = torch.as_tensor(reward(images.clone(), prompts)).detach().to("cpu", torch.float32)
-    if values.shape != (len(images),):
+    # Ours change nothing; and a new seed, for a moment, is everybody's.
+    with contextlib.nullcontext() if is_ours(reward) else others_code(new_seed=True):
+        returned = reward(images.clone(), own_copies(prompts))
+    return as_scores(returned, len(images))
+
+
+def as_scores(returned: Any, count: int) -> Tensor:
+    """What a reward returned for so many pictures as (N,), float32, on the CPU, finite or not.
+
+    Raises:
+        UserError: it is not one number a picture.
+    """
+    values = returned if isinstance(returned, Tensor) else _as_tensor(returned, count)
+    if values.shape != (count,):
         raise UserError(
-            f"returned shape {tuple(values.shape)} for {len(images)} images; "
-            f"it must return one number for each image, shape ({len(images)},)"
+            f"returned shape {tuple(values.shape)} for {count} images; "
+            f"it must return one number for each image, shape ({count},)"
         )
-    return values
+    if values.is_complex():
+        raise UserError("returned complex numbers; it must return real ones")
+    return values.detach().to("cpu", torch.float32)
+
+
+def _as_tensor(returned: Any, count: int) -> Tensor:
+    """What a reward returned that is no tensor."""
+    try:
+        return torch.as_tensor(returned)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = "nothing (None)" if returned is None else f"an object of class {type(returned).__name__}"
+        if isinstance(returned, tuple):
+            kind = f"{len(returned)} things, as in (scores, info)"
+        raise UserError(
+            f"returned {kind}; it must return one number for each image, a tensor or list of {count}"
+        ) from error
+
+
+def own_copies(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts again, for code that may write into their metadata."""
+    return [replace(prompt, metadata=copy.deepcopy(prompt.metadata)) for prompt in prompts]
 
 
 def checked_rewards(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str) -> Tensor:
@@ -233,6 +322,6 @@ def refuse_not_finite(values: Tensor, prompts: Sequence[Prompt], advice: str = "
     if broken.any():
         first = int(broken.nonzero()[0])
         raise UserError(
-            f"{int(broken.sum())} of {len(values)} values are not finite "
+            f"{int(broken.sum())} of {len(values)} {NOT_FINITE} "
             f"(first: {values[first].item()} for prompt {prompts[first].text!r}); {advice}"
         )

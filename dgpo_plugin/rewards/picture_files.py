@@ -15,8 +15,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dgpo_plugin.common.errors import UserError, in_one_line
+from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.user_file import told
 from dgpo_plugin.rewards.base import Reward, RewardSet, checked_rewards
 from dgpo_plugin.rewards.picture_folders import formats
 
@@ -125,10 +126,10 @@ def _scores(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str
     """One reward's scores (N,) of pictures, the first of which is a file that the message of an error can name."""
     try:
         return checked_rewards(reward, images, prompts, name)
-    except (UserError, MemoryError, torch.OutOfMemoryError):
+    except (UserError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # whatever a user's reward raises
-        raise UserError(f"reward {name}: {in_one_line(error)}, at {first}") from error
+    except BaseException as error:  # whatever a user's reward raises
+        raise UserError(f"reward {name}: {told(error)}, at {first}") from error
 
 
 def as_text(rows: Sequence[Scores], kind: str) -> str:

@@ -20,6 +20,8 @@ class RewardEntry(Entry):
             fetched from, the repository's, or "not verified", where neither was seen.
         parameters: of its networks.
         fixed: arguments of the class that the name stands for.
+        reads: ``package.module:function`` of a prompt, which raises a UserError where the reward cannot judge it; for
+            one whose weights would have to be loaded to ask itself.
     """
 
     extra: str = "rewards"
@@ -28,6 +30,7 @@ class RewardEntry(Entry):
     license: str = ""
     parameters: int = 0
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    reads: str = ""
 
     def facts(self) -> list[str]:
         """Range, weights, license, size, and whether it is installed."""
@@ -120,6 +123,7 @@ REWARDS = RewardRegistry(
             license=f"Mask2Former: its card says other; {CLIP_LICENSE}",
             parameters=CLIP_L + MASK2FORMER_S,
             fixed={"strict": False},
+            reads="dgpo_plugin.rewards.geneval.rules:read_task",
         ),
         "geneval-strict": RewardEntry(
             "dgpo_plugin.rewards.geneval.reward:GenEvalReward",
@@ -129,6 +133,7 @@ REWARDS = RewardRegistry(
             license=f"Mask2Former: its card says other; {CLIP_LICENSE}",
             parameters=CLIP_L + MASK2FORMER_S,
             fixed={"strict": True},
+            reads="dgpo_plugin.rewards.geneval.rules:read_task",
         ),
         "pickscore": RewardEntry(
             "dgpo_plugin.rewards.networks.clip:PickScore",

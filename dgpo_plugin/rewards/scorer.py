@@ -6,7 +6,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dgpo_plugin.common.errors import StopNow, UserError, in_one_line, prefixed
+from dgpo_plugin.common.errors import StopNow, UserError, prefixed
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import to_image
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.common.user_file import told
 from dgpo_plugin.distributed.device import best_device, make_current
 from dgpo_plugin.rewards.base import RewardSet, WeightedReward, called, refuse_not_finite
 
@@ -137,29 +138,22 @@ class Scorer:
             except (StopNow, UserError):
                 raise
             except BaseException as error:  # whatever a user's reward raises; Ctrl-C reaches the main thread alone
-                call, problem = None, f"failed {attempt + 1} times, last with {in_one_line(error)}"
+                call, problem = None, f"failed {attempt + 1} times, last with {told(error)}"
         if call is not None:
             self._unreturned = label
             problem = (
                 f"timed out {'twice' if late == 2 else 'once'}, no answer in {scoring.timeout:g} s and the call "
-                f"goes on; raise scoring.timeout, or find out what the reward waits for"
+                f"goes on; raise scoring.timeout, find out what the reward waits for, or set its isolate: true, "
+                f"with which a time-out ends the call"
             )
         raise UserError(f"reward {label}: {problem}")
 
     def _call(self, label: str, member: WeightedReward, pictures: Tensor, prompts: Sequence[Prompt]) -> Future[Tensor]:
-        """Ask in a daemon thread: a reward that never returns must not keep the program from ending."""
-        answer: Future[Tensor] = Future()
+        def ask() -> Tensor:
+            with prefixed(f"reward {label}"):
+                return called(member.reward, pictures, prompts)
 
-        def call() -> None:
-            try:
-                make_current(self._device)
-                with prefixed(f"reward {label}"):
-                    answer.set_result(called(member.reward, pictures, prompts))
-            except BaseException as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=call, daemon=True).start()
-        return answer
+        return ask_apart(self._device, ask)
 
     def _save(self, asked: Sequence[_Unscored]) -> str:
         """Keep what the rewards were asked to judge, alone in this process's files, and say where."""
@@ -173,3 +167,22 @@ class Scorer:
         lines = [json.dumps(one.told()) + "\n" for one in asked]
         write_text_atomically(self._failures / f"{self._prefix}prompts.jsonl", "".join(lines))
         return f"; its pictures and prompts are in {self._failures / self._prefix}{'*' if self._prefix else ''}"
+
+
+def ask_apart(device: torch.device, ask: Callable[[], Tensor]) -> Future[Tensor]:
+    """Ask a reward in a daemon thread: one that never returns must not keep the program from ending.
+
+    Args:
+        device: what ``cuda`` alone means in that thread.
+    """
+    answer: Future[Tensor] = Future()
+
+    def call() -> None:
+        try:
+            make_current(device)
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return answer

@@ -20,9 +20,9 @@ from dgpo_plugin.models.load import settled_model
 from dgpo_plugin.models.memory import shard
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.speed import compile_blocks
-from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.rewards import RewardSet, load_rewards
 from dgpo_plugin.rewards.scorer import Scorer
+from dgpo_plugin.training.checks import prompt_sets, tell_cut_prompts, try_rewards
 from dgpo_plugin.training.evaluation import HeldOut, call_prompts
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.trainer import Trainer
@@ -40,18 +40,25 @@ def build_trainer(
     Raises:
         UserError: whatever of it cannot be had here, before the model is loaded where that can be known.
     """
-    training, held_out_file = config.training, config.prompts.held_out
+    training = config.training
     processes = replace(join_processes(config.training.process_timeout), lockstep=config.model.shard)
     check_layout(config, processes.count)
     accelerator = _accelerator(config)
-    prompts = load_prompts(config.prompts.train)
-    held_out = load_prompts(held_out_file) if held_out_file else prompts
-    rewards = load_rewards(config.rewards, config.scoring) if rewards is None else rewards
-    rewards.check(prompts if held_out is prompts else [*prompts, *held_out])
+    sets = prompt_sets(config)
+    prompts = sets["prompts.train"]
+    held_out = sets.get("prompts.held_out", prompts)
+    if rewards is None:
+        rewards = load_rewards(config.rewards, config.scoring)
+        rewards.check(sets)
+        try_rewards(rewards, config.model, sets, processes)
+    else:
+        rewards.check(sets)
     scorer = Scorer(rewards, failures, processes.rank if processes.count > 1 else None)
     config = settle_precision(config, accelerator.device, processes)
     model = load_model(config.model, accelerator.device, place=False) if model is None else model
     refuse_seams(model, config.model)
+    if processes.is_main:
+        tell_cut_prompts(model, sets)
     # Before the denoiser takes its place: the text encoders may need all of the memory there is.
     evaluated = held_out[: max(config.evaluation.images, config.logging.sample_images)]
     groups = PromptGroups(model, prompts, evaluated, training.prompts_per_iteration, training.seed)
@@ -64,7 +71,7 @@ def build_trainer(
         compile_blocks(model.denoiser)
     if training.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    size, called = training.micro_batch_size, call_prompts(prompts, held_out if held_out_file else None)
+    size, called = training.micro_batch_size, call_prompts(prompts, sets.get("prompts.held_out"))
     optimizer = torch.optim.AdamW(
         list(policy.parameters.values()), lr=training.learning_rate, weight_decay=training.weight_decay
     )

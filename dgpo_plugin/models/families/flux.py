@@ -26,6 +26,7 @@ class FluxModel(PipelineModel):
     }
     lora_targets = ATTENTION
     kohya_version = "flux1"
+    text_readers = ("text_encoder_2",)
 
     def variant(self) -> tuple[str, str]:
         """kohya's rule (sd-scripts, ``flux_utils``): what is told no guidance is schnell."""

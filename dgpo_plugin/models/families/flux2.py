@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2 import SYSTEM_MESSAGE, format_input
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 from transformers import AutoTokenizer, Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, as_chat, per_image
 
 
 class _Flux2Model(PipelineModel):
@@ -82,6 +83,9 @@ class Flux2KleinModel(_Flux2Model):
         size = {24: "4b", 32: "9b"}.get(self.denoiser.config.num_attention_heads)
         return ("flux-2-klein", "flux_2_klein") if size is None else (f"flux-2-klein-{size}", f"flux_2_klein_{size}")
 
+    def token_counts(self, tokenizer: Any, texts: list[str]) -> list[int]:
+        return super().token_counts(tokenizer, [as_chat(tokenizer, text, thinking=False) for text in texts])
+
 
 class Flux2DevModel(_Flux2Model):
     """FLUX.2 dev: Mistral's hidden states, guidance embedded."""
@@ -94,6 +98,10 @@ class Flux2DevModel(_Flux2Model):
     }
     architecture = "flux-2-dev"
     kohya_version = "flux_2_dev"
+
+    def token_counts(self, tokenizer: Any, texts: list[str]) -> list[int]:
+        chats = format_input(prompts=texts, system_message=SYSTEM_MESSAGE)
+        return [len(tokens) for tokens in tokenizer.apply_chat_template(chats, return_dict=True)["input_ids"]]
 
     @classmethod
     def component_overrides(cls, folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
@@ -39,6 +40,12 @@ class QwenImageModel(PipelineModel):
             mask = torch.ones(context.shape[:2], dtype=torch.long, device=context.device)
         missing = length - context.shape[1]
         return Conditioning({"context": pad(context, (0, 0, 0, missing)), "mask": pad(mask, (0, missing))})
+
+    def token_counts(self, tokenizer: Any, texts: list[str]) -> list[int]:
+        # QwenImagePipeline._get_qwen_prompt_embeds: what stands before the text is dropped again.
+        template, dropped = self.pipeline.prompt_template_encode, self.pipeline.prompt_template_encode_start_idx
+        counts = super().token_counts(tokenizer, [template.format(text) for text in texts])
+        return [count - dropped for count in counts]
 
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         length = self.config.max_sequence_length

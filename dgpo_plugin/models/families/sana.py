@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 from torch import Tensor
@@ -53,6 +54,12 @@ class SanaModel(PipelineModel):
             complex_human_instruction=instruction,
         )
         return Conditioning({"context": context, "mask": mask})
+
+    def token_counts(self, tokenizer: Any, texts: list[str]) -> list[int]:
+        # SanaPipeline._get_gemma_prompt_embeds: the instruction's tokens, but for two, do not count.
+        instruction = "\n".join(INSTRUCTION)
+        counts = super().token_counts(tokenizer, [instruction + text for text in texts])
+        return [count - len(tokenizer.encode(instruction)) + 2 for count in counts]
 
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         length = self.config.max_sequence_length

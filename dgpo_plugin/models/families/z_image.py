@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ZImagePipeline, ZImageTransformer2DModel
@@ -11,7 +12,7 @@ from torch.nn.functional import pad
 from transformers import Qwen3Model
 
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import PipelineModel, per_image
+from dgpo_plugin.models.pipeline import PipelineModel, as_chat, per_image
 
 
 class ZImageModel(PipelineModel):
@@ -38,6 +39,9 @@ class ZImageModel(PipelineModel):
         )
         context = torch.stack([pad(row, (0, 0, 0, length - len(row))) for row in rows])
         return Conditioning({"context": context, "length": torch.tensor([len(row) for row in rows])})
+
+    def token_counts(self, tokenizer: Any, texts: list[str]) -> list[int]:
+        return super().token_counts(tokenizer, [as_chat(tokenizer, text, thinking=True) for text in texts])
 
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"context": (self.config.max_sequence_length, self.denoiser.config.cap_feat_dim), "length": ()}

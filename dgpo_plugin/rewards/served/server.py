@@ -41,7 +41,7 @@ from torch import Tensor
 import dgpo_plugin
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.common.user_file import files_hash, is_from_file
+from dgpo_plugin.common.user_file import files_hash, is_from_file, told
 from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
 from dgpo_plugin.distributed.device import make_current, this_device
 from dgpo_plugin.rewards.base import Reward, checked_rewards
@@ -125,9 +125,9 @@ class RewardServer(ThreadingTCPServer):
             return [float(value) for value in checked_rewards(self.reward, images, prompts, self.name)]
         except UserError as error:
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
-        except Exception as error:  # whatever a user's reward raises
+        except BaseException as error:  # whatever a user's reward raises; Ctrl-C reaches the main thread alone
             log.exception("reward %s failed", self.name)
-            raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}") from error
+            raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, told(error)) from error
 
     def check(self, body: bytes) -> list[str]:
         """What the reward says of a request's prompts.
@@ -140,9 +140,9 @@ class RewardServer(ThreadingTCPServer):
             return self.reward.check(prompts)
         except UserError as error:
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
-        except Exception as error:  # as above
+        except BaseException as error:  # as above
             log.exception("reward %s failed", self.name)
-            raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}") from error
+            raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, told(error)) from error
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._places.acquire()

@@ -148,3 +148,19 @@ def test_the_datasets_package_reads_one(tmp_path: Path, monkeypatch: pytest.Monk
         load_prompts(f"hf:{folder}:train:words")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_prompts(f"hf:{folder}:test")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("1 / 0", r"failed with ZeroDivisionError: division by zero \(at .*own.py:3\)"),
+        ("raise SystemExit('bye')", r"failed with SystemExit: bye \(at .*own.py:3\)"),
+        ("return 3", "failed with TypeError: 'int' object is not iterable"),
+        ("return ['a']", r"must give prompts \(dgpo_plugin.Prompt\), at least one"),
+        ("return []", r"must give prompts \(dgpo_plugin.Prompt\), at least one"),
+    ],
+)
+def test_a_function_of_prompts_that_fails_is_one_line(body: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(f"from dgpo_plugin import Prompt\ndef prompts():\n    {body}\n")
+    with pytest.raises(UserError, match=f"^prompt set {tmp_path}/own.py:prompts: {said}"):
+        load_prompts(f"{tmp_path / 'own.py'}:prompts")

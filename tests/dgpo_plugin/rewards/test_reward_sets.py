@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import MOST_PROBLEMS, UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
 from dgpo_plugin.rewards import (
@@ -23,7 +23,6 @@ from dgpo_plugin.rewards import (
     load_rewards,
 )
 from dgpo_plugin.rewards import scorer as scoring
-from dgpo_plugin.rewards.base import MOST_PROBLEMS
 from dgpo_plugin.rewards.scorer import Scorer
 
 pytestmark = pytest.mark.fast

@@ -1,0 +1,127 @@
+"""Code that is not ours, called so that the run goes on as if it had not been: a user's reward, another package's."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.seeding import seeded_globals
+
+
+@contextlib.contextmanager
+def others_code(*, new_seed: bool = False) -> Iterator[None]:
+    """Put back after the block what it changed of what is everybody's.
+
+    That is torch's gradients, inference mode and autocast (of this thread), its deterministic and its TF32 switches,
+    its number of threads, the generators of Python, NumPy and torch, and the working directory.
+
+    Args:
+        new_seed: let the generators begin at the run's next random number; else they go on where they are, and are put
+            back all the same. Two calls then draw two things, and a resumed run the same again.
+
+    Raises:
+        UserError: it changed the default dtype or device, and so what is sampled beside it; they are put back too.
+    """
+    seed = int(torch.randint(2**32, ())) if new_seed else None
+    with contextlib.ExitStack() as stack:
+        # Leaving an inference mode puts all of a thread's autograd state back, whatever was entered inside it.
+        stack.enter_context(torch.inference_mode(torch.is_inference_mode_enabled()))
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+        stack.enter_context(seeded_globals(seed) if seed is not None else _same_generators())
+        stack.enter_context(_same_switches())
+        dtype, device = torch.get_default_dtype(), torch.get_default_device()
+        try:
+            yield
+        finally:
+            now_dtype, now_device = torch.get_default_dtype(), torch.get_default_device()
+            torch.set_default_dtype(dtype)
+            if now_device != device:
+                torch.set_default_device(None if device.type == "cpu" else device)
+        for name, before, after in (("dtype", dtype, now_dtype), ("device", device, now_device)):
+            if before != after:
+                raise UserError(
+                    f"changes torch's default {name} from {before} to {after}, and the model samples beside it; "
+                    f"give {name}= where it makes tensors instead"
+                )
+
+
+@contextlib.contextmanager
+def _same_generators() -> Iterator[None]:
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    module = None if device is None else torch.get_device_module(device.type)
+    device_state = None if module is None else module.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if module is not None:
+            module.set_rng_state(device_state)
+
+
+@contextlib.contextmanager
+def _same_switches() -> Iterator[None]:
+    before = [read() for read, _ in SWITCHES]
+    try:
+        yield
+    finally:
+        for (read, put_back), value in zip(SWITCHES, before, strict=True):
+            if value is not None and read() != value:
+                put_back(value)
+
+
+def _matmul_precision() -> str | None:
+    """What the older of torch's two switches says; None where only the newer one can be asked."""
+    with contextlib.suppress(RuntimeError):
+        return torch.get_float32_matmul_precision()
+    return None
+
+
+def _folder() -> str | None:
+    with contextlib.suppress(OSError):  # it may be gone
+        return os.getcwd()
+    return None
+
+
+def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _put_back_deterministic(value: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+
+
+SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (_deterministic, _put_back_deterministic),
+    _attribute(torch.backends.cudnn, "enabled"),
+    _attribute(torch.backends.cudnn, "benchmark"),
+    _attribute(torch.backends.cudnn, "deterministic"),
+    # First the newer switches, then the older: torch refuses to be asked for a mixture.
+    _attribute(torch.backends.cuda.matmul, "fp32_precision"),
+    _attribute(torch.backends.cudnn.conv, "fp32_precision"),  # type: ignore[attr-defined]
+    (_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.get_num_threads, torch.set_num_threads),
+    *(
+        (
+            functools.partial(torch.is_autocast_enabled, kind),
+            functools.partial(torch.set_autocast_enabled, kind),
+        )
+        for kind in ("cpu", "cuda")
+    ),
+    (_folder, os.chdir),
+)
+"""Each as how it is read, and how it is put back."""
