@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,19 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.config.fields import ModelConfig, Schedule
 from dgpo_plugin.models.base import DTYPES, Model, dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.memory import can_offload_denoiser, empty_module, load_quantized, on_device
+from dgpo_plugin.models.decoded import Blame, PictureCheck
+from dgpo_plugin.models.memory import can_offload_denoiser, load_quantized, on_device
+from dgpo_plugin.models.part_files import check_part, left_out, parts_of
+from dgpo_plugin.models.parts import empty_module, load_part, told_in_one_line
 from dgpo_plugin.models.sequential_offload import one_module_at_a_time
 from dgpo_plugin.models.speed import fuse_norms
 from dgpo_plugin.samplers.ode import dpm_flow_sigmas
+
+log = logging.getLogger(__name__)
 
 ATTENTION = (
     "attn.to_q",
@@ -50,6 +56,15 @@ def per_image(value: float, latents: Tensor) -> Tensor:
     return torch.full((len(latents),), value, device=latents.device)
 
 
+def blame(config: ModelConfig) -> Blame:
+    """What to say of pictures that are none: which precision to change, or else what."""
+    half, denoiser = config.vae_precision, config.precision
+    # Some VAEs have activations beyond 65504 (diffusers' force_upcast says which, and says it of others too).
+    vae_cures = {"fp16": "set it to fp32 or bf16", "bf16": "set it to fp32", "fp32": "fetch the folder vae again"}
+    precision = "" if denoiser == "fp32" else f", or set model.precision to fp32 (it is {denoiser})"
+    return Blame(f"model.vae_precision {half}", vae_cures[half], f"lower training.learning_rate{precision}")
+
+
 class PipelineModel(Model):
     """A :class:`~dgpo_plugin.models.base.Model` out of a diffusers pipeline; a family is a subclass.
 
@@ -58,6 +73,7 @@ class PipelineModel(Model):
         component_classes: class of every folder with weights; the denoiser's is ``prefix``, the encoders' names start
             with ``text_encoder``.
         load_options: for diffusers' ``from_pretrained``.
+        optional_parts: text encoders that the pipeline can do without.
         linear_sigmas: the pipeline gives its scheduler 1 .. 1/steps even where that does not shift them dynamically.
 
     Args:
@@ -72,6 +88,7 @@ class PipelineModel(Model):
     pipeline_class: ClassVar[Any]
     component_classes: ClassVar[dict[str, Any]]
     load_options: ClassVar[dict[str, Any]] = {}
+    optional_parts: ClassVar[tuple[str, ...]] = ()
     linear_sigmas: ClassVar[bool] = False
 
     # They are diffusers' and transformers' classes, whose configurations are read.
@@ -103,6 +120,7 @@ class PipelineModel(Model):
             raise UserError(f"model.resolution {self.resolution}: must be a multiple of {pixels_per_token}")
         side = self.resolution // self.pixels_per_latent()
         self.latent_shape = (self.latent_channels(), side, side)
+        self._check_pictures = PictureCheck(blame(config))
 
     # ---- what a family says, besides `velocity`
 
@@ -151,10 +169,19 @@ class PipelineModel(Model):
         starts = range(0, len(texts), TEXT_BATCH_SIZE)
         jobs = [functools.partial(encode_batch, texts[start : start + TEXT_BATCH_SIZE]) for start in starts]
         if not self.config.offload:
-            return Conditioning.concatenate([job() for job in jobs])
+            return self._finite(Conditioning.concatenate([job() for job in jobs]))
         # Offloaded encoders come one by one, each once for all texts.
         with on_device([self.denoiser] if can_offload_denoiser(self.config) else [], torch.device("cpu")):
-            return Conditioning.concatenate(one_module_at_a_time(jobs, self.encoders, self.device))
+            return self._finite(Conditioning.concatenate(one_module_at_a_time(jobs, self.encoders, self.device)))
+
+    def _finite(self, encoded: Conditioning) -> Conditioning:
+        broken = [name for name, tensor in encoded.table.items() if not tensor.isfinite().all()]
+        if broken:
+            raise UserError(
+                f"model.precision {self.config.precision}: the text encoders' output is NaN or infinite; set it to "
+                f"{'bf16 or fp32' if self.config.precision == 'fp16' else 'fp32, or fetch their folders again'}"
+            )
+        return encoded
 
     def blank_conditioning(self, count: int) -> Conditioning:
         shapes = self.conditioning_shapes()
@@ -170,28 +197,19 @@ class PipelineModel(Model):
         """Load a diffusers folder, placed as the configuration says, but for the denoiser (:meth:`place`).
 
         Raises:
-            UserError: the folder's weights cannot be loaded, or not quantized as the configuration says.
+            UserError: the folder's weights cannot be loaded, not all of them arrive, or they cannot be quantized as
+                the configuration says.
         """
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        try:
-            overrides = cls.component_overrides(folder)
-            # Given as None first: diffusers would check them against classes that may not be importable.
-            replaced: dict[str, Any] = dict.fromkeys(overrides)
-            if config.quantization is not None:
-                replaced[cls.prefix] = load_quantized(
-                    cls.component_classes[cls.prefix], folder / cls.prefix, config, device
-                )
-            pipeline = cls.pipeline_class.from_pretrained(
-                folder,
-                dtype={"default": dtype_of(config), "vae": DTYPES[config.vae_precision]},
-                local_files_only=True,
-                **cls.load_options,
-                **replaced,
-            )
-            pipeline.register_modules(**overrides)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model {config.path}: cannot be loaded ({str(error).splitlines()[0]})") from error
+        with prefixed(f"model {config.path}"):
+            modules = cls._modules(folder, config, device)
+            with told_in_one_line():
+                overrides = cls.component_overrides(folder)
+                # Given as None first: diffusers would check them against classes that may not be importable.
+                given = {**cls.load_options, **dict.fromkeys(overrides), **modules}
+                pipeline = cls.pipeline_class.from_pretrained(folder, local_files_only=True, **given)
+                pipeline.register_modules(**overrides)
         # Convolutions are faster with channels last, on CPUs and GPUs alike; the numbers are the same.
         if not any(p.ndim > 4 for p in pipeline.vae.parameters()):
             pipeline.vae.to(memory_format=torch.channels_last)
@@ -200,6 +218,45 @@ class PipelineModel(Model):
             for module in (model.vae, *model.encoders):
                 module.to(device)
         return model
+
+    @classmethod
+    def check(cls, folder: Path, config: ModelConfig) -> None:
+        """Refuse a folder whose files are not whole, or not what their names say, before one of them is read.
+
+        Raises:
+            UserError: the first such file.
+        """
+        with prefixed(f"model {config.path}"):
+            for name, kind in parts_of(folder, cls.component_classes, cls.optional_parts).items():
+                if name not in cls.load_options:
+                    check_part(folder, name, kind)
+
+    @classmethod
+    def _modules(cls, folder: Path, config: ModelConfig, device: torch.device) -> dict[str, nn.Module | None]:
+        """The parts with weights, loaded; what their files hold and nobody reads is told in one line.
+
+        Raises:
+            UserError: one cannot be loaded, or not all of its weights arrived.
+        """
+        absent = left_out(folder, cls.optional_parts)
+        modules: dict[str, nn.Module | None] = dict.fromkeys(absent)
+        notes = []
+        for name, kind in parts_of(folder, cls.component_classes, cls.optional_parts).items():
+            if kind is None:
+                continue
+            with prefixed(name), told_in_one_line():
+                if name == cls.prefix and config.quantization is not None:
+                    part = load_quantized(kind, folder / name, config, device)
+                else:
+                    part = load_part(kind, folder / name, cls.dtypes(config)[name])
+            modules[name] = part.module
+            if part.note():
+                notes.append(f"{name} {part.note()}")
+        if absent:
+            log.warning("model %s: goes without %s, which it does not have", config.path, " and ".join(absent))
+        if notes:
+            log.warning("model %s: %s", config.path, "; ".join(notes))
+        return modules
 
     def place(self) -> None:
         if self.config.quantization is None and not self.config.shard:
@@ -251,14 +308,18 @@ class PipelineModel(Model):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        pictures = self._decoded(latents)
+        if latents.device.type != "meta":  # a plan's have no numbers
+            self._check_pictures(pictures, latents, self._decoded)
+        return pictures.clamp(0, 1)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """The VAE's own pictures, (N, 3, height, width), float32; what is outside of [0, 1] is not cut off."""
         with on_device([self.vae], latents.device):
             decoded: Tensor = self.vae.decode(self.unscaled(latents).to(self.vae.dtype), return_dict=False)[0]
         if decoded.ndim == 5:  # a video VAE's single frame
             decoded = decoded[:, :, 0]
-        # Some VAEs have activations beyond 65504 (diffusers' force_upcast says which, and says it of others too).
-        if decoded.dtype == torch.float16 and latents.isfinite().all() and not decoded.isfinite().all():
-            raise UserError("model.vae_precision fp16: this VAE overflows in it; set it to fp32 or bf16")
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+        return decoded.float() / 2 + 0.5
 
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
         if schedule == "dpm":

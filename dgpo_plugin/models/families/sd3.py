@@ -23,6 +23,7 @@ class SD3Model(PipelineModel):
         "text_encoder_2": CLIPTextModelWithProjection,
         "text_encoder_3": T5EncoderModel,
     }
+    optional_parts = ("text_encoder_3",)  # people leave the T5 out to save memory; its tokens are then zeros
     architecture = "stable-diffusion-3-medium"
     lora_targets = ATTENTION
 
