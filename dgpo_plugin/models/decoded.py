@@ -27,15 +27,16 @@ LARGE = 1000.0
 
 @dataclass(frozen=True)
 class Blame:
-    """What to say of broken pictures: where the setting is and what may mend it.
+    """What to say of broken pictures.
 
     Attributes:
-        vae: begins the message about the VAE, as in ``model.vae_precision fp16``.
-        vae_cure: what to do where the VAE is at fault.
-        denoiser_cure: what to do where the denoiser is.
+        place: begins the message about the VAE: the setting, as in ``model.vae_precision fp16``.
+        vae_fault: why it gives no numbers.
+        vae_cure, denoiser_cure: what to do where it, or the denoiser, is at fault.
     """
 
-    vae: str
+    place: str
+    vae_fault: str
     vae_cure: str
     denoiser_cure: str
 
@@ -71,7 +72,7 @@ class PictureCheck:
             color = _color(pictures)
             if _fails_on_noise(decode, latents):
                 raise UserError(
-                    f"{blame.vae}: this VAE makes {color} pictures of everything, even of noise; {blame.vae_cure}"
+                    f"{blame.place}: this VAE makes {color} pictures of everything, even of noise; {blame.vae_cure}"
                 )
             self._seen_flat = True
             log.warning(
@@ -87,10 +88,10 @@ class PictureCheck:
         largest = float(latents.abs().max())
         if largest > LARGE and not _fails_on_noise(decode, latents):
             return (
-                f"{self._blame.vae}: {seen}, of latents up to {largest:.1e}, while the VAE decodes others; it is the "
+                f"{self._blame.place}: {seen}, of latents up to {largest:.1e}, while the VAE decodes others; it is the "
                 f"denoiser: {self._blame.denoiser_cure}"
             )
-        return f"{self._blame.vae}: this VAE overflows in it; {self._blame.vae_cure} ({seen}, the latents are not)"
+        return f"{self._blame.place}: {self._blame.vae_fault}; {self._blame.vae_cure} ({seen}, the latents are not)"
 
 
 def _fails_on_noise(decode: Callable[[Tensor], Tensor], latents: Tensor) -> bool:

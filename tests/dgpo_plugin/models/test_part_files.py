@@ -21,8 +21,6 @@ from dgpo_plugin.commands.main import main
 from tests.dgpo_plugin.broken_bases import SOME, Bases, changed, copied, loaded, refusal, sharded, weights_of
 from tests.dgpo_plugin.broken_files import CUT, POINTER, STAND_INS, cut
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.mark.parametrize(("name", "part"), SOME)
 @pytest.mark.parametrize("kind", ["LFS pointer", "web page", "JSON error", "empty", "zeros", "pickle"])

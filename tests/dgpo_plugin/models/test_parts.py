@@ -26,8 +26,6 @@ from tests.dgpo_plugin.broken_bases import (
     without,
 )
 
-pytestmark = pytest.mark.fast
-
 # ---- a weight that is missing
 
 
