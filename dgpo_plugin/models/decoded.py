@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.seeding import seeded_noise
+from dgpo_plugin.config.fields import ModelConfig
 
 log = logging.getLogger(__name__)
 LARGE = 1000.0
@@ -39,6 +40,17 @@ class Blame:
     vae_fault: str
     vae_cure: str
     denoiser_cure: str
+
+
+def blame(config: ModelConfig) -> Blame:
+    """What to say of pictures that are none: which precision to change, or else what."""
+    half, denoiser = config.vae_precision, config.precision
+    # Some VAEs have activations beyond 65504 (diffusers' force_upcast says which, and says it of others too).
+    faults = {"fp16": "this VAE overflows in it", "bf16": "this VAE overflows in it", "fp32": "its weights are damaged"}
+    cures = {"fp16": "set it to fp32 or bf16", "bf16": "set it to fp32", "fp32": "fetch the folder vae again"}
+    precision = "" if denoiser == "fp32" else f", set model.precision to fp32 (it is {denoiser})"
+    cure = f"lower training.learning_rate{precision}, or fetch the model again if it does so without an adapter"
+    return Blame(f"model.vae_precision {half}", faults[half], cures[half], cure)
 
 
 class PictureCheck:

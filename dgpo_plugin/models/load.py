@@ -34,7 +34,6 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place
     config = settled_model(config, torch.device(device), images=16)
     folder = locate(config.path)
     family = _family(folder, config.path)
-    family.check(folder, config)
     identity = {"path": config.path, "weights_hash": weights_hash(folder)}
     model: Model = family.load(folder, config, identity, numbered(torch.device(device)))
     if place:

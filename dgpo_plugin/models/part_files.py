@@ -12,7 +12,8 @@ import diffusers
 import transformers
 
 from dgpo_plugin.common.errors import UserError, prefixed
-from dgpo_plugin.common.tensor_file import AGAIN, stand_in, tensor_header
+from dgpo_plugin.common.first_bytes import what_instead
+from dgpo_plugin.common.tensor_file import tensor_header
 
 NAMED = 3
 """Weights that a message names before it only counts them."""
@@ -20,6 +21,11 @@ _LORA = re.compile(
     r"\.base_layer\.|[._]lora_?(A|B|up|down|mid|linear_layer|embedding|magnitude)|_lora\.(up|down)\.|^base_model\.model\."
 )
 """Names of peft's, kohya's and diffusers' old adapters."""
+_QUANTIZED = re.compile(
+    r"scaled_fp8$|\.(weight_scale(_inv|_2)?|scale_(weight|input)|input_scale|comfy_quant|SCB|absmax|quant_map"
+    r"|nested_absmax|nested_quant_map|quant_state\..*|qweight|qzeros|g_idx)$|\.weight\.(absmax|quant_|nested_)"
+)
+"""Names of what bitsandbytes, GPTQ and scaled float8 (ComfyUI's, diffusers') keep beside a quantized weight."""
 
 
 def parts_of(folder: Path, expected: Mapping[str, Any], optional: Sequence[str]) -> dict[str, Any]:
@@ -92,11 +98,11 @@ def stored(folder: Path, module_class: Any) -> dict[str, dict[str, Any]]:
     """The headers of the files that a class loads from a folder, as one: name -> ``dtype`` and ``shape``.
 
     Raises:
-        UserError: there are none, they are not whole, or a LoRA lies in them.
+        UserError: there are none, they are not whole, a LoRA lies in them, or they are quantized without a word of how.
     """
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} has an adapter_config.json, so an adapter lies on it; merge it and save it again")
-    read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     headers = [tensor_header(file) for file in weight_files(folder, module_class)]
     held = {name: tensor for header in headers for name, tensor in header.items()}
     adapters = sorted(name for name in held if _LORA.search(name))
@@ -105,7 +111,21 @@ def stored(folder: Path, module_class: Any) -> dict[str, dict[str, Any]]:
             f"{folder} was saved with a LoRA on it ({named(adapters)}); merge it (diffusers: fuse_lora and "
             f"unload_lora_weights; peft: merge_and_unload) and save it again"
         )
+    if not config.get("quantization_config"):
+        _refuse_unscaled(held)
     return held
+
+
+def _refuse_unscaled(held: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse quantized weights that nothing says how to read: they would be taken for plain numbers."""
+    integers = [name for name, tensor in held.items() if str(tensor["dtype"])[0] in "IU" and name.endswith(".weight")]
+    quantized = sorted([name for name in held if _QUANTIZED.search(name)] or integers)
+    if quantized:
+        raise UserError(
+            f"its weights are quantized ({named(quantized)}), and its config.json has no quantization_config to say "
+            f"how, so they would be read as other numbers; take the unquantized weights, and set model.quantization to "
+            f"have them quantized here"
+        )
 
 
 def weight_files(folder: Path, module_class: Any) -> list[Path]:
@@ -123,7 +143,7 @@ def weight_files(folder: Path, module_class: Any) -> list[Path]:
     if index.exists() and (ours or not whole.exists()):
         placed = read_json(index).get("weight_map")
         if not isinstance(placed, dict) or not placed:
-            raise UserError(f"{index} places no weights; {AGAIN}")
+            raise UserError(f"{index} places no weights; fetch it again")
         shards = sorted({str(shard) for shard in placed.values()})
         missing = [shard for shard in shards if not (folder / shard).exists()]
         if missing:
@@ -161,9 +181,9 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); fetch the model again") from error
     except ValueError as error:
-        raise UserError(f"{file} {stand_in(file) or f'is no JSON: damaged; {AGAIN}'}") from error
+        raise UserError(f"{file} {_stand_in(file) or 'is no JSON: cut or damaged; fetch it again'}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file} is no JSON object; {AGAIN}")
+        raise UserError(f"{file} is no JSON object; fetch it again")
     return values
 
 
@@ -181,11 +201,21 @@ def check_texts(folder: Path) -> None:
     for file in files:
         is_json = file.suffix == ".json"
         if is_json or not fast:
-            instead = stand_in(file)
+            instead = _stand_in(file)
             if instead is None and is_json and not file.read_bytes()[-64:].rstrip().endswith((b"}", b"]")):
-                instead = f"is cut off; {AGAIN}"
+                instead = "is cut off; fetch it again"
             if instead is not None:
                 raise UserError(f"{file} {instead}")
+
+
+def _stand_in(file: Path) -> str | None:
+    """What a text is instead of itself, and what to do: a pointer, a web page, nothing."""
+    instead = what_instead(file)
+    kinds = ("a Git LFS pointer", "empty", "nothing but zeros")
+    if instead is not None and instead.startswith("a web page"):
+        # A vocabulary may begin with <pad>.
+        kinds = ("a web page",) if re.match(rb"\s*<(!doctype|html|\?xml)", file.read_bytes()[:256].lower()) else ()
+    return f"is {instead}" if instead is not None and instead.startswith(kinds) else None
 
 
 def named(names: list[str]) -> str:

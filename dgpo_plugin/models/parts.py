@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,6 @@ from torch import nn
 from dgpo_plugin.common.errors import UserError, in_one_line
 from dgpo_plugin.models.part_files import named, read_json, stored
 
-_QUANTIZED = re.compile(
-    r"scaled_fp8$|\.(weight_scale(_inv|_2)?|scale_(weight|input)|input_scale|comfy_quant|SCB|absmax|quant_map"
-    r"|nested_absmax|nested_quant_map|quant_state\..*|qweight|qzeros|g_idx)$|\.weight\.(absmax|quant_|nested_)"
-)
-"""Names of what bitsandbytes, GPTQ and scaled float8 (ComfyUI's, diffusers') keep beside a quantized weight."""
 _STATISTICS = ("running_mean", "running_var")
 """Buffers that were learned all the same: FLUX.2's VAE normalises latents by them."""
 
@@ -58,7 +52,11 @@ def told_in_one_line() -> Iterator[None]:
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
+    except ImportError as error:
+        raise UserError(f"needs what is not installed here ({in_one_line(error)})") from error
     except Exception as error:
+        if isinstance(error, RuntimeError) and "memory" in str(error):
+            raise
         raise UserError(f"cannot be loaded ({in_one_line(error)}); fetch it again") from error
 
 
@@ -104,8 +102,6 @@ def load_part(module_class: Any, folder: Path, dtype: torch.dtype, **options: An
         {key: {"shape": tuple(found)} for key, found, _ in told["mismatched_keys"]},
     )
     unread = sorted(told["unexpected_keys"])
-    if not read_json(folder / "config.json").get("quantization_config"):
-        _refuse_unscaled(module, held, unread)
     _refuse_absent(_absent(module, told["missing_keys"]), len(module.state_dict()), unread, folder)
     computed = [
         name for name, tensor in module.named_buffers() if name in told["missing_keys"] and tensor.is_floating_point()
@@ -159,18 +155,6 @@ def _refuse_other_shapes(expected: Mapping[str, tuple[int, ...]], held: Mapping[
         raise UserError(
             f"{len(differ)} weights have other shapes than config.json says (first: {first} is "
             f"{tuple(held[first]['shape'])}, not {expected[first]}): they are of two models; fetch both again"
-        )
-
-
-def _refuse_unscaled(module: nn.Module, held: Mapping[str, Mapping[str, Any]], unread: list[str]) -> None:
-    """Refuse quantized weights that nothing says how to read: they would be taken for plain numbers."""
-    integers = [n for n, t in held.items() if str(t["dtype"])[0] in "IU" and n.endswith(".weight")]
-    quantized = sorted([name for name in unread if _QUANTIZED.search(name)] or integers)
-    if quantized:
-        raise UserError(
-            f"its weights are quantized ({named(quantized)}), and its config.json has no quantization_config to say "
-            f"how, so {type(module).__name__} would read wrong numbers; take the unquantized weights, and set "
-            f"model.quantization to have them quantized here"
         )
 
 

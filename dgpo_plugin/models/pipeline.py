@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,15 +21,13 @@ from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.config.fields import ModelConfig, Schedule
 from dgpo_plugin.models.base import DTYPES, Model, dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.decoded import Blame, PictureCheck
-from dgpo_plugin.models.memory import can_offload_denoiser, load_quantized, on_device
-from dgpo_plugin.models.part_files import check_part, left_out, parts_of
-from dgpo_plugin.models.parts import empty_module, load_part, told_in_one_line
+from dgpo_plugin.models.decoded import PictureCheck, blame
+from dgpo_plugin.models.memory import can_offload_denoiser, on_device
+from dgpo_plugin.models.modules import check_parts, load_modules
+from dgpo_plugin.models.parts import empty_module, told_in_one_line
 from dgpo_plugin.models.sequential_offload import one_module_at_a_time
 from dgpo_plugin.models.speed import fuse_norms
 from dgpo_plugin.samplers.ode import dpm_flow_sigmas
-
-log = logging.getLogger(__name__)
 
 ATTENTION = (
     "attn.to_q",
@@ -54,17 +51,6 @@ TEXT_LENGTH_TENSORS = ("mask", "length")
 def per_image(value: float, latents: Tensor) -> Tensor:
     """One value for each image, (N,), on the latents' device: a denoiser's timestep or guidance."""
     return torch.full((len(latents),), value, device=latents.device)
-
-
-def blame(config: ModelConfig) -> Blame:
-    """What to say of pictures that are none: which precision to change, or else what."""
-    half, denoiser = config.vae_precision, config.precision
-    # Some VAEs have activations beyond 65504 (diffusers' force_upcast says which, and says it of others too).
-    faults = {"fp16": "this VAE overflows in it", "bf16": "this VAE overflows in it", "fp32": "its weights are damaged"}
-    cures = {"fp16": "set it to fp32 or bf16", "bf16": "set it to fp32", "fp32": "fetch the folder vae again"}
-    precision = "" if denoiser == "fp32" else f", set model.precision to fp32 (it is {denoiser})"
-    cure = f"lower training.learning_rate{precision}, or fetch the model again if it does so without an adapter"
-    return Blame(f"model.vae_precision {half}", faults[half], cures[half], cure)
 
 
 class PipelineModel(Model):
@@ -205,7 +191,8 @@ class PipelineModel(Model):
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         with prefixed(f"model {config.path}"):
-            modules = cls._modules(folder, config, device)
+            check_parts(cls, folder)
+            modules = load_modules(cls, folder, config, device)
             with told_in_one_line():
                 overrides = cls.component_overrides(folder)
                 # Given as None first: diffusers would check them against classes that may not be importable.
@@ -220,45 +207,6 @@ class PipelineModel(Model):
             for module in (model.vae, *model.encoders):
                 module.to(device)
         return model
-
-    @classmethod
-    def check(cls, folder: Path, config: ModelConfig) -> None:
-        """Refuse a folder whose files are not whole, or not what their names say, before one of them is read.
-
-        Raises:
-            UserError: the first such file.
-        """
-        with prefixed(f"model {config.path}"):
-            for name, kind in parts_of(folder, cls.component_classes, cls.optional_parts).items():
-                if name not in cls.load_options:
-                    check_part(folder, name, kind)
-
-    @classmethod
-    def _modules(cls, folder: Path, config: ModelConfig, device: torch.device) -> dict[str, nn.Module | None]:
-        """The parts with weights, loaded; what their files hold and nobody reads is told in one line.
-
-        Raises:
-            UserError: one cannot be loaded, or not all of its weights arrived.
-        """
-        absent = left_out(folder, cls.optional_parts)
-        modules: dict[str, nn.Module | None] = dict.fromkeys(absent)
-        notes = []
-        for name, kind in parts_of(folder, cls.component_classes, cls.optional_parts).items():
-            if kind is None:
-                continue
-            with prefixed(name), told_in_one_line():
-                if name == cls.prefix and config.quantization is not None:
-                    part = load_quantized(kind, folder / name, config, device)
-                else:
-                    part = load_part(kind, folder / name, cls.dtypes(config)[name])
-            modules[name] = part.module
-            if part.note():
-                notes.append(f"{name} {part.note()}")
-        if absent:
-            log.warning("model %s: goes without %s, which it does not have", config.path, " and ".join(absent))
-        if notes:
-            log.warning("model %s: %s", config.path, "; ".join(notes))
-        return modules
 
     def place(self) -> None:
         if self.config.quantization is None and not self.config.shard:

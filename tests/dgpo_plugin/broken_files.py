@@ -15,18 +15,18 @@ STAND_INS: dict[str, tuple[bytes, str]] = {
     "XML error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page"),
     "JSON error": (
         b'{"error": "Access to model FLUX.1-dev is restricted."}',
-        "begins with '{.*error",
+        "is JSON, such as a server's error .*FLUX",
     ),
-    "refusal": (b"Invalid username or password.", "is a text that begins with 'Invalid username or password.'"),
-    "not found": (b"Entry not found", "is a text that begins with 'Entry not found'"),
-    "few bytes": (b"404", "is a text that begins with '404'"),
-    "empty": (b"", "is empty; download it again"),
-    "zeros": (bytes(5000), "nothing but zeros.*never finished"),
-    "zip": (b"PK\x03\x04" + bytes(200), "is a zip archive.*pickles are not read"),
-    "pickle": (pickle.dumps({"a": list(range(300))}), "is a pickle.*pickles are not read"),
+    "refusal": (b"Invalid username or password.", r"is text \(Invalid username or password.\)"),
+    "not found": (b"Entry not found", r"is text \(Entry not found\)"),
+    "few bytes": (b"404", "is 3 bytes long"),
+    "empty": (b"", "is empty; .*fetch it again"),
+    "zeros": (bytes(5000), "is nothing but zeros.*fetch it again"),
+    "zip": (b"PK\x03\x04" + bytes(200), "is a zip archive.*a pickle.*never loaded"),
+    "pickle": (pickle.dumps({"a": list(range(300))}), "is a pickle.*never loaded"),
     "GGUF": (b"GGUF\x03\0\0\0" + bytes(100), "is a GGUF file"),
-    "gzip": (b"\x1f\x8b\x08\0" + bytes(100), "is compressed"),
-    "noise": (b"\xfe\xed\xfa\xce\x01\x02\x03\x04" * 30, "is no safetensors file"),
+    "gzip": (b"\x1f\x8b\x08\0" + bytes(100), "is a gzip archive"),
+    "noise": (b"\xfe\xed\xfa\xce\x01\x02\x03\x04" * 30, "is no safetensors file, or a damaged one"),
 }
 """Content by kind, and a pattern of what is said of it."""
 
@@ -40,4 +40,4 @@ def cut(file: Path, where: str) -> str:
     header = 8 + int.from_bytes(content[:8], "little")
     length = {"in its tensors": len(content) - 1, "before its tensors": header, "in its header": header - 20}
     file.write_bytes(content[: length.get(where, 5)])
-    return "is cut off: .* bytes are there" if where.endswith("tensors") else "cut off in its header|begins with"
+    return "is (cut|5 bytes long)"

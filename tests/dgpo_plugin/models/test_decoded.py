@@ -18,9 +18,8 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.models import load_model
-from dgpo_plugin.models.decoded import PictureCheck
+from dgpo_plugin.models.decoded import PictureCheck, blame
 from dgpo_plugin.models.generate import fixed_noise, generate
-from dgpo_plugin.models.pipeline import blame
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.plan import make_plan
 from tests.conftest import REQUIRED

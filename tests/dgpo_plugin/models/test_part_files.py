@@ -42,7 +42,7 @@ def test_a_cut_file_is_named_in_any_part(name: str, part: str, where: str, bases
     cut(file, where)
     message = refusal(folder)
     assert message.startswith(f"model {folder}: {part}: {file} ")
-    assert "download it again" in message
+    assert "fetch it again" in message
 
 
 @pytest.mark.parametrize(("name", "part"), SOME)
@@ -108,7 +108,7 @@ def test_texts_are_looked_at_too(name: str, file: str, how: str, bases: Bases, t
     (folder / file).write_bytes(content)
     message = refusal(folder)
     assert message.startswith(f"model {folder}: {part}: {folder / file} ")
-    said = {"pointer": "git lfs pull", "web page": "is a web page", "empty": "is empty", "cut": "download it again"}
+    said = {"pointer": "git lfs pull", "web page": "is a web page", "empty": "is empty", "cut": "fetch it again"}
     assert said[how] in message
 
 
