@@ -69,7 +69,7 @@ def part_class(entry: Any, expected: Any) -> Any:
     library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
     if name is None:
         raise UserError(f"model_index.json leaves it out; fetch the model with it ({expected.__name__})")
-    found = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), str(name), None)
+    found = getattr({"diffusers": diffusers, "transformers": transformers}.get(str(library)), str(name), None)
     if not isinstance(found, type) or not issubclass(found, (diffusers.ModelMixin, transformers.PreTrainedModel)):
         raise UserError(
             f"model_index.json says {library}.{name}, which the installed diffusers and transformers do not have; "
@@ -211,11 +211,10 @@ def check_texts(folder: Path) -> None:
 def _stand_in(file: Path) -> str | None:
     """What a text is instead of itself, and what to do: a pointer, a web page, nothing."""
     instead = what_instead(file)
-    kinds = ("a Git LFS pointer", "empty", "nothing but zeros")
-    if instead is not None and instead.startswith("a web page"):
-        # A vocabulary may begin with <pad>.
-        kinds = ("a web page",) if re.match(rb"\s*<(!doctype|html|\?xml)", file.read_bytes()[:256].lower()) else ()
-    return f"is {instead}" if instead is not None and instead.startswith(kinds) else None
+    # A vocabulary may begin with <pad>.
+    is_page = re.match(rb"\s*<(!doctype|html|\?xml)", file.read_bytes()[:256].lower())
+    kinds = ["a Git LFS pointer", "empty", "nothing but zeros", *(["a web page"] if is_page else [])]
+    return f"is {instead}" if instead is not None and instead.startswith(tuple(kinds)) else None
 
 
 def named(names: list[str]) -> str:
