@@ -127,19 +127,19 @@ def test_vocabularies_count_where_nothing_else_is_read(bases: Bases, tmp_path: P
 
 def with_peft(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """As ``save_pretrained`` writes a module that an adapter was added to."""
-    changed = {}
+    saved: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if "to_q.weight" in key or "q_proj.weight" in key or ".q.weight" in key:
             module = key.removesuffix(".weight")
-            changed |= {
+            saved |= {
                 f"{module}.base_layer.weight": tensor,
                 f"{module}.lora_A.default.weight": torch.zeros(2, tensor.shape[1]),
                 f"{module}.lora_B.default.weight": torch.zeros(tensor.shape[0], 2),
             }
         else:
-            changed[key] = tensor
-    assert len(changed) > len(tensors)
-    return changed
+            saved[key] = tensor
+    assert len(saved) > len(tensors)
+    return saved
 
 
 def processors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
