@@ -12,7 +12,9 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.models.decoded import PictureCheck
 
+from .decoded import BLAME, decode
 from .loaded_reward import LoadedReward
 from .scores import score
 
@@ -55,11 +57,12 @@ def sample_both(
     """Pictures (N, H, W, C) of two models from the same noise: prompt by prompt, one for each latent.
 
     Raises:
-        UserError: the models are not of one base.
+        UserError: the models are not of one base, or what was decoded is no picture.
     """
     if without.model is not with_adapter.model:
         raise UserError("Compare adapter: the two models are different bases; patch the one that is 'without'")
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    check = PictureCheck(BLAME)
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for row, prompt in enumerate(prompts):
         encoded = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
@@ -75,10 +78,8 @@ def sample_both(
                 empty,
                 dict(latent),
             )
-            side.append(vae.decode(sampled["samples"]))
+            side.append(decode(vae, sampled["samples"], check))
     before, after = (torch.cat(side) for side in sides)
-    if before.ndim == 5:  # a video VAE's frames
-        before, after = before[:, 0], after[:, 0]
     return before, after
 
 

@@ -13,6 +13,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.rewards import checked_rewards
 
+from .decoded import refuse_broken
 from .loaded_reward import LoadedReward
 
 
@@ -52,10 +53,15 @@ class Scores:
 
 
 def score(reward: LoadedReward, batches: Sequence[Tensor], prompts: Sequence[Prompt], where: str) -> Scores:
-    """Scores of batches of pictures (N, H, W, C), which may differ in size."""
+    """Scores of batches of pictures (N, H, W, C), which may differ in size.
+
+    Raises:
+        UserError: pictures that are not finite, or a number of prompts that does not fit.
+    """
     each = for_each(prompts, sum(len(batch) for batch in batches), where)
     values: list[float] = []
     for batch in batches:
+        refuse_broken(batch, where)
         judged_by = each[len(values) : len(values) + len(batch)]
         values += checked_rewards(reward, channels_first(batch), judged_by, reward.name).tolist()
     return Scores(values, each, Path(reward.name).name)

@@ -18,7 +18,8 @@ from dgpo_plugin.common.names import FAMILIES
 from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.memory import empty_module, load_quantized
+from dgpo_plugin.models.memory import load_quantized
+from dgpo_plugin.models.parts import empty_module
 from dgpo_plugin.models.pipeline import TEXT_LENGTH_TENSORS
 
 from .published import Published
@@ -113,7 +114,7 @@ def _quantized(kind: Any, made: Any, config: ModelConfig, device: torch.device, 
     del made
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return load_quantized(kind, folder, config, device)
+    return load_quantized(kind, folder, config, device).module
 
 
 @contextlib.contextmanager

@@ -78,6 +78,9 @@ class Model(ABC):
 
         Args:
             output_device: where to keep it; None for the model's device.
+
+        Raises:
+            UserError: it is not finite.
         """
 
     def text_lengths(self, texts: Sequence[str]) -> list[TextLengths]:  # noqa: ARG002 (others can tell)
@@ -109,7 +112,7 @@ class Model(ABC):
         """Pictures (N, 3, height, width) of latents (N, C, H, W), float32 in [0, 1].
 
         Raises:
-            UserError: the VAE overflows in fp16.
+            UserError: the latents are not finite, or the VAE makes no pictures of them.
         """
 
     @abstractmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models.base import dtype_of
+from dgpo_plugin.models.parts import Part, load_part
 from dgpo_plugin.models.speed import blocks
 
 
@@ -73,7 +73,7 @@ def shard(denoiser: nn.Module, kept_whole: Sequence[nn.Parameter], device: torch
             setattr(module, name, buffer.to(device))
 
 
-def load_quantized(module_class: Any, folder: Path, config: ModelConfig, device: torch.device) -> nn.Module:
+def load_quantized(module_class: Any, folder: Path, config: ModelConfig, device: torch.device) -> Part:
     """A denoiser with its linear layers in 8 or 4 bits, through diffusers.
 
     Args:
@@ -81,21 +81,20 @@ def load_quantized(module_class: Any, folder: Path, config: ModelConfig, device:
         folder: of its weights.
 
     Raises:
-        UserError: the backend is not installed, or cannot do it on this device.
+        UserError: the backend is not installed, or cannot do it on this device; or as :func:`~.parts.load_part`.
     """
     dtype = dtype_of(config)
     try:
-        module: nn.Module = module_class.from_pretrained(
+        return load_part(
+            module_class,
             folder,
-            torch_dtype=dtype,
-            local_files_only=True,
+            dtype,
             quantization_config=_quantization(config, dtype),
             device_map={"": device},
         )
     except (ImportError, RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model.quantization {config.quantization}: {reason}; install it or set it to null") from error
-    return module
 
 
 def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
@@ -106,21 +105,3 @@ def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
     if config.quantization == "bitsandbytes-int8":
         return diffusers.BitsAndBytesConfig(load_in_8bit=True)
     return diffusers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-def empty_module(module_class: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """A diffusers or transformers module as its configuration says, with whatever is in its weights.
-
-    Raises:
-        UserError: the folder's ``config.json`` cannot be read.
-    """
-    file = folder / "config.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read; fetch the model again") from error
-    if issubclass(module_class, diffusers.ModelMixin):
-        module: nn.Module = module_class.from_config(values)
-    else:
-        module = module_class(module_class.config_class.from_dict(values))
-    return module if all(p.dtype == dtype for p in module.parameters()) else module.to(dtype)

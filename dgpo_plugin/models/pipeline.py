@@ -18,11 +18,14 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.config.fields import ModelConfig, Schedule
 from dgpo_plugin.models.base import DTYPES, Model, TextLengths, dtype_of
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.memory import can_offload_denoiser, empty_module, load_quantized, on_device
+from dgpo_plugin.models.decoded import PictureCheck, blame
+from dgpo_plugin.models.memory import can_offload_denoiser, on_device
+from dgpo_plugin.models.modules import check_parts, load_modules
+from dgpo_plugin.models.parts import empty_module, told_in_one_line
 from dgpo_plugin.models.sequential_offload import one_module_at_a_time
 from dgpo_plugin.models.speed import fuse_norms
 from dgpo_plugin.samplers.ode import dpm_flow_sigmas
@@ -69,6 +72,7 @@ class PipelineModel(Model):
             with ``text_encoder``.
         load_options: for diffusers' ``from_pretrained``.
         text_readers: the encoders whose tokens the denoiser reads, not only a vector for the whole text.
+        optional_parts: text encoders that the pipeline can do without.
         linear_sigmas: the pipeline gives its scheduler 1 .. 1/steps even where that does not shift them dynamically.
 
     Args:
@@ -83,6 +87,7 @@ class PipelineModel(Model):
     pipeline_class: ClassVar[Any]
     component_classes: ClassVar[dict[str, Any]]
     load_options: ClassVar[dict[str, Any]] = {}
+    optional_parts: ClassVar[tuple[str, ...]] = ()
     linear_sigmas: ClassVar[bool] = False
     text_readers: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -116,6 +121,7 @@ class PipelineModel(Model):
         side = self.resolution // self.pixels_per_latent()
         self.latent_shape = (self.latent_channels(), side, side)
         self.architecture, self.kohya_version = self.variant()
+        self._check_pictures = PictureCheck(blame(config))
 
     # ---- what a family says, besides `velocity`
 
@@ -171,10 +177,19 @@ class PipelineModel(Model):
         starts = range(0, len(texts), TEXT_BATCH_SIZE)
         jobs = [functools.partial(encode_batch, texts[start : start + TEXT_BATCH_SIZE]) for start in starts]
         if not self.config.offload:
-            return Conditioning.concatenate([job() for job in jobs])
+            return self._finite(Conditioning.concatenate([job() for job in jobs]))
         # Offloaded encoders come one by one, each once for all texts.
         with on_device([self.denoiser] if can_offload_denoiser(self.config) else [], torch.device("cpu")):
-            return Conditioning.concatenate(one_module_at_a_time(jobs, self.encoders, self.device))
+            return self._finite(Conditioning.concatenate(one_module_at_a_time(jobs, self.encoders, self.device)))
+
+    def _finite(self, encoded: Conditioning) -> Conditioning:
+        broken = [name for name, tensor in encoded.table.items() if not tensor.isfinite().all()]
+        if broken:
+            raise UserError(
+                f"model.precision {self.config.precision}: the text encoders' output is NaN or infinite; set it to "
+                f"{'bf16 or fp32' if self.config.precision == 'fp16' else 'fp32, or fetch their folders again'}"
+            )
+        return encoded
 
     def text_lengths(self, texts: Sequence[str]) -> list[TextLengths]:
         lengths = []
@@ -208,28 +223,20 @@ class PipelineModel(Model):
         """Load a diffusers folder, placed as the configuration says, but for the denoiser (:meth:`place`).
 
         Raises:
-            UserError: the folder's weights cannot be loaded, or not quantized as the configuration says.
+            UserError: the folder's weights cannot be loaded, not all of them arrive, or they cannot be quantized as
+                the configuration says.
         """
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
-        try:
-            overrides = cls.component_overrides(folder)
-            # Given as None first: diffusers would check them against classes that may not be importable.
-            replaced: dict[str, Any] = dict.fromkeys(overrides)
-            if config.quantization is not None:
-                replaced[cls.prefix] = load_quantized(
-                    cls.component_classes[cls.prefix], folder / cls.prefix, config, device
-                )
-            pipeline = cls.pipeline_class.from_pretrained(
-                folder,
-                dtype={"default": dtype_of(config), "vae": DTYPES[config.vae_precision]},
-                local_files_only=True,
-                **cls.load_options,
-                **replaced,
-            )
-            pipeline.register_modules(**overrides)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model {config.path}: cannot be loaded ({str(error).splitlines()[0]})") from error
+        with prefixed(f"model {config.path}"):
+            check_parts(cls, folder)
+            modules = load_modules(cls, folder, config, device)
+            with told_in_one_line():
+                overrides = cls.component_overrides(folder)
+                # Given as None first: diffusers would check them against classes that may not be importable.
+                given = {**cls.load_options, **dict.fromkeys(overrides), **modules}
+                pipeline = cls.pipeline_class.from_pretrained(folder, local_files_only=True, **given)
+                pipeline.register_modules(**overrides)
         # Convolutions are faster with channels last, on CPUs and GPUs alike; the numbers are the same.
         if not any(p.ndim > 4 for p in pipeline.vae.parameters()):
             pipeline.vae.to(memory_format=torch.channels_last)
@@ -289,14 +296,18 @@ class PipelineModel(Model):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        pictures = self._decoded(latents)
+        if latents.device.type != "meta":  # a plan's have no numbers
+            self._check_pictures(pictures, latents, self._decoded)
+        return pictures.clamp(0, 1)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """The VAE's own pictures, (N, 3, height, width), float32; what is outside of [0, 1] is not cut off."""
         with on_device([self.vae], latents.device):
             decoded: Tensor = self.vae.decode(self.unscaled(latents).to(self.vae.dtype), return_dict=False)[0]
         if decoded.ndim == 5:  # a video VAE's single frame
             decoded = decoded[:, :, 0]
-        # Some VAEs have activations beyond 65504 (diffusers' force_upcast says which, and says it of others too).
-        if decoded.dtype == torch.float16 and latents.isfinite().all() and not decoded.isfinite().all():
-            raise UserError("model.vae_precision fp16: this VAE overflows in it; set it to fp32 or bf16")
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+        return decoded.float() / 2 + 0.5
 
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
         if schedule == "dpm":

@@ -26,6 +26,7 @@ class SD3Model(PipelineModel):
         "text_encoder_2": CLIPTextModelWithProjection,
         "text_encoder_3": T5EncoderModel,
     }
+    optional_parts = ("text_encoder_3",)  # people leave the T5 out to save memory; its tokens are then zeros
     lora_targets = ATTENTION
 
     def variant(self) -> tuple[str, str]:
