@@ -15,6 +15,7 @@ from dgpo_plugin.adapters.save import content_hash
 from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, LORA_SUFFIXES, OWN_ALPHA, ScaledTensors, fold_scale
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.models.base import Model
+from dgpo_plugin.models.base_identity import base_from_text, compared_part, compared_parts
 from dgpo_plugin.models.policy import attach
 
 STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -110,7 +111,7 @@ def apply_adapter(model: Model, path: Path, *, strength: float = 1.0, any_base: 
 
     Args:
         strength: 1 is the adapter as it was trained, 0 the base.
-        any_base: accept an adapter whose base weights are not the model's.
+        any_base: accept an adapter that says it was trained on another denoiser; one that does not say is accepted.
 
     Returns:
         The file.
@@ -154,12 +155,41 @@ def _refuse_unusable(name: str, tensor: Tensor) -> None:
 
 
 def _refuse_another_base(file: AdapterFile, model: Model) -> None:
-    if file.header.get("dgpo.base_weights_hash") != model.identity["weights_hash"]:
-        trained_on = file.header.get("dgpo.base_model", "an unnamed model")
+    then = base_from_text(file.header.get("dgpo.base_parts", ""))
+    if model.prefix not in then:
+        return
+    found = compared_part(then[model.prefix], model.identity.get(model.prefix))
+    if found.verdict == "differs":
+        trained_on = file.header.get("dgpo.base_model", "a model that it does not name")
+        detail = f" ({found.detail})" if found.detail else ""
         raise UserError(
-            f"was trained on {trained_on} with other weights than {model.identity['path']}'s; "
+            f"was trained on {trained_on} with another {model.prefix} than {model.path}'s{detail}; "
             f"name that model, or pass --any-base to try it all the same"
         )
+
+
+def base_notes(file: AdapterFile, model: Model) -> list[str]:
+    """Lines on how far a model is the base that an adapter was trained on; none if it is, in every part.
+
+    Raises:
+        UserError: a file of the model's weights cannot be read.
+    """
+    trained_on = file.header.get("dgpo.base_model", file.header.get("ss_base_model_version"))
+    then = base_from_text(file.header.get("dgpo.base_parts", ""))
+    if not then:
+        named = f"was trained on {trained_on}" if trained_on else "does not say what it was trained on"
+        return [f"{file.path.name} {named}; whether {model.path} has the same weights cannot be told"]
+    told = {
+        "differs": "is not the one",
+        "the same but rounded": "is the same but rounded: not stored in the type of the one",
+        "cannot be told": "cannot be compared with the one",
+    }
+    return [
+        f"{model.path}: its {name} {told[found.verdict]} that {file.path.name} was trained with"
+        f"{f' ({found.detail})' if found.detail else ''}"
+        for name, found in compared_parts(then, model.identity).items()
+        if found.verdict != "the same"
+    ]
 
 
 def _matched(model: Model, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Linear, Tensor, Tensor]]:
@@ -182,7 +212,7 @@ def _matched(model: Model, tensors: Mapping[str, Tensor]) -> list[tuple[nn.Linea
     unmatched = sorted(set(tensors) - used)
     if unmatched:
         raise UserError(
-            f"{len(unmatched)} of {len(tensors)} tensors match no weight of {model.identity['path']} "
+            f"{len(unmatched)} of {len(tensors)} tensors match no weight of {model.path} "
             f"(first: {unmatched[0]}); it was made for another model or format"
         )
     return updates

@@ -47,7 +47,7 @@ def sample(
     any_base: bool,
 ) -> None:
     """Draw pictures. MODEL is a preset's name, a diffusers folder or a hub id."""
-    from dgpo_plugin.adapters.load import apply_adapter
+    from dgpo_plugin.adapters.load import apply_adapter, base_notes
     from dgpo_plugin.common.files import atomic_path
     from dgpo_plugin.common.pictures import image_grid
     from dgpo_plugin.config.fields import EvaluationConfig, ModelConfig
@@ -68,7 +68,8 @@ def sample(
     precise = {"precision": "fp32"} if base.precision == "auto" else {}
     loaded = load_model(base.model_copy(update=precise), best_device())
     if adapter is not None:
-        apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
+        for line in base_notes(apply_adapter(loaded, adapter, strength=strength, any_base=any_base), loaded):
+            click.echo(line, err=True)
     texts = [prompt for prompt in prompts for _ in range(count)]
     noise = fixed_noise(loaded, range(count), seed).repeat(len(prompts), 1, 1, 1)
     images = generate(loaded, texts, noise, steps or evaluation.steps, guidance or evaluation.guidance)

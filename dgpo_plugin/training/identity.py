@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.user_file import is_from_file
 from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.models.base_identity import BaseIdentity, PartIdentity, compared_parts
+from dgpo_plugin.training.contents import option_values
 
 MAY_CHANGE = (
     "logging.",
@@ -24,25 +29,60 @@ MAY_CHANGE = (
     "scoring.timeout",
 )
 """Settings that a resumed run may have others of: how long, how loud, in how many pieces."""
+BASE = "base's "
+"""Begins what a part of the base is called."""
+PLACES = ("model.path", "prompts.")
+"""Settings that say where something is, which is compared by its content."""
+
+
+SERVED = ("remote", "judge", "unifiedreward")
+"""Rewards behind a wire."""
+SERVED_MAY_CHANGE = ("timeout", "batch_size", "concurrency", "attempts", "token_variable", "key_variable")
+"""Their options that a resumed run may have others of: how they are asked, not what."""
+ROUNDS_OTHERWISE = ("device", "batch_size")
+"""How a reward is computed that may be another on resume, and may change the last bits of its values."""
 
 
 class RunIdentity(BaseModel):
     """What must not change while a run goes on.
 
     Attributes:
-        config: the run's, as in config.yaml; of it, what :data:`MAY_CHANGE` names may.
-        base_weights_hash, prompts_sha256, rewards_sha256: of the base's weights, of all prompts, and of the files of
-            users' own rewards, empty if there are none.
+        config: the run's, as in config.yaml, with absolute paths; of it, what :data:`MAY_CHANGE` names may, and places.
+        base: the base model's parts by their content.
+        prompts_sha256, held_out_sha256, rewards_sha256: of the prompts of training, of the held-out ones, and of the
+            files of users' own rewards, empty if there are none.
+        contents: what lies at the other places that the configuration names
+            (:func:`dgpo_plugin.training.contents.contents_of`).
         packages: versions by name; others are told, and not refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     config: dict[str, Any]
-    base_weights_hash: str
+    base: dict[str, PartIdentity] = {}
     prompts_sha256: str
+    held_out_sha256: str = ""
     rewards_sha256: str = ""
+    contents: dict[str, str] = {}
     packages: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not as a checkpoint was trained with.
+
+    Attributes:
+        part: of a run: ``model``, ``prompts``, ``reward``, or the configuration's section.
+        what: a setting by its key, or what has a hash.
+        before, now: the setting's values, or the hashes; empty where there is none.
+        told: a sentence that names it.
+    """
+
+    part: str
+    what: str
+    before: str
+    now: str
+    told: str
 
 
 def check_same_run(then: RunIdentity, now: RunIdentity, checkpoint: Path, iteration: int) -> None:
@@ -52,23 +92,96 @@ def check_same_run(then: RunIdentity, now: RunIdentity, checkpoint: Path, iterat
         checkpoint, iteration: its folder, and the iterations that were done by then.
 
     Raises:
-        UserError: names the first thing that differs.
+        UserError: names everything that differs.
     """
-    advice = "put it back, or start a new run with `dgpo train`"
-    settings, before = _flat(now.config), _flat(then.config)
     _check_end(then, now, checkpoint, iteration)
+    found = list(differences(then, now, checkpoint))
+    if found:
+        run = checkpoint.parent.parent
+        moved = ""
+        if any(each.what.startswith(BASE) for each in found):
+            moved = f" (or say where the base is now: dgpo resume {run} --set model.path=...)"
+        told = "; ".join(each.told for each in found)
+        raise UserError(f"{told}; put it back{moved}, or start a new run with `dgpo train`")
+
+
+def differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Iterator[Difference]:
+    """Everything that makes two runs of one, the same places with other content among it."""
+    places = {*then.contents, *now.contents}
+    settings, before = (
+        {key: value for key, value in bound_settings(each.config).items() if key not in places} for each in (now, then)
+    )
     for key in sorted({*settings, *before}):
-        if settings.get(key) != before.get(key) and not key.startswith(MAY_CHANGE):
-            raise UserError(
-                f"config.yaml: {key} is {settings.get(key)!r}, but {checkpoint} was trained with "
-                f"{before.get(key)!r}; {advice}"
-            )
-    if then.base_weights_hash != now.base_weights_hash:
-        raise UserError(f"the base model's weights are not those that {checkpoint} was trained on; {advice}")
-    if then.prompts_sha256 != now.prompts_sha256:
-        raise UserError(f"the prompts are not those that {checkpoint} was trained on; {advice}")
-    if then.rewards_sha256 != now.rewards_sha256:
-        raise UserError(f"the reward's file is not the one that {checkpoint} was trained with; {advice}")
+        if settings.get(key) != before.get(key):
+            part = key.partition(".")[0]
+            told = f"config.yaml: {key} is {settings.get(key)!r}, but {checkpoint} was trained with {before.get(key)!r}"
+            part = "reward" if part in ("rewards", "scoring") else part
+            yield Difference(part, key, json.dumps(before.get(key)), json.dumps(settings.get(key)), told)
+    yield from _other_parts(then.base, now.base, checkpoint)
+    hashes = [
+        ("prompts", "prompts", then.prompts_sha256, now.prompts_sha256, "the prompts are not those"),
+        ("prompts", "held-out prompts", then.held_out_sha256, now.held_out_sha256, "the held-out ones are not those"),
+        ("reward", "reward's file", then.rewards_sha256, now.rewards_sha256, "the reward's file is not the one"),
+    ]
+    for key in sorted(places):
+        part = "reward" if key.startswith("rewards.") else "algorithm"
+        told = f"{key} does not lead to the content"
+        hashes.append((part, key, then.contents.get(key, ""), now.contents.get(key, ""), told))
+    for part, what, old, new, told in hashes:
+        if old != new:
+            yield Difference(part, what, old, new, f"{told} that {checkpoint} was trained with")
+
+
+def _other_parts(then: BaseIdentity, now: BaseIdentity, checkpoint: Path) -> Iterator[Difference]:
+    for name, found in compared_parts(then, now).items():
+        if found.verdict == "the same":
+            continue
+        old, new = (part.digest if part else "" for part in (then.get(name), now.get(name)))
+        said = {
+            "differs": f"the base's {name} is not the one that {checkpoint} was trained on",
+            "the same but rounded": f"the base's {name} is the same but rounded: {checkpoint} was trained on weights "
+            f"stored in another type",
+            "cannot be told": f"whether the base's {name} is the one that {checkpoint} was trained on cannot be told",
+        }[found.verdict]
+        yield Difference("model", BASE + name, old, new, said + (f" ({found.detail})" if found.detail else ""))
+
+
+def bound_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run must have the same of, by key: no places, and of rewards what is in force for each."""
+    shared = config.get("scoring", {})
+    rewards = {label: _bound_reward(label, term, shared) for label, term in config.get("rewards", {}).items()}
+    algorithm = {**config.get("algorithm", {})}
+    if is_from_file(name := str(algorithm.get("name", ""))):
+        algorithm["name"] = name.rpartition(":")[2]
+    values = {**config, "rewards": rewards, "algorithm": algorithm, "scoring": {"aggregate": shared.get("aggregate")}}
+    return {key: value for key, value in _flat(values).items() if not key.startswith((*MAY_CHANGE, *PLACES))}
+
+
+def _bound_reward(label: str, term: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    name = term.get("reward") or label
+    left_out = SERVED_MAY_CHANGE if name in SERVED else ()
+    options = {key: value for key, value in term.get("options", {}).items() if key not in left_out}
+    return {
+        "reward": name.rpartition(":")[2] if is_from_file(name) else name,
+        "weight": term.get("weight"),
+        "options": dict(option_values(options)),
+        "precision": term.get("precision") or shared.get("precision"),
+    }
+
+
+def rounding_notes(then: RunIdentity, now: RunIdentity) -> list[str]:
+    """Lines on what is computed elsewhere or in other batches than before, for people."""
+    lines = []
+    for label, term in now.config.get("rewards", {}).items():
+        before = then.config.get("rewards", {}).get(label, {})
+        for key in ROUNDS_OTHERWISE:
+            values = [
+                each.get(key) or config.get("scoring", {}).get(key)
+                for each, config in ((before, then.config), (term, now.config))
+            ]
+            if values[0] != values[1]:
+                lines.append(f"reward {label}: {key} is {values[1]} and was {values[0]}; last bits may differ")
+    return lines
 
 
 def replan(config: RunConfig, then: RunIdentity | None, done: int, iterations: int) -> RunConfig:

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,12 +17,14 @@ from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import StopNow, Stopped, UserError
 from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.places import absolute_places
 from dgpo_plugin.distributed.processes import Processes, join_processes
 from dgpo_plugin.prompts.files import prompts_hash
 from dgpo_plugin.rewards import RewardSet
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import Checkpoint, Progress, save_checkpoint
-from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan
+from dgpo_plugin.training.contents import contents_of
+from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan, rounding_notes
 from dgpo_plugin.training.progress import constant_reward_lines, iteration_line, progress_bar
 from dgpo_plugin.training.run_folder import RunFolder
 from dgpo_plugin.training.signals import stop_signals
@@ -54,6 +56,7 @@ def train(
     """
     processes, folder = join_processes(), RunFolder(output)
     processes.on_main(folder.check_new)
+    config = absolute_places(config, Path.cwd())
     return _run(config, folder, _quiet_elsewhere(console, processes), None, rewards, watch)
 
 
@@ -62,6 +65,7 @@ def resume(
     console: Console,
     *,
     iterations: int | None = None,
+    overrides: Sequence[str] = (),
     rewards: RewardSet | None = None,
     watch: Watch | None = None,
 ) -> Path:
@@ -70,6 +74,7 @@ def resume(
     Args:
         iterations: where it is to end now, counted from its beginning; None to leave that as it is. Written into the
             run's configuration (:func:`dgpo_plugin.training.identity.replan`).
+        overrides: ``section.field=value``, where something is now or what else may change; written there too.
         rewards, watch: as for :func:`train`.
 
     Returns:
@@ -80,7 +85,10 @@ def resume(
         Stopped: as :func:`train`.
     """
     folder = RunFolder(output)
-    config, checkpoint = folder.read_config(), folder.last_checkpoint()
+    config, checkpoint = folder.read_config(overrides), folder.last_checkpoint()
+    if checkpoint is not None and config.model.precision == "auto":  # stays what it was found to be
+        resolved = config.model.model_copy(update={"precision": checkpoint.identity.config["model"]["precision"]})
+        config = config.model_copy(update={"model": resolved})
     if iterations is not None:
         done = 0 if checkpoint is None else checkpoint.progress.iteration
         config = replan(config, None if checkpoint is None else checkpoint.identity, done, iterations)
@@ -117,6 +125,8 @@ def _run(
         console.print(f"going on after iteration {trainer.iteration}, from {checkpoint.path}", soft_wrap=True)
         if identity.packages != checkpoint.identity.packages:
             console.print("other package versions than before: the result will differ in the last bits")
+        for line in rounding_notes(checkpoint.identity, identity):
+            console.print(line, soft_wrap=True)
     started = time.perf_counter()
     try:
         after = None
@@ -141,12 +151,19 @@ def _run(
 
 
 def identity_of(trainer: Trainer) -> RunIdentity:
-    """What the result of a run depends on."""
+    """What the result of a run depends on; the first process reads what is large, for all.
+
+    Raises:
+        UserError: a file that it names cannot be read any more.
+    """
+    config, rewards, processes = trainer.config, trainer.scorer.rewards, trainer.processes
     return RunIdentity(
-        config=trainer.config.model_dump(mode="json"),
-        base_weights_hash=trainer.model.identity["weights_hash"],
-        prompts_sha256=prompts_hash([*trainer.groups.prompts, *trainer.held_out.prompts]),
-        rewards_sha256=trainer.scorer.rewards.sha256,
+        config=config.model_dump(mode="json"),
+        base=processes.decided_by_main(lambda: dict(trainer.model.identity)),
+        prompts_sha256=prompts_hash(trainer.groups.prompts),
+        held_out_sha256=prompts_hash(trainer.held_out.prompts),
+        rewards_sha256=rewards.sha256,
+        contents=processes.decided_by_main(lambda: contents_of(config, rewards)),
         packages=package_versions(),
     )
 
