@@ -6,12 +6,8 @@ base model's.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -74,27 +70,3 @@ def _check_shape(model: Any, key: Any, patch: Any) -> None:
             f"{name} is {tuple(shape)} in this model ({type(model.model).__name__}), but the adapter's update is "
             f"({up.shape[0]}, {math.prod(down.shape[1:])}); it was made for a base of another size"
         )
-
-
-def base_note(model: Any, header: Mapping[str, str]) -> str:
-    """A line on whether a model's weights are those that an adapter was trained on, as far as one can tell."""
-    trained_on = header.get("dgpo.base_model", header.get("ss_base_model_version", "a base the file does not name"))
-    expected = header.get("dgpo.base_weights_hash")
-    # How to load the model again, where ComfyUI keeps that: (function, arguments), of which a file is the first.
-    loader = getattr(model, "cached_patcher_init", None)
-    file = Path(loader[1][0]) if loader and loader[1] and isinstance(loader[1][0], str) else None
-    if expected is None or file is None or not file.is_file():
-        return f"trained on {trained_on}; whether these are the same weights cannot be told here"
-    if file_hash(file, file.stat().st_mtime_ns) == expected:
-        return f"trained on {trained_on}, these very weights"
-    return f"MISMATCH: trained on {trained_on}, and {file.name} is another file (or the same weights saved otherwise)"
-
-
-@functools.lru_cache(maxsize=16)
-def file_hash(file: Path, changed: int) -> str:  # noqa: ARG001  # a key of the cache
-    """SHA-256 of a file; ``changed`` is its time, so that an answer is not given for what it was."""
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

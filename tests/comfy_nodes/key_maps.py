@@ -76,6 +76,7 @@ def flux2_native(weights, hidden):
 
 
 def main(family, weights, config, adapter):
+    from comfy_nodes.base_weights import base_note
     from comfy_nodes.matching import apply_strictly
     from dgpo_plugin.adapters import AdapterFile
 
@@ -103,6 +104,9 @@ def main(family, weights, config, adapter):
         def add_patches(self, patches, strength):
             self.patches = patches
 
+        def get_key_patches(self, prefix):
+            return {key: [(value, lambda weight, **_: weight)] for key, value in state.items()}
+
     for key, value in state.items():  # weights are also looked up as attributes
         place = Patcher.model
         *path, last = key.split(".")
@@ -124,6 +128,7 @@ def main(family, weights, config, adapter):
                 "layers": len(there),
                 "ours": ours.matched,
                 "unmatched": sorted(set(tensors) - theirs),
+                "base": base_note(Patcher(), file.header),
             }
         )
     )

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.load import load_config
-from dgpo_plugin.models.load import world_pipeline
+from dgpo_plugin.models.load import settled_model, world_pipeline
 from dgpo_plugin.training import build, run
 from dgpo_plugin.training.run_folder import RunFolder
 from tests.conftest import SMALL
@@ -211,7 +211,7 @@ def test_auto_stays_what_it_was_found_to_be(
     if how == "edited":
         assert "\n  precision: fp32" in text
         (folder / "config.yaml").write_text(text.replace("\n  precision: fp32", "\n  precision: auto", 1))
-    really = build.settled_model
+    really = settled_model
 
     def elsewhere(config: Any, *others: Any) -> Any:
         assert config.precision == "fp32"
