@@ -354,9 +354,6 @@ def identity(label: str, term: RewardTerm, scoring: ScoringConfig) -> tuple[str,
 
     The version changes with this package or the one that the reward comes from, its precision and options, and the file
     of a user's own. Of options that are places, what lies there counts.
-
-    Raises:
-        UserError: a file that an option names cannot be read.
     """
     name = term.name(label)
     path, _, attribute = name.rpartition(":")
@@ -364,14 +361,15 @@ def identity(label: str, term: RewardTerm, scoring: ScoringConfig) -> tuple[str,
     package = REWARDS.get(name).package
     theirs = installed_version(package) if package else ""
     precision = term.scoring(scoring).precision
-    options = {
-        key: path_hash(Path(value))
-        if isinstance(value, str) and may_be_path(key, value) and exists(Path(value))
-        else value
-        for key, value in term.options.items()
-    }
+    options = {key: _content(key, value) for key, value in term.options.items()}
     settings = json.dumps([precision, options, files_hash([name]), theirs], sort_keys=True)
     return shown, f"{dgpo_plugin.__version__}+{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+
+def _content(key: str, value: Any) -> Any:
+    """What an option comes to: the hash of what lies there, if it is a place."""
+    is_place = isinstance(value, str) and may_be_path(key, value) and exists(Path(value))
+    return path_hash(Path(value)) if is_place else value
 
 
 def serve(
