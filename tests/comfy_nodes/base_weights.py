@@ -27,7 +27,7 @@ import torch  # noqa: E402
 sys.path.insert(0, str(ROOT))
 
 
-def note(adapter, place):
+def note(adapter: str, place: str) -> str:
     from comfy_nodes.base_weights import base_note
     from comfy_nodes.matching import apply_strictly
     from dgpo_plugin.adapters import AdapterFile
