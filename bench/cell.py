@@ -23,6 +23,7 @@ from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
 from dgpo_plugin.training.evaluation import trained_on
+from dgpo_plugin.training.identity import check_same_run
 from dgpo_plugin.training.run import identity_of, progress_of, restore_run
 from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
@@ -174,12 +175,17 @@ def _open_cell(plan: Plan, folder: Path, algorithm: str, seed: int, listener: Li
 
 
 def _restore(folder: Path, trainer: Trainer) -> Progress | None:
-    """Put the trainer where a killed run was at its last evaluation; None where there is nothing to go on from."""
+    """Put the trainer where a killed run was at its last evaluation; None where there is nothing to go on from.
+
+    Raises:
+        UserError: it was of another base, or of other prompts, rewards or settings.
+    """
     try:
         progress = Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
         checkpoint = load_checkpoint(folder / FOLDER / f"{progress.iteration:06d}")
     except (OSError, ValidationError, UserError):
         return None  # never written, or damaged: a run is short enough to be done again
+    check_same_run(checkpoint.identity, identity_of(trainer), checkpoint.path, progress.iteration)
     restore_run(trainer, checkpoint)
     return progress
 

@@ -12,7 +12,8 @@ from dgpo_plugin.adapters import AdapterCard, AdapterFile
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.tables import as_table
 
-from .matching import PatchedModel, apply_strictly, base_note
+from .base_weights import base_note
+from .matching import PatchedModel, apply_strictly
 
 # With an adapter for the embedded model, so that the example workflows run as they are.
 folder_paths.add_model_folder_path("loras", str(Path(__file__).parent / "loras"))

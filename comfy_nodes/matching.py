@@ -6,11 +6,8 @@ base model's.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -157,27 +154,3 @@ def _why_not(header: Mapping[str, str], tensors: Mapping[str, Tensor], unmatched
         f"{matched}; it was made for {made_for} (first that does not match: {unmatched[0]}{also}); load that base, or "
         f"an adapter of layers that ComfyUI knows"
     )
-
-
-def base_note(model: Any, header: Mapping[str, str]) -> str:
-    """A line on whether a model's weights are those that an adapter was trained on, as far as one can tell."""
-    trained_on = header.get("dgpo.base_model", header.get("ss_base_model_version", "a base the file does not name"))
-    expected = header.get("dgpo.base_weights_hash")
-    # How to load the model again, where ComfyUI keeps that: (function, arguments), of which a file is the first.
-    loader = getattr(model, "cached_patcher_init", None)
-    file = Path(loader[1][0]) if loader and loader[1] and isinstance(loader[1][0], str) else None
-    if expected is None or file is None or not file.is_file():
-        return f"trained on {trained_on}; whether these are the same weights cannot be told here"
-    if file_hash(file, file.stat().st_mtime_ns) == expected:
-        return f"trained on {trained_on}, these very weights"
-    return f"MISMATCH: trained on {trained_on}, and {file.name} is another file (or the same weights saved otherwise)"
-
-
-@functools.lru_cache(maxsize=16)
-def file_hash(file: Path, changed: int) -> str:  # noqa: ARG001  # a key of the cache
-    """SHA-256 of a file; ``changed`` is its time, so that an answer is not given for what it was."""
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config
-from dgpo_plugin.training.identity import MAY_CHANGE
+from dgpo_plugin.config.places import absolute_places
+from dgpo_plugin.training.identity import bound_settings
 from dgpo_plugin.training.run_folder import RunFolder
 
 from .types import written_lines
@@ -48,19 +46,25 @@ def settle_settings(config: RunConfig, folder: Path) -> None:
         UserError: names the first that it may not.
     """
     run = RunFolder(folder)
-    now, before = config.model_dump(mode="json"), run.read_config().model_dump(mode="json")
-    if now["model"]["precision"] == "auto":  # what that stands for was settled when the run was started
-        now["model"]["precision"] = before["model"]["precision"]
-    for section in now:
-        for key in now[section]:
-            name, value, then = f"{section}.{key}", now[section][key], before[section].get(key)
-            # A falling learning rate depends on where the run ends.
-            fixed = name == "training.iterations" and config.training.decay != "none"
-            if value != then and (fixed or not name.startswith(MAY_CHANGE)):
-                longer = f" (or move its end with: dgpo resume {folder} --iterations {value})" if fixed else ""
-                raise UserError(
-                    f"Train DGPO adapter: {name} is {value!r}, but {folder.name} was started with {then!r}; "
-                    f"put it back, or choose another name{longer}"
-                )
-    now["training"]["replanned"] = before["training"]["replanned"]  # no setting of the node's
-    write_text_atomically(run.config, yaml.safe_dump(now, sort_keys=False))
+    before = run.read_config()
+    # What auto stands for was settled when the run was started; that its end was moved is no setting of the node's.
+    now = absolute_places(config, Path.cwd())
+    precision = before.model.precision if now.model.precision == "auto" else now.model.precision
+    now = now.model_copy(
+        update={
+            "model": now.model.model_copy(update={"precision": precision}),
+            "training": now.training.model_copy(update={"replanned": before.training.replanned}),
+        }
+    )
+    values, then = (bound_settings(each.model_dump(mode="json")) for each in (now, before))
+    if now.training.decay != "none":  # it falls to where the run ends
+        values["training.iterations"], then["training.iterations"] = now.training.iterations, before.training.iterations
+    for name in sorted({*values, *then}):
+        if values.get(name) != then.get(name):
+            fixed = name == "training.iterations"
+            longer = f" (or move its end with: dgpo resume {folder} --iterations {values[name]})" if fixed else ""
+            raise UserError(
+                f"Train DGPO adapter: {name} is {values.get(name)!r}, but {folder.name} was started with "
+                f"{then.get(name)!r}; put it back, or choose another name{longer}"
+            )
+    run.write_config(now)

@@ -13,6 +13,7 @@ from dgpo_plugin.adapters.kinds import ALPHA, LORA, by_kind, is_down, is_matrix
 from dgpo_plugin.adapters.load import STORED, AdapterFile
 from dgpo_plugin.adapters.scale import OWN_ALPHA
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.models.base_identity import base_from_text
 
 NOT_STATED = "-"
 
@@ -58,7 +59,7 @@ class AdapterCard:
             file=f"{file.path} ({file.size / 1024:.0f} KiB)",
             title=stated("modelspec.title"),
             base_model=header.get("dgpo.base_model", stated("ss_base_model_version")),
-            base_weights=stated("dgpo.base_weights_hash"),
+            base_weights=_base_note(header),
             architecture=stated("modelspec.architecture"),
             algorithm=stated("dgpo.algorithm"),
             reward=stated("dgpo.reward"),
@@ -122,6 +123,12 @@ def _hash_note(file: AdapterFile) -> str:
     return (
         f"{stated} (by another rule, or of the file that this was made from; these tensors' is 0x{file.content_hash})"
     )
+
+
+def _base_note(header: Mapping[str, str]) -> str:
+    """The parts of the base with the first digits of their hashes."""
+    parts = base_from_text(header.get("dgpo.base_parts", ""))
+    return ", ".join(f"{name} {part.digest[:12]}" for name, part in parts.items() if part.digest) or NOT_STATED
 
 
 def _packages_note(header: Mapping[str, str]) -> str:

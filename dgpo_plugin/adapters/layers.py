@@ -96,7 +96,7 @@ def updates_for(model: Model, tensors: Mapping[str, Tensor]) -> list[Update]:
         stored = {places.get(name, name): layer for name, layer in layers.items()}
         first = stored[wrong[0]].down if wrong[0] in stored else wrong[0]
         raise UserError(
-            f"{2 * len(wrong)} of {2 * len(found)} tensors match no weight of {model.identity['path']} "
+            f"{2 * len(wrong)} of {2 * len(found)} tensors match no weight of {model.path} "
             f"(first: {first}); it was made for another model or format"
         )
     return updates
@@ -179,7 +179,7 @@ def _converted(model: Model, layers: Mapping[str, Layer], pairs: Pairs, scales: 
     lost = [name for number, name in enumerate(pairs, start=1) if number not in arrived]
     if lost:
         raise UserError(
-            f"{2 * len(lost)} of {2 * len(pairs)} tensors match no weight of {model.identity['path']} "
+            f"{2 * len(lost)} of {2 * len(pairs)} tensors match no weight of {model.path} "
             f"(first: {lost[0]}); it was made for another model or format"
         )
     return {name: (read[layer.down], read[layer.up]) for name, layer in lora_layers(read).items()}

@@ -18,6 +18,7 @@ from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, OWN_ALPHA, ScaledTensor
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.first_bytes import what_instead
 from dgpo_plugin.models.base import Model
+from dgpo_plugin.models.base_identity import base_from_text, compared_part, compared_parts
 
 STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """The types of numbers that an adapter may be stored in."""
@@ -136,7 +137,7 @@ def apply_adapter(model: Model, path: Path, *, strength: float | None = None, an
     Args:
         path: of a file, or of a folder that diffusers or peft saved.
         strength: 1 is the adapter as it was trained, 0 the base; None is 1, where the file's scale is known.
-        any_base: accept an adapter whose base weights are not the model's.
+        any_base: accept an adapter that says it was trained on another denoiser; one that does not say is accepted.
 
     Returns:
         The file; what it has for text encoders was left out.
@@ -210,9 +211,38 @@ def _refuse_unusable(name: str, tensor: Tensor) -> None:
 
 
 def _refuse_another_base(file: AdapterFile, model: Model) -> None:
-    if file.header.get("dgpo.base_weights_hash") != model.identity["weights_hash"]:
-        trained_on = file.header.get("dgpo.base_model", "an unnamed model")
+    then = base_from_text(file.header.get("dgpo.base_parts", ""))
+    if model.prefix not in then:
+        return
+    found = compared_part(then[model.prefix], model.identity.get(model.prefix))
+    if found.verdict == "differs":
+        trained_on = file.header.get("dgpo.base_model", "a model that it does not name")
+        detail = f" ({found.detail})" if found.detail else ""
         raise UserError(
-            f"was trained on {trained_on} with other weights than {model.identity['path']}'s; "
+            f"was trained on {trained_on} with another {model.prefix} than {model.path}'s{detail}; "
             f"name that model, or pass --any-base to try it all the same"
         )
+
+
+def base_notes(file: AdapterFile, model: Model) -> list[str]:
+    """Lines on how far a model is the base that an adapter was trained on; none if it is, in every part.
+
+    Raises:
+        UserError: a file of the model's weights cannot be read.
+    """
+    trained_on = file.header.get("dgpo.base_model", file.header.get("ss_base_model_version"))
+    then = base_from_text(file.header.get("dgpo.base_parts", ""))
+    if not then:
+        named = f"was trained on {trained_on}" if trained_on else "does not say what it was trained on"
+        return [f"{file.path.name} {named}; whether {model.path} has the same weights cannot be told"]
+    told = {
+        "differs": "is not the one",
+        "the same but rounded": "is the same but rounded: not stored in the type of the one",
+        "cannot be told": "cannot be compared with the one",
+    }
+    return [
+        f"{model.path}: its {name} {told[found.verdict]} that {file.path.name} was trained with"
+        f"{f' ({found.detail})' if found.detail else ''}"
+        for name, found in compared_parts(then, model.identity).items()
+        if found.verdict != "the same"
+    ]

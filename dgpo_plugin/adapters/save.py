@@ -21,6 +21,7 @@ from dgpo_plugin.common.files import atomic_path
 from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.common.public_names import public_name, without_folders
 from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.models.base_identity import base_as_text
 from dgpo_plugin.models.policy import Policy
 
 
@@ -130,11 +131,11 @@ def _modelspec_header(policy: Policy, title: str, facts: TrainingFacts) -> dict[
 
 def _own_header(policy: Policy, facts: TrainingFacts) -> dict[str, str]:
     """Our own fields, under ``dgpo.``: on which base and reward the adapter was trained, how long, and with what."""
-    config, identity = facts.config, policy.model.identity
+    config, model = facts.config, policy.model
     dumped = json.dumps(without_folders(config.model_dump(mode="json")))
     header = {
-        "dgpo.base_model": public_name(identity["path"]),
-        "dgpo.base_weights_hash": identity["weights_hash"],
+        "dgpo.base_model": public_name(model.path),
+        "dgpo.base_parts": base_as_text(model.identity, model.prefix),
         "dgpo.algorithm": config.algorithm.name,
         "dgpo.reward": facts.reward_name,
         "dgpo.optimizer_steps": str(facts.optimizer_steps),

@@ -50,7 +50,7 @@ def sample(
     any_base: bool,
 ) -> None:
     """Draw pictures. MODEL is a preset's name, a diffusers folder or a hub id."""
-    from dgpo_plugin.adapters.load import apply_adapter
+    from dgpo_plugin.adapters.load import apply_adapter, base_notes
     from dgpo_plugin.common.files import atomic_path
     from dgpo_plugin.common.pictures import image_grid
     from dgpo_plugin.config.fields import EvaluationConfig, ModelConfig
@@ -74,6 +74,8 @@ def sample(
         file = apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
         if file.for_text:
             click.echo(f"adapter {adapter}: {len(file.for_text)} tensors for text encoders are left out", err=True)
+        for line in base_notes(file, loaded):
+            click.echo(line, err=True)
     texts = [prompt for prompt in prompts for _ in range(count)]
     noise = fixed_noise(loaded, range(count), seed).repeat(len(prompts), 1, 1, 1)
     images = generate(loaded, texts, noise, steps or evaluation.steps, guidance or evaluation.guidance)

@@ -34,10 +34,12 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in ("torchao", "torch.utils._pytree"):  # about kernels that are not for this machine
         logging.getLogger(name).setLevel(logging.ERROR)
-    precision_choice = logging.getLogger("dgpo_plugin.distributed.processor")  # says what `auto` is, and why
-    if not precision_choice.handlers:
-        precision_choice.setLevel(logging.INFO)
-        precision_choice.addHandler(_StandardError())
+    # They say what `auto` is, and why; and how far a long reading is.
+    for name in ("dgpo_plugin.distributed.processor", "dgpo_plugin.common.content"):
+        speaks = logging.getLogger(name)
+        if not speaks.handlers:
+            speaks.setLevel(logging.INFO)
+            speaks.addHandler(_StandardError())
 
 
 class _StandardError(logging.Handler):

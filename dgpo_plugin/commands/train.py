@@ -43,16 +43,18 @@ def train(config: str, output: Path, overrides: Changes) -> None:
     metavar="PARTS",
     help="Go on although these are not what they were, as in prompts,reward; recorded in the run and its adapter.",
 )
+@set_option(help="Say where something is now, as in model.path=/new/place, or set what may change; repeatable.")
 @reports_user_errors
-def resume(run: Path, iterations: int | None, accept: tuple[str, ...]) -> None:
+def resume(run: Path, iterations: int | None, accept: tuple[str, ...], overrides: Changes) -> None:
     """Go on with a run, stopped, killed or finished.
 
-    RUN is its folder. A finished one goes on with more --iterations.
+    RUN is its folder. A finished one goes on with more --iterations. What was moved since is found with --set:
+    model.path, prompts.train, prompts.held_out, and rewards' files and weights; it must hold what it held.
     """
     from dgpo_plugin.common.faults import explained
     from dgpo_plugin.distributed.processes import leave_processes
     from dgpo_plugin.training import run as runs
 
     with explained(f"go on with: dgpo resume {run}"):
-        runs.resume(run, Console(), iterations=iterations, accept=accept)
+        runs.resume(run, Console(), iterations=iterations, accept=accept, overrides=overrides)
     leave_processes()

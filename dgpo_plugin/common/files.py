@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,3 +37,16 @@ def write_text_atomically(path: Path, text: str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def cache_folder() -> Path:
+    """The folder where the user's system keeps what can be made again.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "dgpo-plugin"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "dgpo-plugin"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgpo-plugin"

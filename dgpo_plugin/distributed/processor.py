@@ -34,7 +34,7 @@ from torch import nn
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.faults import signal_name
-from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.files import cache_folder, write_text_atomically
 
 log = logging.getLogger(__name__)
 
@@ -300,19 +300,6 @@ def _trial_file(work: Work, threads: int) -> Path | None:
         return cache_folder() / f"bf16-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     except RuntimeError:
         return None
-
-
-def cache_folder() -> Path:
-    """The folder where the user's system keeps what can be made again.
-
-    Raises:
-        RuntimeError: the user has no home.
-    """
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "dgpo-plugin"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "dgpo-plugin"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgpo-plugin"
 
 
 def machine() -> list[str]:

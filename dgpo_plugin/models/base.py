@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import ModelConfig, Schedule
+from dgpo_plugin.models.base_identity import BaseIdentity
 from dgpo_plugin.models.conditioning import Conditioning
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,7 +53,7 @@ class Model(ABC):
         latent_shape: of one image's latents, (C, H, W), without the batch axis.
         resolution: pixels a side of the pictures.
         device: where latents and conditioning belong.
-        identity: ``path`` and ``weights_hash`` of the base, as written into adapters.
+        path: as the configuration names it.
     """
 
     prefix: ClassVar[str] = "transformer"
@@ -66,7 +67,16 @@ class Model(ABC):
     latent_shape: tuple[int, ...]
     resolution: int
     device: torch.device
-    identity: dict[str, str]
+    path: str
+
+    @property
+    @abstractmethod
+    def identity(self) -> BaseIdentity:
+        """What the base is, part by part; found out at the first use.
+
+        Raises:
+            UserError: a weight file cannot be read.
+        """
 
     @abstractmethod
     def place(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from importlib import resources
 from pathlib import Path
@@ -34,8 +33,8 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place
     config = settled_model(config, torch.device(device), images=16)
     folder = locate(config.path)
     family = _family(folder, config.path)
-    identity = {"path": config.path, "weights_hash": weights_hash(folder)}
-    model: Model = family.load(folder, config, identity, numbered(torch.device(device)))
+    _refuse_without_weights(folder)
+    model: Model = family.load(folder, config, numbered(torch.device(device)))
     if place:
         model.place()
     return model
@@ -133,30 +132,7 @@ def _pipeline_class(folder: Path) -> str:
         raise UserError(f"{index}: not a diffusers model index; fetch the model again") from error
 
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of the denoiser's weight files, so that an adapter can tell its base from another.
-
-    Once a process they are read whole, and again if one of them has changed in size or time of writing.
-
-    Raises:
-        UserError: there are none.
-    """
-    files = sorted([*folder.glob("transformer/*.safetensors"), *folder.glob("unet/*.safetensors")])
-    if not files:
+def _refuse_without_weights(folder: Path) -> None:
+    """Refuse a denoiser that is not in safetensors files, before anything else is read."""
+    if not any(any(folder.glob(f"{part}/*.safetensors")) for part in ("transformer", "unet")):
         raise UserError(f"model {folder}: no safetensors weights under transformer/ or unet/")
-    states = [path.stat() for path in files]
-    stamps = (
-        (str(path.resolve()), state.st_size, state.st_mtime_ns) for path, state in zip(files, states, strict=True)
-    )
-    return _files_sha256(tuple(stamps))
-
-
-@functools.cache
-def _files_sha256(stamped: tuple[tuple[str, int, int], ...]) -> str:
-    """SHA-256 of files one after the other, each given as (path, bytes, time of writing in nanoseconds)."""
-    digest = hashlib.sha256()
-    for path, _, _ in stamped:
-        with Path(path).open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()

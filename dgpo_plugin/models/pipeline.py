@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.config.fields import ModelConfig, Schedule
 from dgpo_plugin.models.base import DTYPES, Model, TextLengths, dtype_of
+from dgpo_plugin.models.base_identity import BaseIdentity, identity_of_parts
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.decoded import PictureCheck, blame
 from dgpo_plugin.models.memory import can_offload_denoiser, on_device
@@ -77,7 +78,7 @@ class PipelineModel(Model):
 
     Args:
         pipeline: of ``pipeline_class``, its modules loaded.
-        identity: ``path`` and ``weights_hash`` of the base.
+        folder: that it is from.
         device: where latents and conditioning belong.
 
     Raises:
@@ -96,7 +97,7 @@ class PipelineModel(Model):
     vae: Any
     encoders: list[Any]
 
-    def __init__(self, pipeline: Any, config: ModelConfig, identity: dict[str, str], device: torch.device) -> None:
+    def __init__(self, pipeline: Any, config: ModelConfig, folder: Path, device: torch.device) -> None:
         pipeline.set_progress_bar_config(disable=True)
         if config.tiled_decode:
             pipeline.vae.enable_tiling()
@@ -104,7 +105,8 @@ class PipelineModel(Model):
             pipeline.vae.enable_slicing()
         self.pipeline = pipeline
         self.config = config
-        self.identity = identity
+        self.path = config.path
+        self.folder = folder
         self.device = device
         self.denoiser = getattr(pipeline, self.prefix).requires_grad_(False).eval()
         if device.type != "cpu":  # a plan, on the meta device, is a GPU's
@@ -169,6 +171,10 @@ class PipelineModel(Model):
 
     # ---- what all share
 
+    @functools.cached_property
+    def identity(self) -> BaseIdentity:
+        return identity_of_parts(self.folder, self.pipeline.components)
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str], output_device: torch.device | None = None) -> Conditioning:
         def encode_batch(batch: Sequence[str]) -> Conditioning:
@@ -219,7 +225,7 @@ class PipelineModel(Model):
         return per_image(self.config.embedded_guidance, latents) if self.denoiser.config.guidance_embeds else None
 
     @classmethod
-    def load(cls, folder: Path, config: ModelConfig, identity: dict[str, str], device: torch.device) -> PipelineModel:
+    def load(cls, folder: Path, config: ModelConfig, device: torch.device) -> PipelineModel:
         """Load a diffusers folder, placed as the configuration says, but for the denoiser (:meth:`place`).
 
         Raises:
@@ -240,7 +246,7 @@ class PipelineModel(Model):
         # Convolutions are faster with channels last, on CPUs and GPUs alike; the numbers are the same.
         if not any(p.ndim > 4 for p in pipeline.vae.parameters()):
             pipeline.vae.to(memory_format=torch.channels_last)
-        model = cls(pipeline, config, identity, device)
+        model = cls(pipeline, config, folder, device)
         if not config.offload:
             for module in (model.vae, *model.encoders):
                 module.to(device)
@@ -292,7 +298,7 @@ class PipelineModel(Model):
         if (folder / "tokenizer" / "tokenizer_config.json").exists():
             tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
             pipeline.tokenizer_max_length = tokenizer["model_max_length"]
-        return cls(pipeline, config, {"path": config.path, "weights_hash": ""}, device)
+        return cls(pipeline, config, folder, device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

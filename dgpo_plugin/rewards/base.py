@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dgpo_plugin.common.errors import MOST_PROBLEMS, UserError, first_few, in_one_line, prefixed
 from dgpo_plugin.common.others_code import others_code
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.common.user_file import told
+from dgpo_plugin.common.user_file import is_from_file, told
 from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.config.short_forms import weighted_labels
 
@@ -195,7 +195,7 @@ class RewardSet:
 
 def _title(label: str, member: WeightedReward) -> str:
     """What a member of a set is called on a card."""
-    named = f"{label} ({member.name})" if member.name not in ("", label) else label
+    named = f"{label} ({member.name})" if member.name not in ("", label) and not is_from_file(label) else label
     return member.reward.title or named
 
 

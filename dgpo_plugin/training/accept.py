@@ -27,6 +27,8 @@ ACCEPTABLE = tuple(
 """What ``--accept`` may name: what a run's result depends on, in parts."""
 MEASURED_WITH = ("model", "prompts", "reward", "evaluation")
 """Of those, what the held-out reward depends on, beside the adapter."""
+BASE = "base's "
+"""Begins what a part of the base is called."""
 HASH, SHOWN = re.compile("[0-9a-f]{40,}"), 12
 """A content hash, and how many of its digits people are shown."""
 
@@ -122,9 +124,12 @@ def refuse_unaccepted(differences: Collection[Difference], accepted: Collection[
     if not refused:
         return
     parts = [part for part in ACCEPTABLE if part in accepted or any(part == one.part for one in refused)]
+    base = any(one.what.startswith(BASE) for one in refused)
+    moved = f" (or say where the base is now: dgpo resume {run} --set model.path=...)" if base else ""
+    told = "; ".join(one.line for one in refused)
     raise UserError(
-        f"{'; '.join(one.line for one in refused)}; put it back, start a new run with `dgpo train`, or go on with it "
-        f"knowingly: dgpo resume {run} --accept {','.join(parts)}"
+        f"{told}; put it back{moved}, start a new run with `dgpo train`, or go on with it knowingly: "
+        f"dgpo resume {run} --accept {','.join(parts)}"
     )
 
 

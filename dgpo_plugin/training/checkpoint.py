@@ -26,7 +26,7 @@ from dgpo_plugin.training.identity import RunIdentity
 
 FOLDER = "checkpoints"
 TENSORS, STATE = "state.safetensors", "state.json"
-FORMAT = 2
+FORMAT = 3
 """Of what is written; another one's checkpoints are not read."""
 
 

@@ -9,8 +9,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.user_file import is_from_file
 from dgpo_plugin.config.fields import RunConfig
-from dgpo_plugin.training.accept import Difference, other_setting, refuse_unaccepted
+from dgpo_plugin.models.base_identity import BaseIdentity, PartIdentity, compared_parts
+from dgpo_plugin.training.accept import BASE, Difference, other_setting, refuse_unaccepted
+from dgpo_plugin.training.contents import option_values
 
 MAY_CHANGE = (
     "logging.",
@@ -28,26 +31,39 @@ MAY_CHANGE = (
     "scoring.max_skipped",
 )
 """Settings that a resumed run may have others of: how long, how loud, in how many pieces, how patient."""
-MAY_CHANGE_IN_A_REWARD = ("retries", "timeout", "on_failure")
-"""Of those, what may also stand in a reward of its own."""
+PLACES = ("model.path", "prompts.")
+"""Settings that say where something is, which is compared by its content."""
+
+
+SERVED = ("remote", "judge", "unifiedreward")
+"""Rewards behind a wire."""
+SERVED_MAY_CHANGE = ("timeout", "batch_size", "concurrency", "attempts", "token_variable", "key_variable")
+"""Their options that a resumed run may have others of: how they are asked, not what."""
+ROUNDS_OTHERWISE = ("device", "batch_size")
+"""How a reward is computed that may be another on resume, and may change the last bits of its values."""
 
 
 class RunIdentity(BaseModel):
     """What must not change while a run goes on.
 
     Attributes:
-        config: the run's, as in config.yaml; of it, what :data:`MAY_CHANGE` names may.
-        base_weights_hash, prompts_sha256, rewards_sha256: of the base's weights, of all prompts, and of the files of
-            users' own rewards, empty if there are none.
+        config: the run's, as in config.yaml, with absolute paths; of it, what :data:`MAY_CHANGE` names may, and places.
+        base: the base model's parts by their content.
+        prompts_sha256, held_out_sha256, rewards_sha256: of the prompts of training, of the held-out ones, and of the
+            files of users' own rewards, empty if there are none.
+        contents: what lies at the other places that the configuration names
+            (:func:`dgpo_plugin.training.contents.contents_of`).
         packages: versions by name; others are told, and not refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     config: dict[str, Any]
-    base_weights_hash: str
+    base: dict[str, PartIdentity] = {}
     prompts_sha256: str
+    held_out_sha256: str = ""
     rewards_sha256: str = ""
+    contents: dict[str, str] = {}
     packages: dict[str, str]
 
 
@@ -73,30 +89,79 @@ def check_same_run(
 
 
 def differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Iterator[Difference]:
-    """Everything that makes two runs of one."""
-    settings, before = _bound_settings(now.config), _bound_settings(then.config)
+    """Everything that makes two runs of one, the same places with other content among it."""
+    places = {*then.contents, *now.contents}
+    settings, before = (
+        {key: value for key, value in bound_settings(each.config).items() if key not in places} for each in (now, then)
+    )
     for key in sorted({*settings, *before}):
         if settings.get(key) != before.get(key):
             yield other_setting(key, before.get(key), settings.get(key), checkpoint)
-    hashes = (
-        ("model", "base", "base_weights_hash", "the base model's weights are not those that {} was trained on"),
-        ("prompts", "prompts", "prompts_sha256", "the prompts are not those that {} was trained on"),
-        ("reward", "reward's file", "rewards_sha256", "the reward's file is not the one that {} was trained with"),
-    )
-    old, new = then.model_dump(), now.model_dump()
-    for part, what, key, told in hashes:
-        if old[key] != new[key]:
-            yield Difference(part, what, old[key], new[key], told.format(checkpoint))
+    yield from _other_parts(then.base, now.base, checkpoint)
+    hashes = [
+        ("prompts", "prompts", then.prompts_sha256, now.prompts_sha256, "the prompts are not those"),
+        ("prompts", "held-out prompts", then.held_out_sha256, now.held_out_sha256, "the held-out ones are not those"),
+        ("reward", "reward's file", then.rewards_sha256, now.rewards_sha256, "the reward's file is not the one"),
+    ]
+    for key in sorted(places):
+        part = "reward" if key.startswith("rewards.") else "algorithm"
+        told = f"{key} does not lead to the content"
+        hashes.append((part, key, then.contents.get(key, ""), now.contents.get(key, ""), told))
+    for part, what, old, new, told in hashes:
+        if old != new:
+            yield Difference(part, what, old, new, f"{told} that {checkpoint} was trained with")
 
 
-def _bound_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resumed run must have the same of, by key."""
-    rewards = {
-        label: {key: value for key, value in term.items() if key not in MAY_CHANGE_IN_A_REWARD}
-        for label, term in config.get("rewards", {}).items()
+def _other_parts(then: BaseIdentity, now: BaseIdentity, checkpoint: Path) -> Iterator[Difference]:
+    for name, found in compared_parts(then, now).items():
+        if found.verdict == "the same":
+            continue
+        old, new = (part.digest if part else "" for part in (then.get(name), now.get(name)))
+        said = {
+            "differs": f"the base's {name} is not the one that {checkpoint} was trained on",
+            "the same but rounded": f"the base's {name} is the same but rounded: {checkpoint} was trained on weights "
+            f"stored in another type",
+            "cannot be told": f"whether the base's {name} is the one that {checkpoint} was trained on cannot be told",
+        }[found.verdict]
+        yield Difference("model", BASE + name, old, new, said + (f" ({found.detail})" if found.detail else ""))
+
+
+def bound_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run must have the same of, by key: no places, and of rewards what is in force for each."""
+    shared = config.get("scoring", {})
+    rewards = {label: _bound_reward(label, term, shared) for label, term in config.get("rewards", {}).items()}
+    algorithm = {**config.get("algorithm", {})}
+    if is_from_file(name := str(algorithm.get("name", ""))):
+        algorithm["name"] = name.rpartition(":")[2]
+    values = {**config, "rewards": rewards, "algorithm": algorithm, "scoring": {"aggregate": shared.get("aggregate")}}
+    return {key: value for key, value in _flat(values).items() if not key.startswith((*MAY_CHANGE, *PLACES))}
+
+
+def _bound_reward(label: str, term: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    name = term.get("reward") or label
+    left_out = SERVED_MAY_CHANGE if name in SERVED else ()
+    options = {key: value for key, value in term.get("options", {}).items() if key not in left_out}
+    return {
+        "reward": name.rpartition(":")[2] if is_from_file(name) else name,
+        "weight": term.get("weight"),
+        "options": dict(option_values(options)),
+        "precision": term.get("precision") or shared.get("precision"),
     }
-    settings = _flat({**config, "rewards": rewards})
-    return {key: value for key, value in settings.items() if not key.startswith(MAY_CHANGE)}
+
+
+def rounding_notes(then: RunIdentity, now: RunIdentity) -> list[str]:
+    """Lines on what is computed elsewhere or in other batches than before, for people."""
+    lines = []
+    for label, term in now.config.get("rewards", {}).items():
+        before = then.config.get("rewards", {}).get(label, {})
+        for key in ROUNDS_OTHERWISE:
+            values = [
+                each.get(key) or config.get("scoring", {}).get(key)
+                for each, config in ((before, then.config), (term, now.config))
+            ]
+            if values[0] != values[1]:
+                lines.append(f"reward {label}: {key} is {values[1]} and was {values[0]}; last bits may differ")
+    return lines
 
 
 def replan(config: RunConfig, then: RunIdentity | None, done: int, iterations: int) -> RunConfig:

@@ -18,13 +18,15 @@ from dgpo_plugin.common.errors import StopNow, Stopped, UserError
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.places import absolute_places
 from dgpo_plugin.distributed.processes import FailedTogether, Processes, join_processes
 from dgpo_plugin.prompts.files import prompts_hash
 from dgpo_plugin.rewards import RewardSet
 from dgpo_plugin.training.accept import MEASURED_WITH, Change, parts_named, refuse_misfit
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import Checkpoint, Progress, save_checkpoint
-from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan
+from dgpo_plugin.training.contents import contents_of
+from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan, rounding_notes
 from dgpo_plugin.training.progress import overlap_lines, progress_bar, record_lines
 from dgpo_plugin.training.run_folder import RunFolder, last_logged
 from dgpo_plugin.training.signals import stop_signals
@@ -61,6 +63,7 @@ def train(
     processes.on_main(folder.check_writable)
     with _alone_in(folder, processes):
         processes.on_main(folder.check_new)
+        config = absolute_places(config, Path.cwd())
         return _run(config, folder, _quiet_elsewhere(console, processes), None, rewards, watch)
 
 
@@ -70,6 +73,7 @@ def resume(
     *,
     iterations: int | None = None,
     accept: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     rewards: RewardSet | None = None,
     watch: Watch | None = None,
 ) -> Path:
@@ -80,6 +84,7 @@ def resume(
             run's configuration (:func:`dgpo_plugin.training.identity.replan`).
         accept: parts in which it is knowingly another run from here on (:mod:`dgpo_plugin.training.accept`), such as
             ``["prompts", "reward"]``.
+        overrides: ``section.field=value``, where something is now or what else may change; written there too.
         rewards, watch: as for :func:`train`.
 
     Returns:
@@ -94,7 +99,10 @@ def resume(
     config = folder.read_config()  # before a lock is laid where there is no run
     processes = join_processes(config.training.process_timeout)
     with _alone_in(folder, processes):
-        config, checkpoint = folder.read_config(), folder.last_checkpoint()
+        config, checkpoint = folder.read_config(overrides), folder.last_checkpoint()
+        if checkpoint is not None and config.model.precision == "auto":  # stays what it was found to be
+            resolved = config.model.model_copy(update={"precision": checkpoint.identity.config["model"]["precision"]})
+            config = config.model_copy(update={"model": resolved})
         if iterations is not None:
             done = 0 if checkpoint is None else checkpoint.progress.iteration
             config = replan(config, None if checkpoint is None else checkpoint.identity, done, iterations)
@@ -143,6 +151,8 @@ def _run(
         console.print(f"going on after iteration {trainer.iteration}, from {checkpoint.path}", soft_wrap=True)
         if identity.packages != checkpoint.identity.packages:
             console.print("other package versions than before: the result will differ in the last bits")
+        for line in rounding_notes(checkpoint.identity, identity):
+            console.print(line, soft_wrap=True)
     started = time.perf_counter()
     try:
         after = None
@@ -167,12 +177,19 @@ def _run(
 
 
 def identity_of(trainer: Trainer) -> RunIdentity:
-    """What the result of a run depends on."""
+    """What the result of a run depends on; the first process reads what is large, for all.
+
+    Raises:
+        UserError: a file that it names cannot be read any more.
+    """
+    config, rewards, processes = trainer.config, trainer.scorer.rewards, trainer.processes
     return RunIdentity(
-        config=trainer.config.model_dump(mode="json"),
-        base_weights_hash=trainer.model.identity["weights_hash"],
-        prompts_sha256=prompts_hash([*trainer.groups.prompts, *trainer.held_out.prompts]),
-        rewards_sha256=trainer.scorer.rewards.sha256,
+        config=config.model_dump(mode="json"),
+        base=processes.decided_by_main(lambda: dict(trainer.model.identity)),
+        prompts_sha256=prompts_hash(trainer.groups.prompts),
+        held_out_sha256=prompts_hash(trainer.held_out.prompts),
+        rewards_sha256=rewards.sha256,
+        contents=processes.decided_by_main(lambda: contents_of(config, rewards)),
         packages=package_versions(),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.config.fields import RunConfig
-from dgpo_plugin.config.load import load_config
+from dgpo_plugin.config.load import apply_override, load_config, parse_config
+from dgpo_plugin.config.places import absolute_places, places_in
 from dgpo_plugin.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
 
 
@@ -70,15 +71,30 @@ class RunFolder:
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise UserError(f"cannot write {self.path}: {existing} is not a writable folder; choose another --output")
 
-    def read_config(self) -> RunConfig:
-        """The configuration of the run that is there.
+    def read_config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """The configuration of the run that is there, with absolute paths.
+
+        Args:
+            overrides: ``section.field=value`` on top, whose paths are relative to the working directory.
 
         Raises:
             UserError: there is none, or it cannot be read.
         """
         if not self.config.exists():
             raise UserError(f"{self.path}: holds no run (no {self.config.name}); start one with `dgpo train`")
-        return load_config(str(self.config))
+        written = load_config(str(self.config))
+        config = absolute_places(written, self.path)
+        if overrides:
+            values = config.model_dump(mode="json")
+            for override in overrides:
+                apply_override(values, override)
+            config = parse_config(values, str(self.config))
+        return absolute_places(config, Path.cwd())
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the configuration, places inside the folder relative to it."""
+        values = places_in(config, self.path).model_dump(mode="json")
+        write_text_atomically(self.config, yaml.safe_dump(values, sort_keys=False))
 
     def last_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint; None if there is none.
@@ -91,10 +107,9 @@ class RunFolder:
 
     def prepare(self, config: RunConfig, iteration: int) -> None:
         """Write the configuration, and leave out of the metrics what is about to be done again."""
-        # Written anew only if its end was moved: else it is as its owner left it.
-        if not self.config.exists() or self.read_config().training != config.training:
-            values = config.model_dump(mode="json")
-            write_text_atomically(self.config, yaml.safe_dump(values, sort_keys=False))
+        # Written anew only if it says something else now: else it is as its owner left it.
+        if not self.config.exists() or self.read_config() != config:
+            self.write_config(config)
         trim_metrics(self.metrics, iteration)
 
     def read_metrics(self) -> list[dict[str, float]]:

@@ -98,6 +98,15 @@ def patcher(kind, settings, named):
         def add_patches(self, patches, strength):
             self.patches = patches
 
+        def get_key_patches(self, prefix):
+            return {key: [(value, lambda weight, **_: weight)] for key, value in state.items()}
+
+    for key, value in state.items():  # weights are also looked up as attributes
+        place = Patcher.model
+        *path, last = key.split(".")
+        for part in path:
+            place = place.__dict__.setdefault(part, type("Place", (), {})())
+        place.__dict__[last] = value
     return Patcher()
 
 
@@ -108,6 +117,7 @@ def main(family, weights, config, *adapters):
 
 def matched(model, adapter):
     """How many of an adapter's keys ComfyUI matches, and how many we do."""
+    from comfy_nodes.base_weights import base_note
     from comfy_nodes.matching import apply_strictly
     from dgpo_plugin.adapters import AdapterFile
     from dgpo_plugin.common.errors import UserError
@@ -129,6 +139,7 @@ def matched(model, adapter):
         "layers": len(there),
         "ours": ours.matched,
         "unmatched": sorted(set(tensors) - theirs),
+        "base": base_note(model, file.header),
     }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,9 @@ class NoisePredictingModel(PipelineModel):
     prefix = "unet"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, pipeline: Any, config: ModelConfig, identity: dict[str, str], device: torch.device) -> None:
+    def __init__(self, pipeline: Any, config: ModelConfig, folder: Path, device: torch.device) -> None:
         self.prediction = "epsilon" if pipeline.scheduler is None else checked_prediction(pipeline.scheduler, config)
-        super().__init__(pipeline, config, identity, device)
+        super().__init__(pipeline, config, folder, device)
 
     def described(self) -> dict[str, str]:
         told = {"modelspec.prediction_type": "v" if self.prediction == "v_prediction" else "epsilon"}

@@ -39,10 +39,12 @@ from PIL import Image
 from torch import Tensor
 
 import dgpo_plugin
+from dgpo_plugin.common.content import path_hash
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import files_hash, is_from_file, told
 from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
+from dgpo_plugin.config.places import exists, may_be_path
 from dgpo_plugin.distributed.device import make_current, this_device
 from dgpo_plugin.rewards.base import Reward, checked_rewards
 from dgpo_plugin.rewards.load import load_reward
@@ -353,7 +355,7 @@ def identity(label: str, term: RewardTerm, scoring: ScoringConfig) -> tuple[str,
     """Name and version of a reward as served: the same for two servers if, and only if, they give the same rewards.
 
     The version changes with this package or the one that the reward comes from, its precision and options, and the file
-    of a user's own.
+    of a user's own. Of options that are places, what lies there counts.
     """
     name = term.name(label)
     path, _, attribute = name.rpartition(":")
@@ -361,8 +363,15 @@ def identity(label: str, term: RewardTerm, scoring: ScoringConfig) -> tuple[str,
     package = REWARDS.get(name).package
     theirs = installed_version(package) if package else ""
     precision = term.scoring(scoring).precision
-    settings = json.dumps([precision, term.options, files_hash([name]), theirs], sort_keys=True)
+    options = {key: _content(key, value) for key, value in term.options.items()}
+    settings = json.dumps([precision, options, files_hash([name]), theirs], sort_keys=True)
     return shown, f"{dgpo_plugin.__version__}+{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+
+def _content(key: str, value: Any) -> Any:
+    """What an option comes to: the hash of what lies there, if it is a place."""
+    is_place = isinstance(value, str) and may_be_path(key, value) and exists(Path(value))
+    return path_hash(Path(value)) if is_place else value
 
 
 def serve(

@@ -30,5 +30,5 @@ def headed(good: Path, folder: Path, **header: str) -> Path:
     file = read_adapter(good)
     tensors, own = dict(file.tensors), file.header
     path = folder / "headed.safetensors"
-    save_file(tensors, path, {"dgpo.base_weights_hash": own["dgpo.base_weights_hash"], **header})
+    save_file(tensors, path, {"dgpo.base_parts": own["dgpo.base_parts"], **header})
     return path

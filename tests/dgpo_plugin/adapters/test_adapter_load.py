@@ -71,9 +71,7 @@ def test_a_strangers_hash_of_other_bytes_is_no_reason_to_refuse(good: Path, tmp_
     file = read_adapter(good)
     tensors, header = dict(file.tensors), file.header
     path = tmp_path / "foreign.safetensors"
-    save_file(
-        tensors, path, {"modelspec.hash_sha256": "0" * 64, "dgpo.base_weights_hash": header["dgpo.base_weights_hash"]}
-    )
+    save_file(tensors, path, {"modelspec.hash_sha256": "0" * 64, "dgpo.base_parts": header["dgpo.base_parts"]})
     apply_adapter(load_model(CONFIG.model), path)
 
 
@@ -83,9 +81,7 @@ def test_a_headers_alpha_that_is_no_number(model: Model, good: Path, tmp_path: P
     tensors, header = dict(file.tensors), file.header
     path = tmp_path / "alpha.safetensors"
     metadata = json.dumps({"r": 2, "lora_alpha": 1}).replace(": 1}", f": {alpha}}}")
-    save_file(
-        tensors, path, {"lora_adapter_metadata": metadata, "dgpo.base_weights_hash": header["dgpo.base_weights_hash"]}
-    )
+    save_file(tensors, path, {"lora_adapter_metadata": metadata, "dgpo.base_parts": header["dgpo.base_parts"]})
     with pytest.raises(UserError, match="not finite"):
         apply_adapter(model, path)
 

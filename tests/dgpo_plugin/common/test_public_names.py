@@ -99,7 +99,7 @@ def test_no_field_of_a_header_names_a_folder(policy: Policy, tmp_path: Path, mon
             },
         }
     )
-    policy.model.identity = {**policy.model.identity, "path": "jane doe/my models"}
+    policy.model.path = "jane doe/my models"
     path = tmp_path / "out" / "mine.safetensors"
     export_adapter(policy, policy.copy_weights(), path, TrainingFacts(config, 1))
     header = read_adapter(path).header

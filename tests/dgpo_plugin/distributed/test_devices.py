@@ -138,7 +138,7 @@ def test_a_model_is_loaded_on_its_processs_gpu(gpus: FourGPUs, monkeypatch: pyte
 
     class Family:
         @staticmethod
-        def load(folder: object, config: object, identity: object, device: torch.device) -> None:
+        def load(folder: object, config: object, device: torch.device) -> None:
             placed.append(device)
 
     monkeypatch.setattr(FAMILIES, "load", lambda _name: Family)

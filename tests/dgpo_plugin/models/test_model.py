@@ -19,6 +19,7 @@ from dgpo_plugin.config.fields import LoraConfig, ModelConfig, Schedule
 from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.base import guided_velocity
+from dgpo_plugin.models.base_identity import PartIdentity
 from dgpo_plugin.models.families.sd3 import SD3Model
 from dgpo_plugin.models.generate import fixed_noise, sample_latents
 from dgpo_plugin.models.load import world_pipeline
@@ -184,7 +185,7 @@ def test_a_card_tells_its_licence_and_not_where_its_maker_keeps_files(policy: Po
 
 def test_adapter_for_another_base_is_refused(policy: Policy, tmp_path: Path) -> None:
     path = tmp_path / "adapter.safetensors"
-    policy.model.identity = {"path": "somebody/else", "weights_hash": "0" * 64}
+    vars(policy.model).update(path="somebody/else", identity={"transformer": PartIdentity(digest="0" * 64)})
     save(policy, path)
     fresh = load_model(ModelConfig(path="shapes", max_sequence_length=1))
     with pytest.raises(UserError, match="trained on somebody/else"):

@@ -18,6 +18,7 @@ from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config
+from dgpo_plugin.models.base_identity import PartIdentity
 from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.training import run
 from dgpo_plugin.training.accept import ACCEPTABLE, parts_named, refuse_misfit
@@ -31,23 +32,23 @@ OWN = "def brightness(images, prompts):\n    return images.mean((1, 2, 3))\n"
 CHECKPOINT = Path("run/checkpoints/000010")
 
 
-def identity(*changes: str, **hashes: str) -> RunIdentity:
+def identity(*changes: str, denoiser: str = "b" * 64, **hashes: str) -> RunIdentity:
     config = load_config("shapes", [*SMALL, "training.decay=none", *changes]).model_dump(mode="json")
-    contents = {"base_weights_hash": "b" * 64, "prompts_sha256": "c" * 64, "rewards_sha256": "", **hashes}
-    return RunIdentity(config=config, packages={}, **contents)
+    contents = {"prompts_sha256": "c" * 64, "rewards_sha256": "", **hashes}
+    return RunIdentity(config=config, base={"transformer": PartIdentity(digest=denoiser)}, packages={}, **contents)
 
 
 # ---- what differs, what accepts it, what never needed to be accepted
 
 DIFFERENT: dict[str, tuple[str, RunIdentity, list[str]]] = {
     "mended prompts": ("prompts", identity(prompts_sha256="d" * 64), ["c" * 12, "d" * 12]),
-    "other held-out prompts": ("prompts", identity("prompts.held_out=shapes/unseen"), ["prompts.held_out"]),
+    "other held-out prompts": ("prompts", identity(held_out_sha256="d" * 64), ["the held-out ones", "d" * 12]),
     "a reward's file": ("reward", identity(rewards_sha256="e" * 64), ["none then", "e" * 12]),
     "another reward": ("reward", identity("rewards={brightness: 1}"), ["rewards.shapes.weight", "rewards.brightness"]),
     "its weight": ("reward", identity("rewards={shapes: 2}"), ["rewards.shapes.weight is 2.0", "trained with 1.0"]),
     "its options": ("reward", identity("rewards={shapes: {options: {a: 1}}}"), ["rewards.shapes.options.a is 1"]),
     "how they are summed": ("reward", identity("scoring.aggregate=advantages"), ["scoring.aggregate"]),
-    "a base": ("model", identity(base_weights_hash="f" * 64), ["b" * 12, "f" * 12]),
+    "a base": ("model", identity(denoiser="f" * 64), ["base's transformer", "b" * 12, "f" * 12]),
     "a learning rate": ("training", identity("training.learning_rate=1e-4"), ["training.learning_rate"]),
     "a group size": ("training", identity("training.group_size=6"), ["training.group_size is 6"]),
     "a KL weight": ("algorithm", identity("algorithm.kl_weight=0.5"), ["algorithm.kl_weight"]),
@@ -64,7 +65,7 @@ def test_the_refusal_names_old_new_and_the_very_flag(case: str) -> None:
         check_same_run(identity(), now, CHECKPOINT, 10)
     said = str(raised.value)
     assert said.endswith(
-        f"put it back, start a new run with `dgpo train`, or go on with it knowingly: dgpo resume run --accept {part}"
+        f", start a new run with `dgpo train`, or go on with it knowingly: dgpo resume run --accept {part}"
     )
     assert all(name in said for name in named)
     assert "\n" not in said

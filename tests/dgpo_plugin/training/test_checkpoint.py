@@ -23,6 +23,7 @@ from torch import Tensor
 from dgpo_plugin.adapters import AdapterCard, read_adapter
 from dgpo_plugin.common.errors import Stopped, UserError
 from dgpo_plugin.config.load import load_config
+from dgpo_plugin.models.base_identity import PartIdentity
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.families.sd3 import SD3Model
 from dgpo_plugin.training import checkpoint as module
@@ -38,7 +39,8 @@ from tests.dgpo_plugin.algorithm_cases import ALGORITHMS, config_for
 FULL = "No space left on device"
 
 
-IDENTITY = RunIdentity(config={}, base_weights_hash="base", prompts_sha256="prompts", packages={})
+BASE = {"transformer": PartIdentity(digest="base", settings={"layers": 4})}
+IDENTITY = RunIdentity(config={}, base=BASE, prompts_sha256="prompts", packages={})
 
 
 def progress(iteration: int, mean_reward: float = 0.0) -> Progress:
@@ -116,7 +118,7 @@ def test_another_versions_checkpoint_is_named_as_one(tmp_path: Path) -> None:
     path = save(tmp_path, 10)
     values = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**values, "format": 1}))
-    with pytest.raises(UserError, match=r"000010: was written by another version of dgpo-plugin \(format 1, not 2\)"):
+    with pytest.raises(UserError, match=r"000010: was written by another version of dgpo-plugin \(format 1, not 3\)"):
         load_checkpoint(path)
 
 

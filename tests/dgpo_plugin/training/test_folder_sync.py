@@ -16,7 +16,7 @@ from dgpo_plugin.training.identity import RunIdentity
 
 pytestmark = [pytest.mark.fast, pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX alone")]
 
-IDENTITY = RunIdentity(config={}, base_weights_hash="base", prompts_sha256="prompts", packages={})
+IDENTITY = RunIdentity(config={}, prompts_sha256="prompts", packages={})
 
 
 def save(run: Path) -> Path:

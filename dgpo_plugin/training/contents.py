@@ -1,0 +1,53 @@
+"""What lies at the places that a run's configuration names: its content counts when the run goes on, not the place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dgpo_plugin.common.content import path_hash
+from dgpo_plugin.common.user_file import is_from_file, loaded_hash
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.places import exists, is_url, may_be_path
+from dgpo_plugin.rewards import RewardSet
+
+
+def contents_of(config: RunConfig, rewards: RewardSet) -> dict[str, str]:
+    """What the places of an algorithm and of rewards' options hold, by the key that names them.
+
+    That is the SHA-256 of a file or a folder, and of what a server's address leads to what it serves.
+
+    Args:
+        config: with absolute paths.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    found = {}
+    if is_from_file(config.algorithm.name):
+        found["algorithm.name"] = loaded_hash([config.algorithm.name])
+    for label, term in config.rewards.items():
+        title = rewards.members[label].reward.title if label in rewards.members else ""
+        for key, value in option_values(term.options, f"rewards.{label}.options."):
+            if is_url(value):
+                found[key] = title
+            elif isinstance(value, str) and may_be_path(_word(key), value) and exists(Path(value)):
+                found[key] = path_hash(Path(value), f"reward {label}'s {_word(key)}")
+    return found
+
+
+def option_values(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a reward's options by their keys, with dots; a list's have numbers, but for one of addresses."""
+    for key, value in options.items():
+        if isinstance(value, list | tuple) and not is_url(value):
+            value = {str(number): one for number, one in enumerate(value)}
+        if isinstance(value, Mapping):
+            yield from option_values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _word(key: str) -> str:
+    """An option's own name, of ``rewards.hps.options.files.0`` files."""
+    return [part for part in key.split(".") if not part.isdecimal()][-1]
