@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.names import ALGORITHMS
+from dgpo_plugin.config.reward_fields import Precision as Precision
+from dgpo_plugin.config.reward_fields import RewardDevice as RewardDevice
+from dgpo_plugin.config.reward_fields import RewardTerm as RewardTerm
+from dgpo_plugin.config.reward_fields import ScoringConfig as ScoringConfig
+from dgpo_plugin.config.reward_fields import Section
 from dgpo_plugin.config.short_forms import spelled_out, weighted_labels
 
 Schedule = Literal["dpm", "native"]
@@ -24,15 +29,9 @@ AdvantageStd = Annotated[
         "iteration's."
     ),
 ]
-Precision = Literal["fp32", "bf16", "fp16"]
-RewardDevice = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")]
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelConfig(_Config):
+class ModelConfig(Section):
     """The base model, and how it is held in memory."""
 
     path: str = Field(description="A world's name (`dgpo list worlds`), a local diffusers folder, or a hub id.")
@@ -82,7 +81,7 @@ class ModelConfig(_Config):
     )
 
 
-class LoraConfig(_Config):
+class LoraConfig(Section):
     """The adapter."""
 
     rank: int = Field(
@@ -107,79 +106,7 @@ class LoraConfig(_Config):
     )
 
 
-class ScoringConfig(_Config):
-    """How rewards are computed; everything but `aggregate` and `max_skipped` may also stand in a reward of its own."""
-
-    aggregate: Literal["rewards", "advantages"] = Field(
-        "rewards",
-        description="Of several rewards: the weighted sum of the rewards, whose scales then matter; or of their "
-        "advantages, each reward normalised by itself first (GDPO, arXiv 2601.05242).",
-    )
-    device: RewardDevice = Field(
-        "auto", description="Where rewards with weights run: cpu, cuda:1, ...; auto is the GPU if there is one."
-    )
-    precision: Precision = Field("fp32", description="Floating-point type of the weights of rewards that are networks.")
-    batch_size: int = Field(16, ge=1, description="Pictures through a reward's network at once.")
-    offload: bool = Field(False, description="Keep rewards' weights in main memory between two uses.")
-    retries: int = Field(
-        2, ge=0, description="Further attempts after an exception; a call that timed out is waited for once more."
-    )
-    timeout: float | None = Field(None, gt=0, description="Seconds an attempt may take; null for any.")
-    on_failure: Literal["stop", "skip"] = Field(
-        "stop",
-        description="Of a picture that a reward fails for, after all attempts, or gives no finite number: stop ends "
-        "the run; skip leaves the picture out, with advantage 0 and in no mean.",
-    )
-    max_skipped: float = Field(0.1, ge=0, lt=1, description="Share of an iteration's pictures that may be skipped.")
-
-
-class RewardTerm(_Config):
-    """One reward of a run, under a label of the user's."""
-
-    reward: str | None = Field(
-        None,
-        description="As in `dgpo list rewards`, or one's own, path/to/file.py:function; null where the label says it.",
-    )
-    weight: float = Field(
-        1.0,
-        description="What its values are multiplied by before they are summed; below 0 for what is to fall, never 0.",
-    )
-    options: dict[str, Any] = Field(
-        {}, description="Its own settings, such as {weights: /models/HPS_v2.1_compressed.pt}."
-    )
-    device: RewardDevice | None = Field(None, description="As scoring.device, for this reward; null for that.")
-    precision: Precision | None = Field(None, description="As scoring.precision, for this reward; null for that.")
-    batch_size: int | None = Field(None, ge=1, description="As scoring.batch_size, for this reward; null for that.")
-    offload: bool | None = Field(None, description="As scoring.offload, for this reward; null for that.")
-    retries: int | None = Field(None, ge=0, description="As scoring.retries, for this reward; null for that.")
-    timeout: float | None = Field(None, gt=0, description="As scoring.timeout, for this reward; null for that.")
-    on_failure: Literal["stop", "skip"] | None = Field(
-        None, description="As scoring.on_failure, for this reward; null for that."
-    )
-    isolate: bool = Field(
-        False,
-        description="Run it in a process of its own, to which the pictures are copied: a time-out ends that process, "
-        "and the next attempt starts another; a crash is one failed attempt.",
-    )
-
-    def name(self, label: str) -> str:
-        """The registered name, or the file's, of the reward under a label."""
-        return label if self.reward is None else self.reward
-
-    def scoring(self, shared: ScoringConfig) -> ScoringConfig:
-        """How this reward is computed: as the run's are, but for what it says itself."""
-        own = self.model_dump(exclude={"reward", "weight", "options", "isolate"}, exclude_none=True)
-        return shared.model_copy(update=own)
-
-    @field_validator("weight")
-    @classmethod
-    def _counts(cls, weight: float) -> float:
-        if weight == 0:
-            raise ValueError("must not be 0; leave the reward out instead")
-        return weight
-
-
-class RolloutConfig(_Config):
+class RolloutConfig(Section):
     """How images are sampled in training."""
 
     steps: int = Field(
@@ -199,7 +126,7 @@ class RolloutConfig(_Config):
     )
 
 
-class AlgorithmConfig(_Config):
+class AlgorithmConfig(Section):
     """What every algorithm's configuration has; the rest is in its file in :mod:`dgpo_plugin.algorithms`."""
 
     name: str = Field(description="As in `dgpo list algorithms`, or one's own, path/to/file.py:Algorithm.")
@@ -221,7 +148,7 @@ class AlgorithmConfig(_Config):
         """
 
 
-class TrainingConfig(_Config):
+class TrainingConfig(Section):
     """The loop. The number of processes changes none of it."""
 
     seed: int = Field(0, ge=0, description="What every random draw of the run is derived from.")
@@ -309,7 +236,7 @@ class TrainingConfig(_Config):
         return self
 
 
-class EvaluationConfig(_Config):
+class EvaluationConfig(Section):
     """How a finished adapter is sampled and scored: what its users will do."""
 
     steps: int = Field(40, ge=1, description="Denoiser calls of an image, on the pipeline's own Euler sampler.")
@@ -317,7 +244,7 @@ class EvaluationConfig(_Config):
     images: int = Field(128, ge=2, description="Pictures that `reward before` and `reward after` are the mean of.")
 
 
-class LoggingConfig(_Config):
+class LoggingConfig(Section):
     """What is shown of a run; `metrics.jsonl` is always written."""
 
     trackers: tuple[str, ...] = Field(
@@ -329,7 +256,7 @@ class LoggingConfig(_Config):
     sample_images: int = Field(16, ge=1, description="Pictures in such a grid, of the first held-out prompts.")
 
 
-class CheckpointConfig(_Config):
+class CheckpointConfig(Section):
     """What `dgpo resume` goes on from."""
 
     every: int = Field(
@@ -340,7 +267,7 @@ class CheckpointConfig(_Config):
     )
 
 
-class PromptsConfig(_Config):
+class PromptsConfig(Section):
     """Prompt sets: a `.txt` or `.jsonl` file, `hf:owner/dataset`, or a set of `dgpo list prompts`."""
 
     train: str = Field(description="What reinforcement learning sees.")
@@ -351,7 +278,7 @@ class PromptsConfig(_Config):
     )
 
 
-class RunConfig(_Config):
+class RunConfig(Section):
     """Everything a training run depends on."""
 
     model: ModelConfig

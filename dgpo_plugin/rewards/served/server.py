@@ -3,13 +3,12 @@
     GET  /health   -> {"name": ..., "version": ..., "ready": true}, and "title" if the reward calls itself something
     POST /check {"prompts": [{"text": ..., "metadata": {...}}, ...]}
                    -> {"name": ..., "version": ..., "problems": [one line, ...]}     of prompts that it cannot judge
-    POST /score {"images": [PNG in base64, ...], "prompts": [{"text": ..., "metadata": {...}}, ...]}
+    POST /score {"images": [PNG in base64, ...], "prompts": as there}
                    -> {"name": ..., "version": ..., "rewards": [...]}
 
-Every answer says what gave it, as a server may be another after a restart that no client noticed. Anything else is
-answered with a status of 400 or more and ``{"error": one line}``. Connections are short (HTTP/1.0, one request each),
-limited in number, and each must have sent its request within :data:`READ_SECONDS`. A token is checked before any body
-is read; pictures are measured before any is decoded.
+Every answer says what gave it: a server may be another after a restart that no client noticed. Anything else is
+answered with a status of 400 or more and ``{"error": one line}``. Connections are short, limited in number, and each
+must have sent its request within :data:`READ_SECONDS`. A token is checked before any body is read.
 """
 
 from __future__ import annotations

@@ -1,0 +1,88 @@
+"""The part of a configuration that says what is rewarded, and how rewards are computed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Precision = Literal["fp32", "bf16", "fp16"]
+RewardDevice = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")]
+
+
+class Section(BaseModel):
+    """A section of the configuration: it knows all its keys, and its values do not change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ScoringConfig(Section):
+    """How rewards are computed; everything but `aggregate` and `max_skipped` may also stand in a reward of its own."""
+
+    aggregate: Literal["rewards", "advantages"] = Field(
+        "rewards",
+        description="Of several rewards: the weighted sum of the rewards, whose scales then matter; or of their "
+        "advantages, each reward normalised by itself first (GDPO, arXiv 2601.05242).",
+    )
+    device: RewardDevice = Field(
+        "auto", description="Where rewards with weights run: cpu, cuda:1, ...; auto is the GPU if there is one."
+    )
+    precision: Precision = Field("fp32", description="Floating-point type of the weights of rewards that are networks.")
+    batch_size: int = Field(16, ge=1, description="Pictures through a reward's network at once.")
+    offload: bool = Field(False, description="Keep rewards' weights in main memory between two uses.")
+    retries: int = Field(
+        2, ge=0, description="Further attempts after an exception; a call that timed out is waited for once more."
+    )
+    timeout: float | None = Field(None, gt=0, description="Seconds an attempt may take; null for any.")
+    on_failure: Literal["stop", "skip"] = Field(
+        "stop",
+        description="Of a picture that a reward fails for, after all attempts, or gives no finite number: stop ends "
+        "the run; skip leaves the picture out, with advantage 0 and in no mean.",
+    )
+    max_skipped: float = Field(0.1, ge=0, lt=1, description="Share of an iteration's pictures that may be skipped.")
+
+
+class RewardTerm(Section):
+    """One reward of a run, under a label of the user's."""
+
+    reward: str | None = Field(
+        None,
+        description="As in `dgpo list rewards`, or one's own, path/to/file.py:function; null where the label says it.",
+    )
+    weight: float = Field(
+        1.0,
+        description="What its values are multiplied by before they are summed; below 0 for what is to fall, never 0.",
+    )
+    options: dict[str, Any] = Field(
+        {}, description="Its own settings, such as {weights: /models/HPS_v2.1_compressed.pt}."
+    )
+    device: RewardDevice | None = Field(None, description="As scoring.device, for this reward; null for that.")
+    precision: Precision | None = Field(None, description="As scoring.precision, for this reward; null for that.")
+    batch_size: int | None = Field(None, ge=1, description="As scoring.batch_size, for this reward; null for that.")
+    offload: bool | None = Field(None, description="As scoring.offload, for this reward; null for that.")
+    retries: int | None = Field(None, ge=0, description="As scoring.retries, for this reward; null for that.")
+    timeout: float | None = Field(None, gt=0, description="As scoring.timeout, for this reward; null for that.")
+    on_failure: Literal["stop", "skip"] | None = Field(
+        None, description="As scoring.on_failure, for this reward; null for that."
+    )
+    isolate: bool = Field(
+        False,
+        description="Run it in a process of its own, to which the pictures are copied: a time-out ends that process, "
+        "and the next attempt starts another; a crash is one failed attempt.",
+    )
+
+    def name(self, label: str) -> str:
+        """The registered name, or the file's, of the reward under a label."""
+        return label if self.reward is None else self.reward
+
+    def scoring(self, shared: ScoringConfig) -> ScoringConfig:
+        """How this reward is computed: as the run's are, but for what it says itself."""
+        own = self.model_dump(exclude={"reward", "weight", "options", "isolate"}, exclude_none=True)
+        return shared.model_copy(update=own)
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, weight: float) -> float:
+        if weight == 0:
+            raise ValueError("must not be 0; leave the reward out instead")
+        return weight
