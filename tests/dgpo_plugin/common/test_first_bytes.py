@@ -21,7 +21,7 @@ GOOD = save({"a": torch.ones(4, 4)}, {"x": "y"})
 def zipped() -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), b"\x80\x02}q\x00.")
     return stream.getvalue()
 
 

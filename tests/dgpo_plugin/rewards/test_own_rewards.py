@@ -76,7 +76,7 @@ def test_numbers_in_any_shape_of_one_each_are_taken(returned: Any) -> None:
         ([], r"returned shape \(0,\) for 2 images"),
         (torch.zeros(2, dtype=torch.complex64), "returned complex numbers"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_anything_else_is_told_at_the_first_attempt(returned: Any, said: str) -> None:
     calls = []
