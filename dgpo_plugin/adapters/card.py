@@ -36,7 +36,7 @@ class AdapterCard:
     reward_before: str
     reward_after: str
     optimizer_steps: str
-    accepted_changes: str
+    accepted: str
     rank: str
     scale: str
     tensors: str
@@ -66,7 +66,7 @@ class AdapterCard:
             reward_before=_measured(header, "dgpo.reward_before"),
             reward_after=_measured(header, "dgpo.reward_after"),
             optimizer_steps="; ".join(steps) or NOT_STATED,
-            accepted_changes=stated("dgpo.accepted"),
+            accepted=stated("dgpo.accepted"),
             rank=", ".join(map(str, file.ranks)) or NOT_STATED,
             scale=_scale_note(file),
             tensors=_tensors_note(file),
