@@ -43,7 +43,7 @@ def settle_settings(config: RunConfig, folder: Path) -> None:
     """Give the run in a folder the node's settings, as far as a run that goes on may have others.
 
     Raises:
-        UserError: names the first that it may not.
+        UserError: names those that it may not.
     """
     run = RunFolder(folder)
     before = run.read_config()
@@ -59,12 +59,13 @@ def settle_settings(config: RunConfig, folder: Path) -> None:
     values, then = (bound_settings(each.model_dump(mode="json")) for each in (now, before))
     if now.training.decay != "none":  # it falls to where the run ends
         values["training.iterations"], then["training.iterations"] = now.training.iterations, before.training.iterations
-    for name in sorted({*values, *then}):
-        if values.get(name) != then.get(name):
-            fixed = name == "training.iterations"
-            longer = f" (or move its end with: dgpo resume {folder} --iterations {values[name]})" if fixed else ""
-            raise UserError(
-                f"Train DGPO adapter: {name} is {values.get(name)!r}, but {folder.name} was started with "
-                f"{then.get(name)!r}; put it back, or choose another name{longer}"
-            )
+    differing = [name for name in sorted({*values, *then}) if values.get(name) != then.get(name)]
+    if differing:
+        told = "; ".join(
+            f"{name} is {values.get(name)!r}, but {folder.name} was started with {then.get(name)!r}"
+            for name in differing
+        )
+        end = "training.iterations"
+        longer = f" (or move its end with: dgpo resume {folder} --iterations {values[end]})" if end in differing else ""
+        raise UserError(f"Train DGPO adapter: {told}; put it back, or choose another name{longer}")
     run.write_config(now)
