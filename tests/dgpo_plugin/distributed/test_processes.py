@@ -215,7 +215,7 @@ from dgpo_plugin.distributed.processes import join_processes
 
 class Broken:
     def __call__(self, images, prompts):
-        if join_processes().rank == 1:
+        if join_processes().rank == 1 and len(images) > 2:  # two are its trial
             raise ConnectionError("the judge is out")
         return images.mean((1, 2, 3))
 
