@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from dgpo_plugin.commands.terminal import Changes, reports_user_errors, set_option
+from dgpo_plugin.common.errors import resume_command
 
 
 @click.command()
@@ -25,7 +26,7 @@ def train(config: str, output: Path, overrides: Changes) -> None:
     from dgpo_plugin.distributed.processes import leave_processes
     from dgpo_plugin.training import run
 
-    with explained(f"go on with: dgpo resume {output}"):
+    with explained(f"go on with: {resume_command(output)}"):
         run.train(loaded, output, Console())
     leave_processes()
 
@@ -55,6 +56,6 @@ def resume(run: Path, iterations: int | None, accept: tuple[str, ...], overrides
     from dgpo_plugin.distributed.processes import leave_processes
     from dgpo_plugin.training import run as runs
 
-    with explained(f"go on with: dgpo resume {run}"):
+    with explained(f"go on with: {resume_command(run)}"):
         runs.resume(run, Console(), iterations=iterations, accept=accept, overrides=overrides)
     leave_processes()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -47,15 +49,38 @@ MOST_PROBLEMS = 5
 """Of many problems of a kind, that are told one by one."""
 
 
-def first_few(problems: Sequence[str], what: str, total: int = 0) -> str:
-    """Problems of a kind in one line: the first few, and how many more there are, ``; and 7 more prompts``.
+def first_few(problems: Sequence[str], what: str, total: int = 0, others: Sequence[str] = ()) -> str:
+    """Problems of a kind in one line: the first few, and how many more there are, ``; and 3 more (prompts.txt:6-8)``.
 
     Args:
         what: more of what, in the plural.
         total: how many there are in all, where not all are given.
+        others: where those are that are only counted, as ``file:line``.
     """
     more = max(total, len(problems)) - len(problems[:MOST_PROBLEMS])
-    return "; ".join([*problems[:MOST_PROBLEMS], *([f"and {more} more {what}"] if more > 0 else [])])
+    where = f" ({in_ranges(others)})" if others else ""
+    return "; ".join([*problems[:MOST_PROBLEMS], *([f"and {more} more {what}{where}"] if more > 0 else [])])
+
+
+def in_ranges(places: Sequence[str]) -> str:
+    """Places, as ``file:line``, in short: ``a.txt:6-8, 10, b.txt:3``."""
+    told: list[str] = []
+    before = ("", 0, 0)  # the file, and the first and the last line of the range
+    for place in places:
+        file, _, line = place.rpartition(":")
+        number = int(line) if line.isdecimal() else 0
+        if number and file == before[0] and number == before[2] + 1:
+            before = (file, before[1], number)
+            told[-1] = f"{told[-1].removesuffix(f'-{number - 1}')}-{number}"
+        else:
+            told.append(line if number and file == before[0] else place)
+            before = (file, number, number)
+    return ", ".join(told)
+
+
+def resume_command(run: Path) -> str:
+    """What goes on with a run, as it is typed in a shell: its folder's name may have spaces."""
+    return f"dgpo resume {shlex.quote(str(run))}"
 
 
 def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:

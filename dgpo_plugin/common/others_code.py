@@ -20,8 +20,9 @@ from dgpo_plugin.common.seeding import seeded_globals
 def others_code(*, new_seed: bool = False) -> Iterator[None]:
     """Put back after the block what it changed of what is everybody's.
 
-    That is torch's gradients, inference mode and autocast (of this thread), its deterministic and its TF32 switches,
-    its number of threads, the generators of Python, NumPy and torch, and the working directory.
+    That is torch's gradients, inference mode and autocast (of this thread), its search for anomalies, its deterministic
+    and its TF32 switches, its kinds of attention, its number of threads, the generators of Python, NumPy and torch, and
+    the working directory.
 
     Args:
         new_seed: let the generators begin at the run's next random number; else they go on where they are, and are put
@@ -105,8 +106,21 @@ def _put_back_deterministic(value: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(value[0], warn_only=value[1])
 
 
+def _anomalies() -> tuple[bool, bool]:
+    return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+
+
+def _put_back_anomalies(value: tuple[bool, bool]) -> None:
+    torch.autograd.set_detect_anomaly(value[0], check_nan=value[1])
+
+
 SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (_deterministic, _put_back_deterministic),
+    (_anomalies, _put_back_anomalies),
+    *(
+        (getattr(torch.backends.cuda, f"{kind}_sdp_enabled"), getattr(torch.backends.cuda, f"enable_{kind}_sdp"))
+        for kind in ("flash", "mem_efficient", "math", "cudnn")
+    ),
     _attribute(torch.backends.cudnn, "enabled"),
     _attribute(torch.backends.cudnn, "benchmark"),
     _attribute(torch.backends.cudnn, "deterministic"),

@@ -50,6 +50,8 @@ def _told(mistake: ErrorDetails, root: type[BaseModel], given: Mapping[str, Any]
         return f"{lacking} is missing; {WHAT_TO_GIVE.get(lacking, 'give it')}"
     value = mistake["input"]
     shown = f" (given {value!r})" if isinstance(value, str | int | float | bool | None) else ""
+    if mistake["type"] in ("tuple_type", "list_type"):
+        return f"{where}: must be a list, in [brackets]{shown}"
     return f"{where}: {mistake['msg'].removeprefix('Value error, ')}{shown}"
 
 

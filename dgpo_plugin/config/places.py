@@ -45,6 +45,18 @@ def places_in(config: RunConfig, folder: Path) -> RunConfig:
     return _moved(config, relative)
 
 
+def lost_places(config: RunConfig) -> dict[str, str]:
+    """Where the base, prompt files or files of one's own were and nothing is any more, by key; of absolute paths."""
+    named = {
+        "model.path": config.model.path,
+        "prompts.train": config.prompts.train,
+        "prompts.held_out": config.prompts.held_out or "",
+        **{f"rewards.{label}.reward": term.name(label) for label, term in config.rewards.items()},
+    }
+    paths = {key: Path(file_and_name(place)[0]) for key, place in named.items()}
+    return {key: str(path) for key, path in paths.items() if path.is_absolute() and not exists(path)}
+
+
 def file_and_name(place: str) -> tuple[str, str]:
     """``path/to/file.py`` and what follows it, as in ``:name``; of any other place, all of it and nothing."""
     head, separator, name = place.partition(".py:")

@@ -83,10 +83,12 @@ class PartComparison:
 
     Attributes:
         detail: in what it differs, for people; empty if nothing more can be said.
+        settings: the keys of those that differ.
     """
 
     verdict: Verdict
     detail: str = ""
+    settings: tuple[str, ...] = ()
 
 
 def identity_of_parts(folder: Path, components: Mapping[str, Any]) -> dict[str, PartIdentity]:
@@ -115,7 +117,8 @@ def compared_part(then: PartIdentity | None, now: PartIdentity | None) -> PartCo
     changed = [key for key in then.settings if key in now.settings and then.settings[key] != now.settings[key]]
     if changed:
         shown = [f"{key} is {now.settings[key]!r} and was {then.settings[key]!r}" for key in changed[:3]]
-        return PartComparison("differs", ", ".join(shown))
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        return PartComparison("differs", ", ".join(shown) + more, tuple(changed))
     if then.digest == now.digest:
         return PartComparison("the same")
     before, after = unpacked(then.fingerprint), unpacked(now.fingerprint)

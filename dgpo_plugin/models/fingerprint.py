@@ -14,7 +14,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,9 +28,9 @@ MOST_TENSORS = 512
 """In a fingerprint; the largest ones."""
 TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 """Bit n of a mark's ``types`` is for the n-th of these."""
-TRIED = 4
-"""Of them, for numbers that are stored in another: almost nothing fits into eight bits, but zeros, which could then be
-anything small."""
+EIGHT_BITS = 0b110000
+"""The bits of the types of eight bits: almost nothing that is stored in another fits into those, but zeros, which could
+then be anything small. So they count where most of a base's numbers fit: it was in eight bits once."""
 ROUNDOFF = (2.0**-53, 2.0**-24, 2.0**-11, 2.0**-8, 2.0**-4, 2.0**-3)
 """Largest relative error of rounding to each of them."""
 LEAST = (0.0, 2.0**-150, 2.0**-25, 2.0**-134, 2.0**-10, 2.0**-17)
@@ -51,7 +51,7 @@ class Mark:
     Attributes:
         name: four bytes of its name's SHA-256.
         count: of its numbers.
-        types: the type that it is stored in and all of 16 bits and more that hold its numbers without loss, as bits.
+        types: the type that it is stored in and all that hold its numbers without loss, as bits.
         stored: which of :data:`TYPES` it is stored in.
         norm, first_sum, second_sum: of the sample; the sums with random signs.
     """
@@ -117,7 +117,8 @@ def compared(then: Mapping[bytes, Mark], now: Mapping[bytes, Mark]) -> Verdict:
     common = then.keys() & now.keys()
     if not common or 2 * len(common) < min(len(then), len(now)):
         return "cannot be told"
-    moved = [_sigmas(then[name], now[name]) for name in common]
+    before, after = _once_in_eight_bits(then), _once_in_eight_bits(now)
+    moved = [_sigmas(before[name], after[name]) for name in common]
     rounded = [sigmas for sigmas in moved if max(sigmas)]
     if not rounded:
         return "the same"
@@ -125,6 +126,17 @@ def compared(then: Mapping[bytes, Mark], now: Mapping[bytes, Mark]) -> Verdict:
     if max(map(max, rounded)) > MOST_SIGMAS or (len(rounded) >= ENOUGH_TENSORS and mean > USUAL_SIGMAS):
         return "differs"
     return "the same but rounded"
+
+
+def _once_in_eight_bits(marks: Mapping[bytes, Mark]) -> dict[bytes, Mark]:
+    """Marks whose types are of eight bits only where the tensor is stored so, or most of all numbers fit."""
+    whole = sum(each.count for each in marks.values())
+    most = sum(
+        1 << n for n in range(len(TYPES)) if 2 * sum(m.count for m in marks.values() if m.types >> n & 1) > whole
+    )
+    return {
+        name: replace(each, types=each.types & (~EIGHT_BITS | most | 1 << each.stored)) for name, each in marks.items()
+    }
 
 
 def _sigmas(then: Mark, now: Mark) -> tuple[float, float, float]:
@@ -156,7 +168,7 @@ def _step(count: int) -> int:
 
 def _held_by(values: Tensor) -> int:
     """The types that hold numbers, given in float64, without loss."""
-    return sum(1 << n for n, kind in enumerate(TYPES[:TRIED]) if torch.equal(values.to(kind).to(torch.float64), values))
+    return sum(1 << n for n, kind in enumerate(TYPES) if torch.equal(values.to(kind).to(torch.float64), values))
 
 
 def _bit(kind: torch.dtype) -> int:

@@ -156,6 +156,8 @@ def weight_files(folder: Path, module_class: Any) -> list[Path]:
 
 def _other_weights(folder: Path, whole: Path) -> str:
     """What a folder has instead of its file of weights, and what to do."""
+    if whole.is_symlink():
+        return f": the link of that name leads to {whole.readlink()}, which is not there; fetch the model again"
     others = [
         file.name for pattern in ("*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.pth") for file in _in(folder, pattern)
     ]

@@ -50,6 +50,14 @@ TEXT_LENGTH_TENSORS = ("mask", "length")
 """Conditioning tensors that say how much of a padded text is text; they are of integers."""
 
 
+NOT_FINITE_TEXTS = {
+    "fp16": "set it to bf16 or fp32",
+    "bf16": "set it to fp32, or fetch their folders again",
+    "fp32": "their weights are damaged; fetch their folders again",
+}
+"""What to do where text encoders give no numbers, by the precision that they computed in."""
+
+
 def per_image(value: float, latents: Tensor) -> Tensor:
     """One value for each image, (N,), on the latents' device: a denoiser's timestep or guidance."""
     return torch.full((len(latents),), value, device=latents.device)
@@ -192,8 +200,8 @@ class PipelineModel(Model):
         broken = [name for name, tensor in encoded.table.items() if not tensor.isfinite().all()]
         if broken:
             raise UserError(
-                f"model.precision {self.config.precision}: the text encoders' output is NaN or infinite; set it to "
-                f"{'bf16 or fp32' if self.config.precision == 'fp16' else 'fp32, or fetch their folders again'}"
+                f"model.precision {self.config.precision}: the text encoders' output is NaN or infinite; "
+                f"{NOT_FINITE_TEXTS[self.config.precision]}"
             )
         return encoded
 

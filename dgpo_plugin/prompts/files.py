@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgpo_plugin.common.errors import UserError, first_few
+from dgpo_plugin.common.errors import MOST_PROBLEMS, UserError, first_few
 from dgpo_plugin.common.prompt import Prompt
 
 
@@ -31,19 +31,22 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         raise UserError(f"prompt file {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"prompt file {path}: not UTF-8 text; save it as UTF-8") from error
+    if any("\0" in line for line in lines):
+        raise UserError(f"prompt file {path}: has NUL characters, as UTF-16 text has; save it as UTF-8")
     numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
         raise UserError(f"prompt file {path}: holds no prompt; write at least one line")
     if path.suffix == ".txt":
         return [Prompt(line, place=f"{path}:{number}") for number, line in numbered]
-    prompts, problems = [], []
+    prompts, problems, places = [], [], []
     for number, line in numbered:
         try:
             prompts.append(_prompt_from_json(line, f"{path}:{number}"))
         except UserError as error:
             problems.append(str(error))
+            places.append(f"{path}:{number}")
     if problems:
-        raise UserError(first_few(problems, "lines"))
+        raise UserError(first_few(problems, "lines", others=places[MOST_PROBLEMS:]))
     return prompts
 
 

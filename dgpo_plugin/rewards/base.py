@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -185,10 +186,10 @@ class RewardSet:
         for label, member in self.members.items():
             for name, each in sets.items():
                 with prefixed(f"reward {label}"):
-                    problems, count = _refused(member.reward, each)
+                    problems, count, others = _refused(member.reward, each)
                 if problems:
                     of = f", {name} ({count} of {len(each)})" if name else ""
-                    found.append(f"reward {label}{of}: {first_few(problems, 'prompts', count)}")
+                    found.append(f"reward {label}{of}: {first_few(problems, 'prompts', count, others)}")
         if found:
             raise UserError("; ".join(found))
 
@@ -199,19 +200,23 @@ def _title(label: str, member: WeightedReward) -> str:
     return member.reward.title or named
 
 
-def _refused(reward: Reward, prompts: Sequence[Prompt]) -> tuple[list[str], int]:
-    """What a reward says of the first few prompts that it cannot judge, with their places, and how many they are."""
+MOST_PLACES = 1000
+"""Prompts that cannot be judged whose places are looked for: each is found by asking again, over a wire perhaps."""
+
+
+def _refused(reward: Reward, prompts: Sequence[Prompt]) -> tuple[list[str], int, list[str]]:
+    """What a reward says of the first few prompts that it cannot judge, with their places; their number; where the
+    others are."""
     problems = _asked(reward, prompts)
     placed = any(prompt.place for prompt in prompts)
-    lines: list[str] = []
-    for prompt, problem in _each_refused(reward, prompts, problems):
-        line = f"{prompt.place}: {problem}" if prompt.place else problem
-        if line not in lines:
-            lines.append(line)
-        if len(lines) == MOST_PROBLEMS:
+    lines: dict[str, str] = {}
+    for prompt, problem in itertools.islice(_each_refused(reward, prompts, problems), MOST_PLACES):
+        lines[f"{prompt.place}: {problem}" if prompt.place else problem] = prompt.place
+        if len(lines) == MOST_PROBLEMS and not placed:
             break
     unique = list(dict.fromkeys(problems))
-    return lines or unique, len(problems) if placed else len(unique)
+    others = dict.fromkeys(place for place in [*lines.values()][MOST_PROBLEMS:] if place)
+    return [*lines][:MOST_PROBLEMS] or unique, len(problems) if placed else len(unique), [*others]
 
 
 def _each_refused(reward: Reward, prompts: Sequence[Prompt], problems: Sequence[str]) -> Iterator[tuple[Prompt, str]]:
@@ -280,6 +285,8 @@ def _as_tensor(returned: Any, count: int) -> Tensor:
         kind = "nothing (None)" if returned is None else f"an object of class {type(returned).__name__}"
         if isinstance(returned, tuple):
             kind = f"{len(returned)} things, as in (scores, info)"
+        elif isinstance(returned, list) and (others := [e for e in returned if not isinstance(e, SupportsFloat)]):
+            kind = f"a list with {others[0]!r:.60} in it"
         raise UserError(
             f"returned {kind}; it must return one number for each image, a tensor or list of {count}"
         ) from error

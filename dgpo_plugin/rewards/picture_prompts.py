@@ -170,7 +170,7 @@ def read_rows(path: Path) -> list[Row]:
         if file_column and str(file).strip() in ("", "None"):
             raise UserError(f"{where}: names no picture under {file_column}, others do; write it there")
         rest = {name: value for name, value in record.items() if name not in (prompt_column, file_column)}
-        rows.append(Row(Prompt(prompt, rest), str(file).strip(), where))
+        rows.append(Row(Prompt(prompt, rest, place=where), str(file).strip(), where))
     return rows
 
 

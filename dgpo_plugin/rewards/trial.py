@@ -57,9 +57,10 @@ def try_out(rewards: RewardSet, height: int, width: int, prompts: Sequence[Promp
         with prefixed(f"reward {label}, tried on {PICTURES} noisy pictures of {width} x {height}"):
             values = _tried(member, pictures, shown)
         if not values.isfinite().all():
+            then = "leaves its picture out" if member.scoring.on_failure == "skip" else "ends a run"
             warnings.append(
                 f"reward {label}: gives {', '.join(f'{value:g}' for value in values.tolist())} for noisy pictures of "
-                f"{width} x {height}; a value that is not finite ends a run"
+                f"{width} x {height}; a value that is not finite {then}"
             )
     return warnings
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from dgpo_plugin.common.errors import UserError, did_you_mean
+from dgpo_plugin.common.errors import UserError, did_you_mean, resume_command
 from dgpo_plugin.config.fields import RunConfig
 
 OTHERWISE = {"rewards": "reward", "scoring": "reward"}
@@ -125,11 +125,11 @@ def refuse_unaccepted(differences: Collection[Difference], accepted: Collection[
         return
     parts = [part for part in ACCEPTABLE if part in accepted or any(part == one.part for one in refused)]
     base = any(one.what.startswith(BASE) for one in refused)
-    moved = f" (or say where the base is now: dgpo resume {run} --set model.path=...)" if base else ""
+    moved = f" (or say where the base is now: {resume_command(run)} --set model.path=...)" if base else ""
     told = "; ".join(one.line for one in refused)
     raise UserError(
         f"{told}; put it back{moved}, start a new run with `dgpo train`, or go on with it knowingly: "
-        f"dgpo resume {run} --accept {','.join(parts)}"
+        f"{resume_command(run)} --accept {','.join(parts)}"
     )
 
 

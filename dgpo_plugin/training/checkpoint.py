@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, resume_command
 from dgpo_plugin.training.accept import Change
 from dgpo_plugin.training.identity import RunIdentity
 
@@ -116,7 +116,7 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"cannot write checkpoint {final}: {error.strerror}; {_cure(error)}, then go on with: dgpo resume {run}"
+            f"cannot write checkpoint {final}: {error.strerror}; {_cure(error)}, then go on with: {resume_command(run)}"
         ) from error
     return final
 

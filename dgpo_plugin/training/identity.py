@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, resume_command
 from dgpo_plugin.common.user_file import is_from_file
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.models.base_identity import BaseIdentity, PartIdentity, compared_parts
@@ -100,7 +101,13 @@ def differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Iterat
     yield from _other_parts(then.base, now.base, checkpoint)
     hashes = [
         ("prompts", "prompts", then.prompts_sha256, now.prompts_sha256, "the prompts are not those"),
-        ("prompts", "held-out prompts", then.held_out_sha256, now.held_out_sha256, "the held-out ones are not those"),
+        (
+            "prompts",
+            "held-out prompts",
+            then.held_out_sha256,
+            now.held_out_sha256,
+            "the held-out prompts are not those",
+        ),
         ("reward", "reward's file", then.rewards_sha256, now.rewards_sha256, "the reward's file is not the one"),
     ]
     for key in sorted(places):
@@ -117,6 +124,8 @@ def _other_parts(then: BaseIdentity, now: BaseIdentity, checkpoint: Path) -> Ite
         if found.verdict == "the same":
             continue
         old, new = (part.digest if part else "" for part in (then.get(name), now.get(name)))
+        if found.settings and old == new:  # the same weights, or none, under other settings
+            old, new = (json.dumps({key: each[name].settings[key] for key in found.settings}) for each in (then, now))
         said = {
             "differs": f"the base's {name} is not the one that {checkpoint} was trained on",
             "the same but rounded": f"the base's {name} is the same but rounded: {checkpoint} was trained on weights "
@@ -201,7 +210,7 @@ def _check_end(then: RunIdentity, now: RunIdentity, checkpoint: Path, iteration:
     raise UserError(
         f"config.yaml: training.iterations is {end}, but {checkpoint} was trained with "
         f"{planned}, to which its learning rate falls; put it back, or move the end with: "
-        f"dgpo resume {checkpoint.parent.parent} --iterations {end}"
+        f"{resume_command(checkpoint.parent.parent)} --iterations {end}"
     )
 
 

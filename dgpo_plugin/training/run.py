@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 
 from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
-from dgpo_plugin.common.errors import StopNow, Stopped, UserError
+from dgpo_plugin.common.errors import StopNow, Stopped, UserError, resume_command
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.config.fields import RunConfig
-from dgpo_plugin.config.places import absolute_places
+from dgpo_plugin.config.places import absolute_places, lost_places
 from dgpo_plugin.distributed.processes import FailedTogether, Processes, join_processes
 from dgpo_plugin.prompts.files import prompts_hash
 from dgpo_plugin.rewards import RewardSet
@@ -100,6 +100,10 @@ def resume(
     processes = join_processes(config.training.process_timeout)
     with _alone_in(folder, processes):
         config, checkpoint = folder.read_config(overrides), folder.last_checkpoint()
+        if lost := lost_places(config):
+            told = "; ".join(f"{key}: nothing is at {place} any more" for key, place in lost.items())
+            there = " ".join(f"--set {key}=..." for key in lost)
+            raise UserError(f"{told}; say where it is now: {resume_command(output)} {there}")
         if checkpoint is not None and config.model.precision == "auto":  # stays what it was found to be
             resolved = config.model.model_copy(update={"precision": checkpoint.identity.config["model"]["precision"]})
             config = config.model_copy(update={"model": resolved})
@@ -166,7 +170,7 @@ def _run(
     if after is None:
         raise Stopped(
             f"stopped after iteration {trainer.iteration} of {config.training.iterations}, all of it saved; "
-            f"go on with: dgpo resume {folder.path}"
+            f"go on with: {resume_command(folder.path)}"
         )
     console.print(
         f"{name} {_reward_before(start)} -> {after} in {time.perf_counter() - started:.0f} s; "
@@ -327,7 +331,9 @@ def _iterate(
             # Of an iteration with several updates the first may be done: then only the checkpoint before is exact.
             if together and trainer.iteration > saved and trainer.steps == steps:
                 save()
-                bar.console.print(f"saved after iteration {trainer.iteration}; go on with: dgpo resume {folder.path}")
+                bar.console.print(
+                    f"saved after iteration {trainer.iteration}; go on with: {resume_command(folder.path)}"
+                )
             raise
 
 

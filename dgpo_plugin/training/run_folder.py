@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from torch import Tensor
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, resume_command
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.config.fields import RunConfig
@@ -55,7 +55,7 @@ class RunFolder:
         """
         if self.config.exists():
             raise UserError(
-                f"output {self.path}: holds a run already; go on with it by `dgpo resume {self.path}`, or choose "
+                f"output {self.path}: holds a run already; go on with it by `{resume_command(self.path)}`, or choose "
                 f"another --output"
             )
 

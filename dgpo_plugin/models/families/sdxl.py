@@ -37,6 +37,16 @@ class SDXLModel(NoisePredictingModel):
             context, pooled = context * nonempty[:, None, None], pooled * nonempty[:, None]
         return Conditioning({"context": context, "pooled": pooled})
 
+    def unscaled(self, latents: Tensor) -> Tensor:
+        # As the pipeline decodes (StableDiffusionXLPipeline.__call__): some VAEs know the mean and width of latents.
+        vae = self.vae.config
+        if vae.get("latents_mean") is None or vae.get("latents_std") is None:
+            return super().unscaled(latents)
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (vae.latents_mean, vae.latents_std)
+        )
+        return latents * std / float(vae.scaling_factor) + mean
+
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         tokens, width = self.encoders[0].config.max_position_embeddings, self.denoiser.config.cross_attention_dim
         return {"context": (tokens, width), "pooled": (self.encoders[1].config.projection_dim,)}

@@ -147,7 +147,7 @@ def test_an_unknown_key_near_to_nothing_lists_the_known_ones_of_its_own_section(
         ("algorithm: {name: dgpo, clip: 0}", "algorithm.clip", "(given 0)"),
         ("algorithm: {name: dgpo, sampler: heun}", "algorithm.sampler", "(given 'heun')"),
         ("algorithm: dgpo", "algorithm", "(given 'dgpo')"),
-        ("lora: {target_modules: to_q}", "lora.target_modules", "(given 'to_q')"),
+        ("lora: {target_modules: to_q}", "lora.target_modules", "must be a list, in [brackets] (given 'to_q')"),
         ("training: {1: 2}", "training.1", "strings"),
         ("model: {precision: fp8}", "model.precision", "(given 'fp8')"),
     ],

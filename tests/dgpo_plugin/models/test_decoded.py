@@ -191,7 +191,10 @@ def test_training_and_evaluation_stop_whatever_the_reward(reward: str, bases: Ba
     ("part", "said"),
     [
         ("unet", "latents are NaN or infinite before the VAE sees them, so it is the denoiser"),
-        ("text_encoder", "model.precision fp32: the text encoders' output is NaN or infinite"),
+        (
+            "text_encoder",
+            "model.precision fp32: the text encoders' output is NaN or infinite; their weights are damaged",
+        ),
         ("vae", "model.vae_precision fp32: its weights are damaged"),
     ],
 )

@@ -54,6 +54,22 @@ def test_another_precision_is_the_users_choice(tmp_path: Path) -> None:
     assert {p.dtype for p in model.denoiser.parameters()} == {torch.float32}
 
 
+def test_the_mean_and_the_width_of_latents_that_a_vae_knows_count(tmp_path: Path) -> None:
+    """As in diffusers' StableDiffusionXLPipeline; Playground v2.5's VAE has them."""
+    folder = built("sdxl", tmp_path)
+    mean, std = [-1.5, 0.5, 1.0, 2.0], [4.0, 3.0, 2.0, 5.0]
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    vae.register_to_config(latents_mean=mean, latents_std=std)
+    vae.save_pretrained(folder / "vae")
+    model: Any = load_model(config_of("sdxl", folder))
+    chosen = FAMILIES["sdxl"]
+    noise = torch.randn(2, 4, *model.latent_shape[1:], generator=torch.Generator().manual_seed(0))
+    latents = chosen.call(model.pipeline, ["a", "b"], noise, 2, 1.0)
+    scaled = latents * torch.tensor(std).view(1, -1, 1, 1) / vae.config.scaling_factor
+    pictures = vae.decode(scaled + torch.tensor(mean).view(1, -1, 1, 1), return_dict=False)[0] / 2 + 0.5
+    torch.testing.assert_close(model.decode(latents), pictures.clamp(0, 1), atol=1e-5, rtol=0)
+
+
 def test_a_vae_that_overflows_in_fp16_does_not_by_default(tmp_path: Path) -> None:
     """Stable Diffusion XL's does; here a tiny one whose first activations are too large."""
     folder = built("sdxl", tmp_path)

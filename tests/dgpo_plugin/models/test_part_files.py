@@ -88,6 +88,15 @@ def test_other_weights_are_named(
     assert said.format(stem=file.stem) in message
 
 
+def test_a_link_that_leads_nowhere_is_named(bases: Bases, tmp_path: Path) -> None:
+    """A snapshot whose blobs were cleaned away, or a folder that was copied without what its links lead to."""
+    folder = copied(bases("sd15"), tmp_path, "vae")
+    file = weights_of(folder, "vae")
+    file.unlink()
+    file.symlink_to("../blobs/gone")
+    assert f"has no {file.name}: the link of that name leads to ../blobs/gone, which is not there" in refusal(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "file"),
     [

@@ -52,6 +52,7 @@ def test_jsonl_files_keep_everything_but_the_text_as_metadata(tmp_path: Path) ->
         ("a.txt", "", "holds no prompt"),
         ("a.jsonl", " \n\n", "holds no prompt"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.txt", "a red fox\n".encode("utf-16-le"), "NUL characters, as UTF-16"),
         ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": "b"\n', ":3: not JSON"),
         ("a.jsonl", '{"prompt": "a"}\n["b"]\n', ":2: needs a JSON object"),
         ("a.jsonl", '{"text": "a"}', ":1: needs a JSON object"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
-from dgpo_plugin.rewards import RewardSet, as_reward, load_rewards
+from dgpo_plugin.rewards import RewardSet, WeightedReward, as_reward, load_rewards
 from dgpo_plugin.rewards.served.server import RewardServer
 from dgpo_plugin.rewards.trial import try_out
 
@@ -81,3 +82,10 @@ def test_what_a_served_reward_gives_for_noise_that_is_not_finite_is_a_warning() 
     with served(lambda images, prompts: [float("nan"), 1.0]) as rewards:
         (line,) = try_out(rewards, 32, 32, PROMPTS)
     assert line.startswith("reward far: gives nan, nan for noisy pictures of 32 x 32")
+
+
+def test_where_such_pictures_are_skipped_the_warning_says_so() -> None:
+    skipping = ScoringConfig(on_failure="skip")
+    rewards = RewardSet({"odd": WeightedReward(as_reward(lambda images, prompts: [math.nan, 1.0]), scoring=skipping)})
+    (line,) = try_out(rewards, 32, 32, PROMPTS)
+    assert line.endswith("a value that is not finite leaves its picture out")

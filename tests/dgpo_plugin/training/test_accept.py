@@ -42,7 +42,7 @@ def identity(*changes: str, denoiser: str = "b" * 64, **hashes: str) -> RunIdent
 
 DIFFERENT: dict[str, tuple[str, RunIdentity, list[str]]] = {
     "mended prompts": ("prompts", identity(prompts_sha256="d" * 64), ["c" * 12, "d" * 12]),
-    "other held-out prompts": ("prompts", identity(held_out_sha256="d" * 64), ["the held-out ones", "d" * 12]),
+    "other held-out prompts": ("prompts", identity(held_out_sha256="d" * 64), ["the held-out prompts", "d" * 12]),
     "a reward's file": ("reward", identity(rewards_sha256="e" * 64), ["none then", "e" * 12]),
     "another reward": ("reward", identity("rewards={brightness: 1}"), ["rewards.shapes.weight", "rewards.brightness"]),
     "its weight": ("reward", identity("rewards={shapes: 2}"), ["rewards.shapes.weight is 2.0", "trained with 1.0"]),

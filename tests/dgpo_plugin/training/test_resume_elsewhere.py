@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,18 @@ def other_shift(folder: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "shift": 1.0}))
 
 
+def test_what_is_not_there_any_more_is_named_with_the_cure(moved: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        run.resume(
+            moved / "run", QUIET, overrides=[s for s in sets(moved) if not s.startswith(("model", "prompts.train"))]
+        )
+    said = str(refused.value)
+    assert re.match(
+        r"model.path: nothing is at \S*/base any more; prompts.train: nothing is at \S*/prompts.txt any", said
+    )
+    assert said.endswith(f"dgpo resume {moved / 'run'} --set model.path=... --set prompts.train=...")
+
+
 def test_what_was_replaced_is_refused_part_by_part(moved: Path) -> None:
     before = (moved / "run" / "config.yaml").read_text()
     for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
@@ -165,7 +178,7 @@ def test_what_was_replaced_is_refused_part_by_part(moved: Path) -> None:
         "the base's text_encoder is not the one",
         "the base's vae is not the one",
         "the prompts are not those",
-        "the held-out ones are not those",
+        "the held-out prompts are not those",
         "the reward's file is not the one",
         "rewards.mine.options.weights does not lead to the content",
         "say where the base is now: dgpo resume",

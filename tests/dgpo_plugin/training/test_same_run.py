@@ -12,6 +12,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.models.base_identity import PartIdentity
 from dgpo_plugin.rewards import Reward, RewardSet, WeightedReward
+from dgpo_plugin.training.accept import Change
 from dgpo_plugin.training.contents import contents_of
 from dgpo_plugin.training.identity import RunIdentity, check_same_run, differences, rounding_notes
 from tests.conftest import shapes_run
@@ -90,7 +91,7 @@ REFUSED: list[tuple[RunConfig, RunConfig, str]] = [
 
 @pytest.mark.parametrize(("then", "now", "said"), REFUSED)
 def test_settings_may_not_be_others(then: RunConfig, now: RunConfig, said: str) -> None:
-    with pytest.raises(UserError, match=f"config.yaml: {said}.*; put it back, or start a new run"):
+    with pytest.raises(UserError, match=f"config.yaml: {said}.*; put it back, start a new run"):
         check(identity(then), identity(now))
 
 
@@ -100,7 +101,7 @@ def changed(part: str, **values: Any) -> dict[str, PartIdentity]:
 
 CONTENT: list[tuple[dict[str, Any], str]] = [
     ({"prompts_sha256": "x"}, "the prompts are not those that run/checkpoints/000003 was trained with"),
-    ({"held_out_sha256": "x"}, "the held-out ones are not those"),
+    ({"held_out_sha256": "x"}, "the held-out prompts are not those"),
     ({"rewards_sha256": "x"}, "the reward's file is not the one that"),
     ({"contents": {"rewards.one.options.weights": "x"}}, "rewards.one.options.weights does not lead to the content"),
     ({"contents": {"algorithm.name": "x"}}, "algorithm.name does not lead to the content"),
@@ -116,6 +117,24 @@ CONTENT: list[tuple[dict[str, Any], str]] = [
 def test_content_may_not_be_other(facts: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check(identity(contents={}), identity(**facts))
+
+
+def test_a_part_with_other_settings_is_recorded_with_their_values() -> None:
+    """The hash of its weights says nothing: it is the same, or there is none."""
+    base = changed("scheduler", settings={"shift": 1.0, "class": "DPM"})
+    base["vae"] = changed("vae", settings={"scaling_factor": 1.0})["vae"]
+    scheduler, vae = differences(identity(), identity(base=base), CHECKPOINT)
+    assert (scheduler.before, scheduler.now) == ('{"shift": 3.0, "class": "Euler"}', '{"shift": 1.0, "class": "DPM"}')
+    assert (vae.before, vae.now) == ('{"scaling_factor": 1.5}', '{"scaling_factor": 1.0}')
+    assert vae.line.endswith("was trained on (scaling_factor is 1.0 and was 1.5)")
+    assert str(Change.accepted(vae, 3)).endswith(
+        'vae after iteration 3: {"scaling_factor": 1.5} -> {"scaling_factor": 1.0}'
+    )
+
+
+def test_the_cure_can_be_typed_where_the_folder_has_a_space() -> None:
+    with pytest.raises(UserError, match="knowingly: dgpo resume 'my run' --accept prompts$"):
+        check_same_run(identity(), identity(prompts_sha256="x"), Path("my run/checkpoints/000003"), 3)
 
 
 def test_all_that_differs_is_named_at_once() -> None:
