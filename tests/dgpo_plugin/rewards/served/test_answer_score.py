@@ -19,6 +19,10 @@ FIVE = Scale(1, 5)
 CASES = Path(__file__).parents[3] / "cases" / "answers" / "judge.tsv"
 
 PLAIN = [
+    "I judge on a scale of 1 to 5.\n\nFinal Score: 4",
+    "On a 5-point scale:\nFinal Score: 4",
+    "Final Score: <4>",
+    "Final Score: 4\n\nThe picture actually shows three of the dogs.",
     "Final Score: 4",
     "Final score: 4",
     "FINAL SCORE: 4",
@@ -109,6 +113,16 @@ PLAIN = [
     "> Final Score: 5\n\nThat is a quotation.\nFinal Score: 4",
 ]
 UNCLEAR = [
+    "On a scale from 0 to 10:\nFinal Score: 4",
+    "I rate on a 10-point scale.\n\nFinal Score: 4",
+    "Scale of 1–7.\nFinal Score: 4",
+    'I use a scale from 1 to 100.\n{"score": 4}',
+    "Final Score: <4",
+    "Final Score: < 4",
+    "Final Score: 4. Hmm, on reflection I'd say 3.",
+    "Final Score: 4\n\nActually, 3.",
+    "Final Score: 4\n\nNo, the hands are wrong: 3",
+    "Final Score: 4\nI would lower it to 3.",
     "",
     "It is lovely.",
     "Final Score: x",
