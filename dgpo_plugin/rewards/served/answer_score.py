@@ -230,22 +230,7 @@ def _plain(text: str) -> str:
     return re.sub(r"^\s*(?:```|~~~)\w*[ \t]*$", "", plain, flags=re.MULTILINE).strip()
 
 
-SAME = str.maketrans(
-    {
-        "\u3000": " ",
-        "\u00a0": " ",
-        "−": "-",
-        "∶": ":",
-        "꞉": ":",
-        "︰": ":",
-        "。": ".",
-        "٫": ".",
-        "⁄": "/",
-        "∕": "/",
-        "【": "[",
-        "】": "]",
-    }
-)
+SAME = str.maketrans("\u3000\u00a0−∶꞉︰。٫⁄∕【】", "  -:::..//[]")
 NEUTRAL_TAGS = re.compile(
     r"</?(?:(b|strong|i|em|u|span|code)|answer|output|response|result|p|div|br ?/?"
     r"|(?:final[_ ]?)?(?:score|rating|answer))>|<\|?/?\w+\|>|</s>|<eos>|<end_of_turn>",
