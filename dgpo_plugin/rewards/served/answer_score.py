@@ -33,13 +33,15 @@ ALONE = re.compile(rf"{DECOR}{OPENERS}{DECOR}(?P<number>{NUMBER})")
 CLOSERS = re.compile(r"[*_`$\])}>]*")
 SCALE = re.compile(
     rf"\s*[(\[]?\s*(?:/|(?:out\s+)?of\b|(?:on|in)\s+(?:a|an|the)\s+(?:\w+\s+)?scale\s+(?:of|from)\b|scale\b:?)\s*"
-    rf"(?:(?P<low>{NUMBER})\s*(?:to|-|–)\s*)?(?P<high>{NUMBER})(?![.,]?[0-9])\s*[)\]]?",
+    rf"(?:(?P<low>{NUMBER})\s*(?:to|-|–)\s*)?(?P<high>{NUMBER})(?![.,]?[0-9])(?:[ \t]*[)\]])?",
     re.IGNORECASE,
 )
 OTHER_SCALE = re.compile(
-    rf"\bscale\s+(?:of|from|between)\s+(?P<low>{NUMBER})\s*(?:to|and|-|–)\s*(?P<high>{NUMBER})"
-    rf"|\b(?P<points>[0-9]+)[\s-]?points?\s+(?:\w+\s+)?scale\b",
-    re.IGNORECASE,
+    rf"\b(?:scale|rang(?:e|es|ing))\s+(?:of|from|between)\s+(?P<low>{NUMBER})\s*(?:to|and|-|–)\s*(?P<high>{NUMBER})"
+    r"|\b(?P<points>[0-9]+)[\s-]?points?\s+(?:\w+\s+)?scale\b"
+    rf"|^\W*out\s+of\s+(?P<of>{NUMBER})"
+    rf"|(?P<best>(?<![0-9.,]){NUMBER})\s*(?:=|is|being|means)\s*(?:the\s+)?(?:best|perfect|highest|excellent)\b",
+    re.IGNORECASE | re.MULTILINE,
 )
 """A scale that the judge speaks of anywhere in its answer."""
 PERCENT = re.compile(r"\s*(?:%|percent\b)", re.IGNORECASE)
@@ -54,7 +56,7 @@ CHANGE_OF_MIND = re.compile(
     r"(?:\b(?:wait|correction|on (?:second thoughts?|reflection)|scratch that|let me re\w+|make (?:it|that)"
     r"|i(?:['’]d| would| will|['’]ll)? (?:revise|change|reconsider|lower|raise|reduce|adjust)"
     r"|i(?:['’]d| would) (?:rather )?(?:say|give))\b"
-    r"|(?:^|[.!?…]\s+)(?:actually|hmm+|no|sorry)(?=[,.:…—–-]|\s+-))[^\n]*?"
+    r"|(?:^|[.!?…]\s+)(?:actually|hmm+|no|sorry|edit|update|just kidding)(?=[,.:…—–-]|\s+-))[^\n]*?"
     rf"(?:{COUNTS.pattern})",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -124,7 +126,7 @@ class Scale:
         """
         for said in OTHER_SCALE.finditer(text):
             if said["points"] is None:
-                self.check_same(f"{said['low']} to {said['high']}")
+                self.check_same(f"{said['low'] or ''} {said['high'] or said['of'] or said['best']}")
             elif float(said["points"]) not in (self.highest, self.highest - self.lowest + 1):
                 raise ValueError(f"a number of another scale ({said.group()})")
 
@@ -134,6 +136,8 @@ class Scale:
         Raises:
             ValueError: it ends elsewhere.
         """
+        if "%" in said and self.highest != 100:
+            raise ValueError(f"a number of another scale ({said.strip()})")
         ends = re.findall(r"[0-9]+(?:[.,][0-9]+)?", said)
         if ends and (_value(ends[-1]) != self.highest or len(ends) > 2):
             raise ValueError(f"a number of another scale ({said.strip()})")
@@ -371,6 +375,9 @@ def _check_rest(rest: str, scale: Scale, value: float, *, own_line: bool) -> str
         rest = rest[said.end() :]
     if said := UNIT.match(rest):
         rest = rest[said.end() :]
+        if said := SCALE.match(rest):
+            scale.check_same(said.group())
+            rest = rest[said.end() :]
     line, _, left = rest.partition("\n")
     line = line.strip(" \t\r*_`#$])}>")
     if all(unicodedata.category(sign) in ("So", "Mn", "Me", "Zs") for sign in line):
