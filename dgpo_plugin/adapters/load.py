@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +144,12 @@ def apply_adapter(model: Model, path: Path, *, strength: float | None = None, an
         The file; what it has for text encoders was left out.
 
     Raises:
-        UserError: as :func:`read_adapter`; numbers that no picture can be made with; another base; a scale that cannot
-            be told, and no strength given; tensors that are no LoRA; or any that matches no weight.
+        UserError: as :func:`read_adapter`; a strength or numbers that no picture can be made with; another base; a
+            scale that cannot be told, and no strength given; tensors that are no LoRA; or any that matches no weight.
     """
     with prefixed(f"adapter {path}"):
+        if strength is not None and not math.isfinite(strength):
+            raise UserError(f"strength {strength} draws no picture; give a number, 1 for as it was trained")
         file = AdapterFile.read(path)
         usable = file.usable
         if not any_base:
