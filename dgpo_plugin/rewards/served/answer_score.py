@@ -55,7 +55,7 @@ COUNTS = re.compile(
 CHANGE_OF_MIND = re.compile(
     r"(?:\b(?:wait|correction|on (?:second thoughts?|reflection)|scratch that|let me re\w+|make (?:it|that)"
     r"|i(?:['’]d| would| will|['’]ll)? (?:revise|change|reconsider|lower|raise|reduce|adjust)"
-    r"|i(?:['’]d| would) (?:rather )?(?:say|give))\b"
+    r"|i(?:['’]d| would) (?:rather )?(?:say|give)(?=(?: it)?(?: an?| about)? [0-9]))\b"
     r"|(?:^|[.!?…]\s+)(?:actually|hmm+|no|sorry|edit|update|just kidding)(?=[,.:…—–-]|\s+-))[^\n]*?"
     rf"(?:{COUNTS.pattern})",
     re.IGNORECASE | re.MULTILINE,
