@@ -11,6 +11,9 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 
+DORA_SCALE = {"lora": 4, "loha": 7, "lokr": 8, "glora": 5, "oft": 3, "boft": 3}
+"""Where a kind's parts have DoRA's magnitudes (comfy/weight_adapter, ``load``)."""
+
 
 def check_shape(state: Mapping[str, Tensor], key: Any, patch: Any, base: str) -> None:
     """Refuse an update of another shape: ComfyUI sees it only when it samples, and goes on without that layer.
@@ -38,6 +41,7 @@ def check_shape(state: Mapping[str, Tensor], key: Any, patch: Any, base: str) ->
         shape = _enlarged(patch, shape)
         update = _update_shape(patch, shape)
         fits = update == (shape[0], math.prod(shape[1:]))
+        _check_magnitudes(name, patch, shape)
     if update is None:
         raise UserError(f"the adapter's {patch.name} for {name}, {tuple(shape)} in this model ({base}), does not fit")
     if not fits:
@@ -45,6 +49,23 @@ def check_shape(state: Mapping[str, Tensor], key: Any, patch: Any, base: str) ->
             f"{name} is {tuple(shape)} in this model ({base}), but the adapter's update is {update}; it was made for a "
             f"base of another size"
         )
+
+
+def _check_magnitudes(name: str, patch: Any, shape: list[int]) -> None:
+    """Refuse DoRA's magnitudes unless they are one a row, or one a column, of a weight of that shape.
+
+    Of another shape ComfyUI leaves the layer out, or spreads a plain list of them along the wrong side
+    (comfy/weight_adapter/base.py, ``weight_decompose``).
+    """
+    scale = patch.weights[DORA_SCALE[patch.name]]
+    if scale is None or (
+        scale.ndim == len(shape) and all(one in (1, all_) for one, all_ in zip(scale.shape, shape, strict=True))
+    ):
+        return
+    raise UserError(
+        f"the adapter's dora_scale for {name} is {tuple(scale.shape)}, and ComfyUI needs "
+        f"{(shape[0], *[1] * (len(shape) - 1))} for that layer; export it again"
+    )
 
 
 def _enlarged(patch: Any, shape: list[int]) -> list[int]:

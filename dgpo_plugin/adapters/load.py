@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +69,7 @@ class AdapterFile:
             raise UserError(f"{error.strerror or 'no such file'}; check the path") from error
         except safetensors.SafetensorError as error:
             raise UserError(f"not a whole safetensors file ({error}); fetch or export it again") from error
-        if path.name == PEFT_TENSORS and DIFFUSERS_HEADER not in header:
+        if DIFFUSERS_HEADER not in header and _is_pefts(path, tensors):
             header.update(_header_beside(path))
         return cls(path, size, tensors, header)
 
@@ -115,6 +117,14 @@ class AdapterFile:
         if OWN_ALPHA in self.header and stated is not None and stated != f"0x{self.content_hash}":
             raise UserError("its tensors are not those that its header's hash is of; fetch or export it again")
         scaled = fold_scale(self.tensors, self.header)
+        states_alpha = {DIFFUSERS_HEADER, OWN_ALPHA} & self.header.keys()
+        if (
+            self.path.name == PEFT_TENSORS
+            and not states_alpha
+            and not any(key.endswith(".alpha") for key in self.tensors)
+        ):
+            doubt = f"peft keeps alpha in {PEFT_SETTINGS}, which is not beside it"
+            return ScaledTensors(scaled.tensors, f"unknown: {doubt}; applied as it is stored, as ComfyUI does", doubt)
         for name, tensor in scaled.tensors.items():
             if not tensor.isfinite().all():
                 raise UserError(f"{name} times its scale is not finite (alpha?); export it again")
@@ -143,10 +153,12 @@ def apply_adapter(model: Model, path: Path, *, strength: float | None = None, an
         The file; what it has for text encoders was left out.
 
     Raises:
-        UserError: as :func:`read_adapter`; numbers that no picture can be made with; another base; a scale that cannot
-            be told, and no strength given; tensors that are no LoRA; or any that matches no weight.
+        UserError: as :func:`read_adapter`; a strength or numbers that no picture can be made with; another base; a
+            scale that cannot be told, and no strength given; tensors that are no LoRA; or any that matches no weight.
     """
     with prefixed(f"adapter {path}"):
+        if strength is not None and not math.isfinite(strength):
+            raise UserError(f"strength {strength} draws no picture; give a number, 1 for as it was trained")
         file = AdapterFile.read(path)
         usable = file.usable
         if not any_base:
@@ -186,14 +198,30 @@ def _refuse_no_adapter(names: list[str]) -> None:
         raise UserError(f"holds no adapter: its {what}; name an adapter's file")
 
 
+def _is_pefts(path: Path, names: Iterable[str]) -> bool:
+    """Whether a file is one that peft saved: by its name, or by its tensors' where it is the only one in its folder."""
+    if path.name == PEFT_TENSORS:
+        return True
+    return (
+        all(name.startswith("base_model.model.") for name in names) and len([*path.parent.glob("*.safetensors")]) == 1
+    )
+
+
 def _header_beside(path: Path) -> dict[str, str]:
-    """What peft's settings beside its tensors say, as diffusers writes it into a header; nothing if there are none."""
+    """What peft's settings beside its tensors say, as diffusers writes it into a header; nothing if there are none.
+
+    Raises:
+        UserError: they cannot be read.
+    """
     beside = path.with_name(PEFT_SETTINGS)
     if not beside.is_file():
         return {}
     try:
-        return {DIFFUSERS_HEADER: beside.read_text(encoding="utf-8")}
-    except (OSError, ValueError) as error:
+        text = beside.read_text(encoding="utf-8")
+        if not isinstance(json.loads(text), dict):
+            raise ValueError("no object")
+        return {DIFFUSERS_HEADER: text}
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{beside}: cannot be read; the adapter's alpha is in it, so fetch both again") from error
 
 

@@ -24,6 +24,10 @@ DIFFUSERS_HEADER = "lora_adapter_metadata"
 OWN_ALPHA = "dgpo.original_alpha"
 ALPHA_WORDS = ("ss_network_alpha", "network_alpha", "lora_alpha", "alpha")
 """What trainers call alpha in a header beside the tensors; kohya's first."""
+ALPHA_IN_TEXT = re.compile(r"""["'](?:lora_|network_)?alpha["']\s*:\s*["']?(?P<alpha>[0-9.eE+-]+)""")
+"""alpha inside settings that a header holds as JSON, under whichever name (``adapter_config``, ``lora_config``)."""
+CAPTIONS = ("ss_tag", "ss_dataset", "ss_bucket")
+"""How kohya's fields begin in which "alpha" is a word of somebody's captions."""
 PEFT_DEFAULT = 8
 """peft's rank and alpha where settings name none (peft/tuners/lora/config.py, ``LoraConfig``)."""
 ALTERED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -105,10 +109,15 @@ def _check_rank(header: Mapping[str, str], layers: Mapping[str, Layer]) -> None:
 
 def _without_alpha(header: Mapping[str, str], layers: Mapping[str, Layer]) -> str:
     """What is said of a file that has alpha nowhere but in a header, in words that no loader reads."""
-    key = next((key for key in ALPHA_WORDS if header.get(key, "None") != "None"), None)
-    if key is None:
+    stated = [(key, header[key]) for key in ALPHA_WORDS if header.get(key, "None") != "None"]
+    settings = {key: text for key, text in header.items() if not key.startswith(CAPTIONS)}
+    stated += [
+        (f"{key}'s alpha", said["alpha"]) for key, text in settings.items() if (said := ALPHA_IN_TEXT.search(text))
+    ]
+    if not stated:
         return "1, the file states no alpha"
-    alpha, rank = header[key], header.get("ss_network_dim", header[key])
+    key, alpha = stated[0]
+    rank = header.get("ss_network_dim", alpha)
     if {layer.rank for layer in layers.values()} == {_number(alpha)} == {_number(rank)}:
         return f"1, alpha is the rank in its header ({key})"
     raise _Undescribed(
@@ -163,6 +172,8 @@ def _header_scale(settings: Mapping[str, Any], name: str, rank: int) -> float:
         _Undescribed: the settings are not about this layer.
     """
     alpha = float(_by_pattern(settings, name, "alpha_pattern", "lora_alpha"))
+    if alpha == 0:
+        raise _Undescribed(f"its header has lora_alpha 0 for {name}, with which nothing of it would be applied")
     expected = int(_by_pattern(settings, name, "rank_pattern", "r"))
     component = name.partition(".")[0]
     begun = str(_setting(settings, name, "init_lora_weights", "")).lower()

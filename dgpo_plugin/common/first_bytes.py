@@ -41,6 +41,17 @@ def what_instead(path: Path) -> str | None:
         return _cut(size, length, file.read(length))
 
 
+def what_instead_of_torch(path: Path) -> str | None:
+    """What a file is that was taken for a torch checkpoint (zip or pickle), and what to do; None if it may be one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(4096)
+    return None if start.startswith(b"PK") or _PICKLE.match(start) else _told(start, path.stat().st_size)
+
+
 def _told(start: bytes, size: int) -> str | None:
     """What its beginning says, unless that is a safetensors header's."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 STRAIGHT = '"'
@@ -14,6 +15,7 @@ DOUBLE = {
     "「": ("」",),
     "『": ("』",),
     "《": ("》",),
+    "〈": ("〉",),
 }
 """What opens a quote, and what closes it: any mark of the first group that does, else of the next."""
 SINGLE = {"‘": ("’", "'"), "‚": ("‘’", "'"), "‹": ("›",), "›": ("‹›",)}
@@ -22,6 +24,8 @@ WEAK = {"'": ("'", "’´"), "’": ("’",), "`": ("`", "'´")}
 CLOSING = {STRAIGHT: (STRAIGHT, "”"), **DOUBLE, **SINGLE, **WEAK}
 SHAPES = str.maketrans("″‟＂〝〞❝❞＇❛❜｢｣﹁﹂﹃﹄", '"“"””“”\'‘’「」「」『』')
 """The same marks in other Unicode."""
+ESCAPED = re.compile(r"\\(?=[\"'])")
+"""The backslash before a quote that was copied out of JSON or a program."""
 EITHER_WAY = frozenset("\"'`´’‘‚“”«»‹›")
 """Marks that open quotes in some places and close them, or stand inside words, in others."""
 SPACED_SCRIPTS_END = 0x2E80
@@ -33,6 +37,7 @@ def quoted_texts(text: str) -> tuple[str, ...]:
 
     An apostrophe opens and closes nothing, nor does the mark of inches or feet: ``12"``, ``6'``.
     """
+    text = ESCAPED.sub("", text)
     return tuple(inner for _, _, inner in _all_spans(text.translate(SHAPES), text))
 
 
@@ -42,6 +47,7 @@ def first_quoted(text: str) -> str:
     That is the first between straight double quotes (``prompt.split('"')[1]`` in its flow_grpo/ocr.py). Where there is
     none, it is the first in any other double quotes, else in single ones.
     """
+    text = ESCAPED.sub("", text)
     shape = text.translate(SHAPES)
     straight = next(_spans(shape, text, lambda mark: mark == STRAIGHT), None)
     if straight:
@@ -97,7 +103,7 @@ def _may_open(shape: str, at: int) -> bool:
     before, after = shape[at - 1 : at], shape[at + 1 : at + 2]
     if shape[at] == STRAIGHT:
         return not _is_number(before)  # 12" is a measure
-    if shape[at] in "“„«「『《":
+    if shape[at] in "“„«「『《〈":
         return True
     return not _in_word(before) and not after.isspace() and _lone_n(shape, at)
 
@@ -105,7 +111,8 @@ def _may_open(shape: str, at: int) -> bool:
 def _may_close(shape: str, at: int, closing: str) -> bool:
     before, after = shape[at - 1], shape[at + 1 : at + 2]
     if shape[at] in "'’´`‘“":
-        return not before.isspace() and not _in_word(after)
+        rock_n_roll = before in "nN" and shape[max(at - 2, 0) : at - 1] in tuple("'’") and after.isspace()
+        return not before.isspace() and not _in_word(after) and not rock_n_roll
     return not (_is_number(before) and shape[at] in '"”' and _closes_later(shape, at, closing))
 
 

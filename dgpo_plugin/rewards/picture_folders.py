@@ -83,7 +83,7 @@ def find_pictures(paths: Sequence[Path]) -> Found:
         for each in own.values():
             found.prompts |= each
         if left := _left(path, own, pictures):
-            found.skipped.append(f"{path}: skipped {_told(left, 'other files' if own else 'no pictures')}")
+            found.skipped.append(f"{path}: skipped {_told(left, 'other files' if own else 'other formats')}")
     return found
 
 
@@ -97,8 +97,9 @@ def _left(folder: Path, own: Mapping[Path, Mapping[Path, Prompt]], pictures: Seq
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    """A folder's pictures, in natural order."""
-    inside = (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    """A folder's pictures, in natural order; a link whose file is gone is one that cannot be read."""
+    shown = (path for path in folder.iterdir() if not path.name.startswith("."))
+    inside = (path for path in shown if path.is_file() or not path.exists())
     return sorted((path for path in inside if path.suffix.lower() in suffixes()), key=natural_key)
 
 

@@ -160,7 +160,8 @@ def read_rows(path: Path) -> list[Row]:
     names = {name.strip().lower(): name for record, _ in records for name in record}
     prompt_column = next((names[each] for each in PROMPT_COLUMNS if each in names), None)
     if prompt_column is None:
-        raise UserError(f"{path}: has no column {', '.join(PROMPT_COLUMNS)}; name its columns in the first line")
+        where = "no object has" if path.suffix in (".json", ".jsonl") else "its first line names no"
+        raise UserError(f"{path}: {where} {', '.join(PROMPT_COLUMNS)}; give the prompts one of these names")
     file_column = next((names[each] for each in FILE_COLUMNS if each in names and _are_files(records, names[each])), "")
     rows = []
     for record, where in records:

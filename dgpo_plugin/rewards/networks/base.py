@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.first_bytes import what_instead_of_torch
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.distributed.device import best_device, numbered
@@ -125,7 +127,13 @@ def load_published(path: Path) -> dict[str, Tensor]:
         UserError: not such a file, or one with other things than tensors in it.
     """
     try:
+        if instead := what_instead_of_torch(path):
+            raise UserError(f"{path} is no checkpoint: {instead}")
         saved: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:  # whose own message tells how to run what the file holds
+        raise UserError(f"{path} cannot be read as a table of tensors; give the published checkpoint") from error
     except Exception as error:  # torch has no one class for a file that it cannot read
         raise UserError(f"{path} cannot be read ({_first_line(error)}); fetch it again") from error
     tensors = saved.get("state_dict", saved) if isinstance(saved, Mapping) else None

@@ -19,7 +19,8 @@ SIGNS = r"[\s*_#`$]"
 """What may stand around words and numbers without a meaning: spaces, and Markdown's and LaTeX's signs."""
 DECOR = rf"{SIGNS}{{0,12}}"
 """At most so many, because what is tried at every place must not take long."""
-OPENERS = r"(?:[\[({<]|\\boxed\{){0,3}"
+OPENERS = r"(?:[\[({]|<(?=[^<>\n]{1,20}>)|\\boxed\{){0,3}"
+"""Of which ``<`` is one only where it is closed: ``<4`` is less than 4."""
 LEAD = r"(?:(?:so|thus|therefore|hence|overall|finally|in conclusion),?\s+)?(?:(?:the|my|our|its)\s+)?"
 NAME = r"(?P<final>final[\s_*-]*)?(?:overall[\s_-]*|total[\s_-]*)?(?:score|rating|grade|mark)"
 OF_WHAT = r"(?:\s(?:for|of)\s(?:this|the)\s(?:generated\s)?(?:image|picture|photo))?"
@@ -32,9 +33,17 @@ ALONE = re.compile(rf"{DECOR}{OPENERS}{DECOR}(?P<number>{NUMBER})")
 CLOSERS = re.compile(r"[*_`$\])}>]*")
 SCALE = re.compile(
     rf"\s*[(\[]?\s*(?:/|(?:out\s+)?of\b|(?:on|in)\s+(?:a|an|the)\s+(?:\w+\s+)?scale\s+(?:of|from)\b|scale\b:?)\s*"
-    rf"(?:(?P<low>{NUMBER})\s*(?:to|-|–)\s*)?(?P<high>{NUMBER})(?![.,]?[0-9])\s*[)\]]?",
+    rf"(?:(?P<low>{NUMBER})\s*(?:to|-|–)\s*)?(?P<high>{NUMBER})(?![.,]?[0-9])(?:[ \t]*[)\]])?",
     re.IGNORECASE,
 )
+OTHER_SCALE = re.compile(
+    rf"\b(?:scale|rang(?:e|es|ing))\s+(?:of|from|between)\s+(?P<low>{NUMBER})\s*(?:to|and|-|–)\s*(?P<high>{NUMBER})"
+    r"|\b(?P<points>[0-9]+)[\s-]?points?\s+(?:\w+\s+)?scale\b"
+    rf"|^\W*out\s+of\s+(?P<of>{NUMBER})"
+    rf"|(?P<best>(?<![0-9.,]){NUMBER})\s*(?:=|is|being|means)\s*(?:the\s+)?(?:best|perfect|highest|excellent)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A scale that the judge speaks of anywhere in its answer."""
 PERCENT = re.compile(r"\s*(?:%|percent\b)", re.IGNORECASE)
 UNIT = re.compile(r"\s*(?:points?\b|stars?\b|pts\b|分|点|점)", re.IGNORECASE)
 REASON = re.compile(r"(?:[,;(|—–]|-\s|(?:because|since|as|due)\b)", re.IGNORECASE)
@@ -44,9 +53,12 @@ COUNTS = re.compile(
     re.IGNORECASE,
 )
 CHANGE_OF_MIND = re.compile(
-    r"\b(?:wait|correction|on second thoughts?|let me re\w+|make (?:it|that)"
-    rf"|i(?:'d| would| will|'ll)? (?:revise|change))\b[^\n]*?(?:{COUNTS.pattern})",
-    re.IGNORECASE,
+    r"(?:\b(?:wait|correction|on (?:second thoughts?|reflection)|scratch that|let me re\w+|make (?:it|that)"
+    r"|i(?:['’]d| would| will|['’]ll)? (?:revise|change|reconsider|lower|raise|reduce|adjust)"
+    r"|i(?:['’]d| would) (?:rather )?(?:say|give)(?=(?: it)?(?: an?| about)? [0-9]))\b"
+    r"|(?:^|[.!?…]\s+)(?:actually|hmm+|no|sorry|edit|update|just kidding)(?=[,.:…—–-]|\s+-))[^\n]*?"
+    rf"(?:{COUNTS.pattern})",
+    re.IGNORECASE | re.MULTILINE,
 )
 GOES_ON = re.compile(r"[.,:'·][0-9]|\s*(?:[-–—~+±/x×^]|to\b|or\b)\s*\.?[0-9]")
 """What makes a number the beginning of a longer one, of a range or of a fraction."""
@@ -106,12 +118,26 @@ class Scale:
             raise ValueError(f"{value:g}, not from {self.lowest:g} to {self.highest:g},")
         return value
 
+    def check_spoken_of(self, text: str) -> None:
+        """Refuse an answer that speaks of another scale: ``On a scale from 0 to 10``, ``a 100-point scale``.
+
+        Raises:
+            ValueError: it does.
+        """
+        for said in OTHER_SCALE.finditer(text):
+            if said["points"] is None:
+                self.check_same(f"{said['low'] or ''} {said['high'] or said['of'] or said['best']}")
+            elif float(said["points"]) not in (self.highest, self.highest - self.lowest + 1):
+                raise ValueError(f"a number of another scale ({said.group()})")
+
     def check_same(self, said: str) -> None:
         """Refuse a scale in words, such as ``1-5`` or ``out of 10``, that is not this one.
 
         Raises:
             ValueError: it ends elsewhere.
         """
+        if "%" in said and self.highest != 100:
+            raise ValueError(f"a number of another scale ({said.strip()})")
         ends = re.findall(r"[0-9]+(?:[.,][0-9]+)?", said)
         if ends and (_value(ends[-1]) != self.highest or len(ends) > 2):
             raise ValueError(f"a number of another scale ({said.strip()})")
@@ -132,7 +158,9 @@ def score_in(text: str, scale: Scale) -> float:
     for begin, end, value in reversed(_json_values(text)):
         found += _scores_of(value, scale)
         text = f"{text[:begin]}\n{text[end:]}" if isinstance(value, _Pairs) else text
-    found += _declared_scores(_without_quotations(text), scale)
+    own_words = _without_quotations(text)
+    scale.check_spoken_of(own_words)
+    found += _declared_scores(own_words, scale)
     finals = {value for value, final in found if final}
     values = finals or {value for value, _ in found}
     if not values:
@@ -206,22 +234,7 @@ def _plain(text: str) -> str:
     return re.sub(r"^\s*(?:```|~~~)\w*[ \t]*$", "", plain, flags=re.MULTILINE).strip()
 
 
-SAME = str.maketrans(
-    {
-        "\u3000": " ",
-        "\u00a0": " ",
-        "−": "-",
-        "∶": ":",
-        "꞉": ":",
-        "︰": ":",
-        "。": ".",
-        "٫": ".",
-        "⁄": "/",
-        "∕": "/",
-        "【": "[",
-        "】": "]",
-    }
-)
+SAME = str.maketrans("\u3000\u00a0−∶꞉︰。٫⁄∕【】", "  -:::..//[]")
 NEUTRAL_TAGS = re.compile(
     r"</?(?:(b|strong|i|em|u|span|code)|answer|output|response|result|p|div|br ?/?"
     r"|(?:final[_ ]?)?(?:score|rating|answer))>|<\|?/?\w+\|>|</s>|<eos>|<end_of_turn>",
@@ -362,6 +375,9 @@ def _check_rest(rest: str, scale: Scale, value: float, *, own_line: bool) -> str
         rest = rest[said.end() :]
     if said := UNIT.match(rest):
         rest = rest[said.end() :]
+        if said := SCALE.match(rest):
+            scale.check_same(said.group())
+            rest = rest[said.end() :]
     line, _, left = rest.partition("\n")
     line = line.strip(" \t\r*_`#$])}>")
     if all(unicodedata.category(sign) in ("So", "Mn", "Me", "Zs") for sign in line):

@@ -38,6 +38,23 @@ def test_a_folder_of_pefts_has_its_alpha_with_it(tmp_path: Path) -> None:
     assert read_adapter(tmp_path).usable.note.startswith("3, alpha / rank from the header")
 
 
+def test_a_renamed_file_of_pefts_has_its_alpha_beside_it_where_it_is_the_only_one(tmp_path: Path) -> None:
+    tensors = {key.replace("transformer.", "base_model.model."): tensor for key, tensor in LORA.items()}
+    save_file(tensors, tmp_path / "mine.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
+    assert read_adapter(tmp_path).usable.note.startswith("3, alpha / rank from the header")
+    save_file(LORA, tmp_path / "other.safetensors")
+    assert read_adapter(tmp_path / "mine.safetensors").usable.note == "1, the file states no alpha"
+
+
+@pytest.mark.parametrize("settings", ["", "{oops", "[1]", '"r"'])
+def test_pefts_settings_that_are_broken_are_named_as_that_file(tmp_path: Path, settings: str) -> None:
+    save_file(LORA, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(settings)
+    with pytest.raises(UserError, match=r"adapter_config.json: cannot be read; the adapter's alpha is in it"):
+        read_adapter(tmp_path)
+
+
 @pytest.mark.parametrize("names", [("one", "two"), ("pytorch_lora_weights", "adapter_model"), ("a", "b", "c")])
 def test_a_folder_of_several_asks_which(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:

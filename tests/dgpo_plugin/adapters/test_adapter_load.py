@@ -125,3 +125,9 @@ def test_a_file_says_its_own_fact_and_whoever_reads_it_its_name(tmp_path: Path) 
     with pytest.raises(UserError) as caught:
         read_adapter(path)
     assert str(caught.value).startswith(f"adapter {path}: not a whole safetensors file")
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_no_number_is_refused(model: Model, good: Path, strength: float) -> None:
+    with pytest.raises(UserError, match="strength (nan|inf) draws no picture"):
+        apply_adapter(model, good, strength=strength)

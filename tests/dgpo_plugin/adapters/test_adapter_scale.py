@@ -95,7 +95,7 @@ def test_a_folder_of_pefts_has_its_alpha_beside_it(settings: dict[str, Any], tmp
     with pytest.raises(UserError, match=r"adapter_config.json: cannot be read"):
         read_adapter(file)
     (tmp_path / "adapter_config.json").unlink()
-    assert read_adapter(file).usable.note == "1, the file states no alpha"
+    assert read_adapter(file).usable.doubt == "peft keeps alpha in adapter_config.json, which is not beside it"
 
 
 def test_alpha_tensors_are_left_to_the_loader() -> None:

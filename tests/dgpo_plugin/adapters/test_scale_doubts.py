@@ -48,6 +48,10 @@ DOUBTED: list[tuple[dict[str, Tensor], dict[str, str], str]] = [
     (lora(rank=2), diffusers(r=4, lora_alpha=8), "about rank 4, and transformer.transformer_blocks.0.attn.to_q has 2"),
     (lora(rank=16), diffusers(r=64, lora_alpha=32), "about rank 64"),
     (lora(rank=4), diffusers(lora_alpha=8), "about rank 8"),
+    (lora(rank=4), diffusers(r=4, lora_alpha=0), "lora_alpha 0 for transformer.transformer_blocks.0.attn.to_q"),
+    (lora(), {"adapter_config": '{"r": 4, "lora_alpha": 8}'}, "its header has adapter_config's alpha 8"),
+    (lora(), {"lora_config": "{'rank': 4, 'alpha': 2.0}"}, "its header has lora_config's alpha 2.0"),
+    (lora(), {"ss_network_args": '{"network_alpha": "16"}'}, "its header has ss_network_args's alpha 16"),
     (lora(rank=4), diffusers(r=4, lora_alpha=8, rank_pattern={"attn.to_q": 8}), "about rank 8"),
     (lora(rank=2), diffusers(r=4, lora_alpha=8, use_rslora=True), "about rank 4"),
     (lora("base_model.model."), diffusers(r=4, lora_alpha=8), "about transformer.*, and its tensors are base_model.*"),
@@ -236,3 +240,9 @@ def test_the_same_scale_as_diffusers_for_headers_of_its_own(tmp_path: Path) -> N
     for name in (FIRST, SECOND):
         layer = model.denoiser.get_submodule(name)
         torch.testing.assert_close(ours[name], layer.get_delta_weight("default_0").detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_word_of_a_caption_is_no_alpha() -> None:
+    header = {"ss_tag_frequency": '{"10_x": {"alpha": 3}}', "adapter_config": '{"r": 4, "lora_alpha": 4}'}
+    folded = fold_scale(lora(rank=4), header)
+    assert (folded.doubt, folded.note) == ("", "1, alpha is the rank in its header (adapter_config's alpha)")

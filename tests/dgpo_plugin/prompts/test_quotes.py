@@ -97,6 +97,11 @@ def test_apostrophes_measures_and_what_is_never_closed_are_no_quotes(prompt: str
         ("saying “I’m here”, isn’t it", "I’m here"),
         ("L’enseigne « L’Étoile »", "L’Étoile"),
         ("o'clock 'Tea Time' o'clock", "Tea Time"),
+        ("a sign 'Rock 'n' Roll'", "Rock 'n' Roll"),
+        ("a sign ‘Rock ‘n’ Roll’", "Rock ‘n’ Roll"),
+        ("招牌写着〈夜市〉", "夜市"),
+        ('a sign \\"Open\\" copied out of JSON', "Open"),
+        ("a sign \\'Open\\' copied out of a program", "Open"),
         ("the '90s shop with \"Sale\" of the '80s", "Sale"),
     ],
 )

@@ -61,7 +61,7 @@ def test_what_is_skipped_is_said(tmp_path: Path) -> None:
     found = find_pictures([tmp_path])
     assert [path.name for path in found.pictures] == ["1.PNG", "2.webp"]
     assert found.skipped == [
-        f"{tmp_path}: skipped no pictures (notes.md, prompts.txt, scores.csv and 1 more), "
+        f"{tmp_path}: skipped other formats (notes.md, prompts.txt, scores.csv and 1 more), "
         "hidden (._1.png, .DS_Store, .hidden.png), folders (thumbs)"
     ]
     assert find_pictures([tmp_path / "1.PNG"]).skipped == []
@@ -146,6 +146,15 @@ def test_a_broken_folder_of_genevals(tmp_path: Path, metadata: str, samples: boo
         picture(tmp_path / "00000" / "samples" / "0.png")
     with pytest.raises(UserError, match=message):
         find_pictures([tmp_path])
+
+
+def test_a_link_whose_picture_is_gone_is_not_skipped(tmp_path: Path) -> None:
+    """It is a picture that cannot be read, and has its empty cell."""
+    (tmp_path / "0.png").symlink_to(tmp_path / "elsewhere" / "0.png")
+    (tmp_path / "1.png").mkdir()
+    found = find_pictures([tmp_path])
+    assert found.pictures == [tmp_path / "0.png"]
+    assert found.skipped == [f"{tmp_path}: skipped folders (1.png)"]
 
 
 def test_a_prompt_that_has_no_pictures_yet_is_said(tmp_path: Path) -> None:

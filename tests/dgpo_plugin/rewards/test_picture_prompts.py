@@ -149,7 +149,8 @@ def test_a_pattern_that_the_shell_wrote_out_is_no_order(folder: Path, tmp_path: 
     [
         ("p.csv", b"", "holds no prompt"),
         ("p.csv", b"file,prompt\n", "holds no prompt"),
-        ("p.csv", b"0.png,a dog\n1.png,a cat\n", "has no column prompt, caption, text"),
+        ("p.csv", b"0.png,a dog\n1.png,a cat\n", "its first line names no prompt, caption, text"),
+        ("p.json", b'{"0.png": "a dog", "1.png": "a cat"}', "no object has prompt, caption, text"),
         ("p.csv", b"file,prompt\n0.png,a dog, red\n", "p.csv:2: has 3 fields where the first line has 2"),
         ("p.csv", b"file,prompt\n0.png\n", "p.csv:2: has 1 fields"),
         ("p.csv", b"file,prompt\n0.png,\n", "p.csv:2: has no text under prompt"),
@@ -188,7 +189,7 @@ def test_scores_stand_beside_their_files(folder: Path, tmp_path: Path) -> None:
     rows, said = run(folder, "--prompts", tmp_path / "p.csv")
     assert [(Path(row["file"]).name, row["prompt"]) for row in rows] == [(f"{n}.png", f"prompt {n}") for n in range(12)]
     assert [float(row["brightness"]) for row in rows] == pytest.approx([n / 255 for n in range(12)])
-    assert said == f"{folder}: skipped no pictures (notes.txt)\n"
+    assert said == f"{folder}: skipped other formats (notes.txt)\n"
 
 
 def test_its_own_output_is_a_table_of_prompts(folder: Path, tmp_path: Path) -> None:

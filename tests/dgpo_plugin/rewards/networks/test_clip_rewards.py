@@ -226,6 +226,26 @@ def test_a_checkpoint_that_would_run_code_is_refused(tiny: Path, tmp_path: Path)
         Aesthetic(weights=str(tmp_path / "pickle.pth"), clip=str(tiny))
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!DOCTYPE html><html>Sign in</html>", "is no checkpoint: a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "is no checkpoint: a Git LFS pointer"),
+        (b'{"error": "Unauthorized"}', "is no checkpoint: JSON, such as a server's error"),
+        (b"", "is no checkpoint: empty"),
+        (b"PK\x03\x04" + bytes(500), "cannot be read"),
+    ],
+    ids=range(5),
+)
+def test_what_was_fetched_instead_of_weights_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "head.pth").write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        Aesthetic(weights=str(tmp_path / "head.pth"), clip="nowhere")
+    assert told in str(raised.value)
+    assert "weights_only" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 def test_weights_that_are_not_there_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^no file nowhere.pth; check the path"):
         Aesthetic(weights="nowhere.pth")
