@@ -114,8 +114,10 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, float]]:
         """The records of the iterations that are done, as far as they can be read."""
-        records = []
-        for line in self.metrics.read_text("utf-8", "replace").splitlines() if self.metrics.exists() else []:
+        records: list[dict[str, float]] = []
+        if not self.metrics.exists():
+            return records
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, RecursionError):
                 records.append(json.loads(line))
         return records
