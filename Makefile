@@ -21,7 +21,7 @@ fast: $(VENV)/.installed-dev
 
 # The fast tests with the oldest versions that pyproject.toml allows.
 lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest -m fast
+	$(LOWEST)/bin/python -m pytest -m fast --numprocesses auto --maxprocesses $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

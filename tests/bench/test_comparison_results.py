@@ -61,7 +61,7 @@ def damage(record: dict[str, Any], how: str) -> None:
         ("twice", "run dgpo, seed 0: stands there twice"),
         ("unknown algorithm", "run elsewhere, seed 0: the comparison has no such algorithm or seed"),
         ("unknown seed", "run dgpo, seed 9: the comparison has no such"),
-        ("wrong type", "runs: .*valid list"),
+        ("wrong type", "runs: must be a list"),
     ],
 )
 def test_results_that_mean_nothing_are_refused_in_one_line(

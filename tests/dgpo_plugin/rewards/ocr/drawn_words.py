@@ -16,7 +16,7 @@ DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 @cache
 def dejavu(size: float) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(DEJAVU, size)
+    return ImageFont.truetype(str(DEJAVU), size)  # Pillow 10.1 takes no Path
 
 
 def as_tensor(image: Image.Image) -> Tensor:
