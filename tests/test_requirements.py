@@ -17,7 +17,13 @@ LINTERS = {"codespell", "import-linter", "mypy", "pre-commit", "pre-commit-hooks
 NEEDS_A_GPU = {"bitsandbytes"}
 NO_LOWEST_BUILD = {"torch"}
 """The index has its oldest version for GPUs alone: gigabytes. It was run by hand, and on a GPU."""
-MODULES = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "pydantic_core": "pydantic", "yaml": "pyyaml"}
+MODULES = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "huggingface_hub": "huggingface-hub",
+    "pydantic_core": "pydantic",
+    "yaml": "pyyaml",
+}
 """Distributions that are called other than what is imported of them; pydantic pins its core, exactly."""
 
 
