@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import comfy.lora
 from torch import Tensor
 
 from dgpo_plugin.models.base_identity import base_from_text
 from dgpo_plugin.models.fingerprint import Mark, compared, mark, short, unpacked
+
+from .matching import key_map
 
 ENOUGH = 0.5
 """Share of the numbers in a fingerprint whose place in the model must be known."""
@@ -44,7 +45,7 @@ def _marks(model: Any, then: Mapping[bytes, Mark]) -> dict[bytes, Mark]:
     """The marks of a model's tensors, as they are without any patch, by diffusers' names, of those in a fingerprint."""
     weights = model.get_key_patches("diffusion_model.")
     found: dict[bytes, Mark] = {}
-    for key, place in comfy.lora.model_lora_keys_unet(model.model, {}).items():
+    for key, place in key_map(model.model).items():
         for name in _diffusers_names(key):
             if short(name) in then and short(name) not in found:
                 made = _mark(name, place, weights)

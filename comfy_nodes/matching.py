@@ -76,7 +76,7 @@ def apply_strictly(model: Any, file: AdapterFile, strength: float) -> PatchedMod
     if not mine:
         raise UserError(f"all of its {len(tensors)} keys are for a text encoder; ComfyUI's Load LoRA takes a CLIP too")
     converted = _Read(comfy.lora_convert.convert_lora(mine))
-    patches, known = _patches(converted, _names(model.model))
+    patches, known = _patches(converted, key_map(model.model))
     unmatched = sorted(set(converted) - known)
     if unmatched:
         raise UserError(_why_not(file.header, converted, unmatched, base))
@@ -89,7 +89,7 @@ def apply_strictly(model: Any, file: AdapterFile, strength: float) -> PatchedMod
     return PatchedModel(patched, len(mine), len(tensors), kinds, for_text)
 
 
-def _names(network: Any) -> dict[str, Any]:
+def key_map(network: Any) -> dict[str, Any]:
     """ComfyUI's own key map of a model: an adapter's names, and the weight, or (weight, section, function), of each."""
     there = network.state_dict().keys()
     names = comfy.lora.model_lora_keys_unet(network, {})

@@ -23,6 +23,7 @@ import comfy.lora_convert  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.model_detection  # noqa: E402
 import comfy.utils  # noqa: E402
+import torch  # noqa: E402
 
 sys.path.insert(0, str(ROOT))
 
@@ -33,7 +34,13 @@ def network(family, weights, config):
     layers = config.get("num_layers")
     if family == "sd3":
         settings = {"depth": config["num_attention_heads"], "num_blocks": layers}
-        return base.SD3, settings, comfy.model_detection.convert_diffusers_mmdit(weights)
+        named = comfy.model_detection.convert_diffusers_mmdit(weights)
+        # As comfy_nodes.shapes_model loads it: the conversion turns the layer that it takes for the last.
+        for layer in {settings["depth"] - 1, layers - 1}:
+            for parameter in ("weight", "bias"):
+                key = f"joint_blocks.{layer}.context_block.adaLN_modulation.1.{parameter}"
+                named[key] = torch.cat(named[key].chunk(2)[::-1])
+        return base.SD3, settings, named
     if family == "flux":
         hidden = config["num_attention_heads"] * config["attention_head_dim"]
         settings = {"depth": layers, "depth_single_blocks": config["num_single_layers"], "hidden_size": hidden}

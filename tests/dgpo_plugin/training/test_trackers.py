@@ -198,6 +198,10 @@ def test_a_tracker_of_ones_own_is_not_told_twice(
     noting: type[Noting], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(noting, "mine", monkeypatch)
+    try:
+        tracking.filter_trackers(["mine"], str(tmp_path))
+    except ValueError:
+        pytest.skip("this accelerate knows its own trackers alone")
     killed_and_resumed(tmp_path, "mine")
     assert noting.started == [{}, {}, {}]
     assert noting.steps == [1, 2, 3, 4, 5]
