@@ -17,7 +17,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m fast
+	$(BIN)/python -m pytest -m fast --numprocesses auto --maxprocesses $(WORKERS) --dist loadgroup
 
 # The fast tests with the oldest versions that pyproject.toml allows.
 lowest: $(LOWEST)/.installed
