@@ -39,7 +39,7 @@ from dgpo_plugin.models.fingerprint import (
 
 TENSORS_IN_HEADER = 64
 """Of each part's fingerprint but the denoiser's."""
-METHOD = "weights 1"
+METHOD = "weights 2"
 """Of hashing and marking; another one's answers are not those of this one."""
 NOT_SETTINGS = re.compile(r"_.*|architectures|(torch_)?dtype|transformers_version|quantization_config")
 """Of a configuration: where it is from, and how it happens to be held in memory."""
