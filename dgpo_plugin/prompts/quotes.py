@@ -26,8 +26,6 @@ SHAPES = str.maketrans("″‟＂〝〞❝❞＇❛❜｢｣﹁﹂﹃﹄", '"“
 """The same marks in other Unicode."""
 ESCAPED = re.compile(r"\\(?=[\"'])")
 """The backslash before a quote that was copied out of JSON or a program."""
-EITHER_WAY = frozenset("\"'`´’‘‚“”«»‹›")
-"""Marks that open quotes in some places and close them, or stand inside words, in others."""
 SPACED_SCRIPTS_END = 0x2E80
 """Characters from here on (Chinese, Japanese, Korean) stand beside quotes without a space."""
 

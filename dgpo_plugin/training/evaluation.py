@@ -84,12 +84,8 @@ class HeldOut:
             return pictures
         return self.processes.assemble(pictures.to(self.policy.device), positions, len(prompts)).cpu()
 
-    def reward(self, weights: Mapping[str, Tensor]) -> float:
-        """Mean reward of ``evaluation.images`` pictures under a copy of the adapter."""
-        return self.mean(weights).value
-
     def mean(self, weights: Mapping[str, Tensor]) -> HeldOutMean:
-        """That mean, and how many of the pictures were scored.
+        """Mean reward of ``evaluation.images`` pictures under a copy of the adapter, and how many were scored.
 
         Raises:
             UserError: a reward failed, or skipped them all.

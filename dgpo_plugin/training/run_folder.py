@@ -114,13 +114,7 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, float]]:
         """The records of the iterations that are done, as far as they can be read."""
-        records: list[dict[str, float]] = []
-        if not self.metrics.exists():
-            return records
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                records.append(json.loads(line))
-        return records
+        return [record for record, _ in _records(self.metrics)]
 
     def write_samples(self, iteration: int, pictures: Tensor) -> None:
         """Write a grid of pictures, (N, 3, H, W) in [0, 1], of after an iteration."""
@@ -133,17 +127,19 @@ def trim_metrics(path: Path, iteration: int) -> None:
 
     And what is no record: a line cut by a kill, or damaged. It is a log, and no reason not to go on.
     """
-    kept = [line + "\n" for number, line in _records(path) if number <= iteration]
+    kept = [line + "\n" for record, line in _records(path) if int(record["iteration"]) <= iteration]
     write_text_atomically(path, "".join(kept))
 
 
 def last_logged(path: Path) -> int:
     """The last iteration in metrics.jsonl; 0 if there is none."""
-    return max((number for number, _ in _records(path)), default=0)
+    return max((int(record["iteration"]) for record, _ in _records(path)), default=0)
 
 
-def _records(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of metrics.jsonl that are records, each with its iteration."""
+def _records(path: Path) -> Iterator[tuple[dict[str, float], str]]:
+    """The records of metrics.jsonl, each with its line; what is no record is passed over."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            yield int(json.loads(line)["iteration"]), line
+            record = json.loads(line)
+            int(record["iteration"])
+            yield record, line

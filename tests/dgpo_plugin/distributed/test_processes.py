@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -207,27 +208,34 @@ def test_a_process_that_hangs_ends_the_others_in_one_line(tmp_path: Path) -> Non
         load_checkpoint(path)
 
 
-BROKEN = """
-import sys
+def program_with_reward(file: Path, body: str) -> Path:
+    """``dgpo`` with another function in the place of the reward ``shapes``: its body, from ``images`` and ``rank``."""
+    file.write_text(f"""
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.worlds.shapes import reward as shapes
 from dgpo_plugin.distributed.processes import join_processes
 
-class Broken:
+class StandIn:
     def __call__(self, images, prompts):
-        if join_processes().rank == 1 and len(images) > 2:  # two are its trial
-            raise ConnectionError("the judge is out")
-        return images.mean((1, 2, 3))
+        rank = join_processes().rank
+{textwrap.indent(textwrap.dedent(body).strip(), 8 * " ")}
 
-shapes.ShapesReward = Broken
+shapes.ShapesReward = StandIn
 main()
+""")
+    return file
+
+
+BROKEN = """
+    if rank == 1 and len(images) > 2:  # two are its trial
+        raise ConnectionError("the judge is out")
+    return images.mean((1, 2, 3))
 """
 
 
 @pytest.mark.slow
 def test_a_reward_that_fails_on_one_process_ends_all_with_its_reason(tmp_path: Path) -> None:
-    script = tmp_path / "broken.py"
-    script.write_text(BROKEN)
+    script = program_with_reward(tmp_path / "broken.py", BROKEN)
     process = launch(2, *arguments(tmp_path / "run", "scoring.retries=0"), extra=str(script))
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -7,31 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.dgpo_plugin.distributed.test_processes import arguments, finish, launch
+from tests.dgpo_plugin.distributed.test_processes import arguments, finish, launch, program_with_reward
 
 NOT_ON_THE_SECOND = """
-import sys
-from dgpo_plugin.commands.main import main
-from dgpo_plugin.worlds.shapes import reward as shapes
-from dgpo_plugin.distributed.processes import join_processes
-
-class NotTheFirst:
-    def __call__(self, images, prompts):
-        values = images.mean((1, 2, 3))
-        if join_processes().rank == 1:
-            values[0] = float("nan")
-        return values
-
-shapes.ShapesReward = NotTheFirst
-main()
+    values = images.mean((1, 2, 3))
+    if rank == 1:
+        values[0] = float("nan")
+    return values
 """
 
 
 @pytest.mark.slow
 def test_processes_agree_on_what_is_left_out(tmp_path: Path) -> None:
     """Each iteration's fifteen pictures but one of the second process's; then a share that this is too much for."""
-    script = tmp_path / "broken.py"
-    script.write_text(NOT_ON_THE_SECOND)
+    script = program_with_reward(tmp_path / "broken.py", NOT_ON_THE_SECOND)
     skip = ["scoring.on_failure=skip", "training.iterations=2", "evaluation.images=8"]
     said = finish(launch(2, *arguments(tmp_path / "run", *skip), extra=str(script)))
     assert "(7 of 8 pictures) -> " in said
