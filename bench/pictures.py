@@ -88,8 +88,7 @@ def join(tables: Iterable[Pictures]) -> Pictures:
     names = list(dict.fromkeys(name for part in parts for name in part.metrics))
     keys = {key: np.concatenate([part._keys()[key] for part in parts]) for key in KEYS}  # noqa: SLF001
     metrics = {
-        name: np.concatenate([part.metrics.get(name, np.full(len(part), math.nan)) for part in parts])
-        for name in names
+        name: np.concatenate([part.metrics.get(name, np.full(len(part), math.nan)) for part in parts]) for name in names
     }
     return Pictures(**keys, metrics=metrics)
 

@@ -1,6 +1,6 @@
-"""What a comparison writes down: typed records beside a table with a row a picture (pictures); everything else follows.
+"""What a comparison writes down: typed records, beside a table with a row a picture (pictures).
 
-``results.json`` is one :class:`Results`; ``pictures.csv.gz`` holds what was measured. A report is a function of the two.
+``results.json`` is a :class:`Results`; ``pictures.csv.gz`` holds what was measured. A report is a function of the two.
 """
 
 from __future__ import annotations
@@ -89,10 +89,16 @@ class TaskRecord(_Record):
 
 
 class Sampling(_Record):
-    """How every picture was sampled; results that differ in it are not put into one table."""
+    """How every picture was sampled; results that differ in it are not put into one table.
+
+    Attributes:
+        guidance: of the curves, at every checkpoint.
+        guidances: that the best is chosen from on the validation prompts, rising.
+    """
 
     sampler: str
     steps: int
+    guidance: FiniteFloat
     guidances: list[FiniteFloat]
     precision: str
     width: int
