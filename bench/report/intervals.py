@@ -1,126 +1,175 @@
-"""Means over seeds and their 95 % percentile-bootstrap intervals.
+"""Two intervals of a mean, each with its own question: other prompts for these adapters, or another run of training.
 
-Differences are taken inside a seed and only then averaged.
+Pure functions on arrays. A difference is taken inside a prompt and a noise before anything is averaged.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 
-from ..results import Results
-from .curves import Array, baselines, final_value, primary_metric, runs_of
+Array: TypeAlias = NDArray[np.float64]
+RESAMPLES = 4_000
+LEAST_SEEDS = 5
+"""Below so many seeds the spread between them says too little for an interval: the points alone are shown."""
 
-RESAMPLES = 10_000
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``count`` >= 1 seeds with its 95 % interval; one seed has no interval (both bounds None)."""
+    """A mean over prompts and seeds, or a difference of two.
+
+    Attributes:
+        mean: over the prompts of each seed, then over seeds.
+        points: the mean of each seed, in the order of the seeds.
+        prompts: the interval *these adapters, new prompts*; None with a single prompt.
+        runs: the interval *a new run*; None with fewer than five seeds.
+    """
 
     mean: float
-    low: float | None
-    high: float | None
-    count: int
+    points: tuple[float, ...]
+    prompts: Interval | None
+    runs: Interval | None
 
     @property
-    def interval(self) -> tuple[float, float] | None:
-        """Both bounds, or None for one seed."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
+    def low(self) -> float | None:
+        """The lower of the lower bounds that are known."""
+        return min((each.low for each in (self.prompts, self.runs) if each is not None), default=None)
+
+    @property
+    def high(self) -> float | None:
+        """The higher of the upper bounds that are known."""
+        return max((each.high for each in (self.prompts, self.runs) if each is not None), default=None)
+
+    def reversed(self) -> Estimate:
+        """The same with the opposite sign, so that a gain is positive where lower is better."""
+
+        def turn(interval: Interval | None) -> Interval | None:
+            return None if interval is None else Interval(-interval.high, -interval.low)
+
+        return Estimate(-self.mean, tuple(-point for point in self.points), turn(self.prompts), turn(self.runs))
 
 
-@dataclass(frozen=True)
-class Band:
-    """Mean curve (X,) over seeds and its pointwise 95 % band (X,) each; one seed has no band (both None)."""
-
-    mean: Array
-    low: Array | None
-    high: Array | None
-
-
-def band(values: Array) -> Band:
-    """Mean and pointwise 95 % percentile-bootstrap band over seeds.
+def estimate(values: Array, tags: Sequence[str]) -> Estimate:
+    """A mean over prompts and seeds with both intervals.
 
     Args:
-        values: (S, X), one row per seed, S >= 1.
-
-    The generator is seeded and each column is sorted first, so neither a second call nor another order of the seeds
-    changes anything. (The band is pointwise: what seeds do jointly at two x does not enter it.)
-
-    Raises:
-        ValueError: there is no seed.
-    """
-    seeds = len(values)
-    if seeds == 0:
-        raise ValueError("no seed to average over")
-    ordered = np.sort(values, axis=0)
-    mean = ordered.mean(axis=0)
-    if seeds == 1:
-        return Band(mean, None, None)
-    counts = np.random.default_rng(0).multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
-    low, high = np.percentile(counts @ ordered / seeds, [2.5, 97.5], axis=0)
-    return Band(mean, np.clip(low, ordered[0], ordered[-1]), np.clip(high, ordered[0], ordered[-1]))
-
-
-def estimate(values: Sequence[float] | Array) -> Estimate:
-    """Mean and 95 % interval of one number per seed, (S,), S >= 1.
+        values: (S, P), a prompt's mean over its pictures for each seed, S >= 1 and P >= 1; or differences of such,
+            already taken noise by noise.
+        tags: (P,), the kind of each prompt.
 
     Raises:
-        ValueError: there is no seed.
+        ValueError: there is no seed or no prompt, or a value is not a number.
     """
-    found = band(np.asarray(values, dtype=np.float64)[:, None])
-    if found.low is None or found.high is None:
-        return Estimate(float(found.mean[0]), None, None, 1)
-    return Estimate(float(found.mean[0]), float(found.low[0]), float(found.high[0]), len(values))
+    if values.ndim != 2 or 0 in values.shape or not np.isfinite(values).all():
+        raise ValueError(f"values of shape {values.shape}: expected seeds x prompts, all finite")
+    points = values.mean(axis=1)
+    return Estimate(
+        float(points.mean()),
+        tuple(float(point) for point in points),
+        new_prompts(values.mean(axis=0), tags),
+        new_run(points),
+    )
 
 
-def base_estimate(results: Results, metric: str) -> Estimate | None:
-    """The untrained base's mean: one value per seed (averaged over the algorithms), then as :func:`estimate`.
+def new_prompts(values: Array, tags: Sequence[str]) -> Interval | None:
+    """The interval of a mean over prompts, for the same adapters: a percentile bootstrap inside tags, seeded.
 
-    Where every seed measured the same value (same prompts, same noise, same model) there is no spread to speak of,
-    and the interval is None rather than of width zero.
+    Of a tag's n prompts n - 1 are drawn with replacement, which makes the variance of the mean unbiased however small
+    the tag is (McCarthy and Snowden 1985; Rao and Wu 1988); tags of a single prompt are drawn as one.
+
+    Args:
+        values: (P,).
+        tags: (P,).
+
+    Returns:
+        None for a single prompt.
     """
-    by_seed: dict[int, list[float]] = {}
-    for run in results.runs:
-        if run.evaluations and metric in run.evaluations[0].metrics:
-            by_seed.setdefault(run.seed, []).append(run.evaluations[0].metrics[metric])
-    values = [float(np.mean(values)) for values in by_seed.values()]
-    if not values:
+    if len(values) < 2:
         return None
-    found = estimate(values)
-    return Estimate(found.mean, None, None, found.count) if np.allclose(values, values[0], 1e-12, 0) else found
+    low, high = np.percentile(_draws(tuple(tags)) @ values, [2.5, 97.5])
+    return Interval(float(low), float(high))
 
 
-def final_estimate(results: Results, algorithm: str, metric: str) -> Estimate | None:
-    """The final value of one algorithm over its seeds; None if no run has one."""
-    values = [final_value(run, metric) for run in runs_of(results, algorithm).values()]
-    known = [value for value in values if value is not None]
-    return estimate(known) if known else None
+def new_run(points: Array | Sequence[float]) -> Interval | None:
+    """The interval of a mean over seeds: Student's t, so it is about another run on the same prompts.
+
+    Args:
+        points: (S,), one mean a seed.
+
+    Returns:
+        None with fewer than five seeds.
+    """
+    values = np.asarray(points, dtype=np.float64)
+    if len(values) < LEAST_SEEDS:
+        return None
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / len(values) ** 0.5
+    return Interval(float(values.mean()) - half, float(values.mean()) + half)
 
 
-def paired_finals(results: Results, challenger: str, baseline: str, metric: str) -> tuple[Array, Array]:
-    """Final values (S,) of both algorithms over the S >= 0 seeds in which both have one."""
-    ours, theirs = runs_of(results, challenger), runs_of(results, baseline)
-    pairs = [(final_value(ours[seed], metric), final_value(theirs[seed], metric)) for seed in ours if seed in theirs]
-    known = np.array([(a, b) for a, b in pairs if a is not None and b is not None], dtype=np.float64).reshape(-1, 2)
-    return known[:, 0], known[:, 1]
+def headline_prompts(tags: Sequence[str], least: int) -> NDArray[np.bool_]:
+    """Which prompts count for the headline, (P,): those whose tag has at least ``least`` of them."""
+    counts = {tag: sum(other == tag for other in tags) for tag in set(tags)}
+    return np.array([counts[tag] >= least for tag in tags], dtype=np.bool_)
 
 
-def paired_difference(results: Results, challenger: str, baseline: str, metric: str) -> Estimate | None:
-    """Final value of the challenger minus the baseline's, seed by seed; None if they share no finished seed."""
-    ours, theirs = paired_finals(results, challenger, baseline, metric)
-    return estimate(ours - theirs) if len(ours) else None
+def probability_of_improvement(worlds: Sequence[tuple[Array, Array]]) -> tuple[float, Interval | None]:
+    """How likely a run of the first method is better than a run of the second one, averaged over worlds.
 
+    In each world the share of pairs of runs in which the first is better, a tie counting half (Agarwal et al. 2021,
+    arXiv 2108.13264, section 4.3; rliable's ``metrics.probability_of_improvement``), with the interval of a bootstrap
+    over runs inside worlds.
 
-def strongest_baseline(results: Results) -> str | None:
-    """The baseline with the best mean final value of the primary metric; None if none has a finished run.
+    Args:
+        worlds: scores (S,) and (T,) of each, higher is better.
+
+    Returns:
+        The probability in [0, 1], and its interval; None where some world has a single run of either.
 
     Raises:
-        UserError: the primary metric is unusable.
+        ValueError: there is no world, or one without runs.
     """
-    sign = 1.0 if primary_metric(results).better == "higher" else -1.0
-    finals = {name: final_estimate(results, name, results.primary) for name in baselines(results)}
-    known = {name: sign * final.mean for name, final in finals.items() if final is not None}
-    return max(known, key=lambda name: known[name]) if known else None
+    if not worlds or any(not len(first) or not len(second) for first, second in worlds):
+        raise ValueError("no runs to compare")
+    wins = [np.sign(first[:, None] - second[None, :]) / 2 + 0.5 for first, second in worlds]
+    mean = float(np.mean([win.mean() for win in wins]))
+    if any(min(win.shape) < 2 for win in wins):
+        return mean, None
+    generator, drawn = np.random.default_rng(0), np.zeros(RESAMPLES)
+    for win in wins:
+        rows, columns = (generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n for n in win.shape)
+        drawn += np.einsum("ri,ij,rj->r", rows, win, columns) / len(wins)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return mean, Interval(float(low), float(high))
+
+
+@functools.lru_cache(maxsize=8)
+def _draws(tags: tuple[str, ...]) -> Array:
+    """The weight of each prompt in each resample, (R, P); every row sums to one."""
+    generator, kinds = np.random.default_rng(0), np.array(tags)
+    alone = [tag for tag in dict.fromkeys(tags) if tags.count(tag) == 1]
+    groups = [np.flatnonzero(kinds == tag) for tag in dict.fromkeys(tags) if tag not in alone]
+    if alone:
+        groups.append(np.flatnonzero(np.isin(kinds, alone)))
+    weights = np.zeros((RESAMPLES, len(tags)))
+    for group in groups:
+        n = len(group)
+        if n == 1:  # the one tag of one prompt: it cannot vary
+            weights[:, group] = 1 / len(tags)
+            continue
+        counts = generator.multinomial(n - 1, np.full(n, 1 / n), size=RESAMPLES)
+        weights[:, group] = counts * (n / (n - 1) / len(tags))
+    return weights

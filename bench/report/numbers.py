@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from .intervals import Estimate
-
 
 def format_number(value: float) -> str:
     """Three decimals below 10, fewer above, two significant digits for what would otherwise read as zero."""

@@ -1,99 +1,128 @@
-"""Intervals over seeds, worked out by hand in the comments. All data is synthetic."""
+"""Intervals against simulations with a known truth, and against formulas written out in float64. No model here."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from scipy import stats
 
-from dgpo_bench.report.curves import missing_runs
-from dgpo_bench.report.intervals import band, base_estimate, estimate, final_estimate, paired_difference
-from dgpo_bench.results import Results
-from tests.bench.conftest import MakeResults
+from dgpo_bench.report.intervals import (
+    Interval,
+    estimate,
+    headline_prompts,
+    new_prompts,
+    new_run,
+    probability_of_improvement,
+)
 
 pytestmark = pytest.mark.fast
 
-quick = settings(max_examples=25, deadline=None, derandomize=True)
-values = st.floats(-10, 10).map(lambda value: round(value, 3))
+TAGS = ["one"] * 30 + ["two"] * 20 + ["three"] * 10
 
 
-def test_one_seed_has_no_interval() -> None:
-    found = estimate([0.7])
-    assert (found.mean, found.low, found.high, found.count) == (0.7, None, None, 1)
-    single = band(np.array([[1.0, 2.0]]))
-    assert single.mean.tolist() == [1, 2]
-    assert (single.low, single.high) == (None, None)
+def coverage(tags: list[str], trials: int = 1000) -> float:
+    """How often the interval holds the truth, where tags differ in mean and in spread."""
+    generator = np.random.default_rng(1)
+    kinds = {tag: i for i, tag in enumerate(dict.fromkeys(tags))}
+    means = np.array([0.1 * kinds[tag] for tag in tags])
+    spreads = np.array([0.2 + 0.1 * kinds[tag] for tag in tags])
+    held = 0
+    for _ in range(trials):
+        found = new_prompts(means + spreads * generator.normal(size=len(tags)), tags)
+        assert found is not None
+        held += found.low <= means.mean() <= found.high
+    return held / trials
 
 
-def test_three_seeds_give_the_whole_range() -> None:
-    # All three draws alike: (1/3)^3 = 3.7 %, which is more than 2.5 %, so both percentiles are the extremes.
-    found = estimate([0.2, 0.9, 0.4])
-    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.2, 0.9))
+def test_the_interval_over_prompts_holds_the_truth_as_often_as_it_says() -> None:
+    assert 0.93 <= coverage(TAGS) <= 0.97  # 1,000 trials: two standard errors are .014
 
 
-def test_the_interval_narrows_as_the_normal_one_would() -> None:
-    # Fifty zeros and fifty ones: the mean's standard error is 0.05, so 95 % reach about 0.5 -+ 1.96 * 0.05.
-    found = estimate([0.0, 1.0] * 50)
-    assert found.mean == 0.5
-    assert found.low == pytest.approx(0.402, abs=0.011)
-    assert found.high == pytest.approx(0.598, abs=0.011)
+def test_small_tags_are_not_taken_for_certain() -> None:
+    """Thirty tags of two: drawing two of two would make the interval 1.4 times too narrow, and hold in .83."""
+    assert 0.91 <= coverage([f"tag {i // 2}" for i in range(60)]) <= 0.97
+    assert 0.91 <= coverage([f"tag {i % 3}" if i < 30 else f"alone {i}" for i in range(60)], 300) <= 0.99
 
 
-def test_no_seed_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no seed"):
-        band(np.empty((0, 3)))
-
-
-@quick
-@given(st.lists(values, min_size=2, max_size=8), st.randoms())
-def test_the_order_of_the_seeds_changes_nothing(numbers: list[float], random: object) -> None:
-    shuffled = list(numbers)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert estimate(shuffled) == estimate(numbers)
-
-
-@quick
-@given(st.lists(values, min_size=2, max_size=8), values)
-def test_intervals_stay_inside_the_data_and_move_with_it(numbers: list[float], shift: float) -> None:
-    found, moved = estimate(numbers), estimate([number + shift for number in numbers])
-    assert found.low is not None
-    assert found.high is not None
-    assert min(numbers) <= found.low <= found.high <= max(numbers)
-    assert moved.mean == pytest.approx(found.mean + shift, abs=1e-9)
-    assert (moved.low, moved.high) == pytest.approx((found.low + shift, found.high + shift))
-
-
-def test_a_base_that_every_seed_measures_alike_has_no_zero_width_interval(make_results: MakeResults) -> None:
-    same = make_results({("dgpo", 0): [0.1, 0.5], ("dgpo", 1): [0.1, 0.6]})
-    found = base_estimate(same, "score")
+def test_the_width_is_that_of_the_stratified_formula() -> None:
+    values = np.random.default_rng(0).normal(size=len(TAGS))
+    variance = sum(
+        (TAGS.count(tag) / len(TAGS)) ** 2
+        * np.var([v for v, of in zip(values, TAGS, strict=True) if of == tag], ddof=1)
+        / TAGS.count(tag)
+        for tag in set(TAGS)
+    )
+    found = new_prompts(values, TAGS)
     assert found is not None
-    assert (found.mean, found.low, found.high) == (0.1, None, None)
-    # Seed 0 is averaged over both algorithms first: (0.1 + 0.3) / 2 = 0.2; then over seeds: (0.2 + 0.4) / 2.
-    different = make_results({("dgpo", 0): [0.1], ("flow-grpo", 0): [0.3], ("dgpo", 1): [0.4]})
-    found = base_estimate(different, "score")
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * variance**0.5, rel=0.05)
+
+
+def test_what_differs_between_tags_alone_is_no_uncertainty() -> None:
+    values = np.array([1.0 if tag == "one" else 0.0 for tag in TAGS])
+    found = new_prompts(values, TAGS)
     assert found is not None
-    assert (found.mean, found.low, found.high) == pytest.approx((0.3, 0.2, 0.4))
+    assert found.high - found.low < 1e-12
+    assert new_prompts(np.array([1.0]), ["one"]) is None
 
 
-def test_paired_difference(three_seeds: Results) -> None:
-    # Finals: DGPO .9, .8, .9; Flow-GRPO .5, .6, .7. Differences .4, .2, .2.
-    found = paired_difference(three_seeds, "dgpo", "flow-grpo", "score")
+def test_a_new_run_is_a_t_interval_from_five_seeds_on() -> None:
+    points = [0.1, 0.2, 0.4, 0.2, 0.3]
+    expected = stats.ttest_1samp(points, 0).confidence_interval(0.95)
+    found = new_run(points)
     assert found is not None
-    assert (found.mean, found.low, found.high) == pytest.approx((0.8 / 3, 0.2, 0.4))
-    opposite = paired_difference(three_seeds, "dgpo", "flow-grpo", "odd")
-    assert opposite is not None
-    assert opposite.mean == pytest.approx(-0.8 / 3)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert new_run(points[:4]) is None
 
 
-def test_a_difference_uses_only_the_seeds_that_both_finished(make_results: MakeResults) -> None:
-    results = make_results({("dgpo", 0): [0.0, 0.5], ("dgpo", 1): [0.0, 99.0], ("flow-grpo", 0): [0.0, 0.4]})
-    found = paired_difference(results, "dgpo", "flow-grpo", "score")
-    assert found is not None
-    assert (found.mean, found.count) == pytest.approx((0.1, 1))
-    assert paired_difference(results, "dgpo", "flow-grpo-fast", "score") is None
-    assert missing_runs(results) == [("flow-grpo", 1)]
+def test_an_estimate_has_both_and_the_points() -> None:
+    values = np.random.default_rng(0).normal(size=(5, len(TAGS)))
+    found = estimate(values, TAGS)
+    assert found.points == pytest.approx(values.mean(axis=1))
+    assert found.mean == pytest.approx(values.mean())
+    assert found.prompts == new_prompts(values.mean(axis=0), TAGS)
+    assert found.runs == new_run(values.mean(axis=1))
+    assert found.low == min(found.prompts.low, found.runs.low)  # type: ignore[union-attr]
+    assert found.reversed().mean == -found.mean
+    assert found.reversed().runs == Interval(-found.runs.high, -found.runs.low)  # type: ignore[union-attr]
+    assert estimate(values[:3], TAGS).runs is None
 
 
-def test_final_estimate_of_an_algorithm_without_runs(three_seeds: Results) -> None:
-    assert final_estimate(three_seeds, "flow-grpo-fast", "score") is None
+@pytest.mark.parametrize("values", [np.empty((0, 3)), np.empty((2, 0)), np.array([[0.0, np.nan, 1.0]])])
+def test_an_estimate_of_nothing_is_refused(values: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="seeds x prompts"):
+        estimate(values, ["a"] * values.shape[1])
+
+
+def test_pairing_takes_away_what_prompts_have_in_common() -> None:
+    generator = np.random.default_rng(0)
+    common, own = generator.normal(size=(1, 60)), 0.05 * generator.normal(size=(2, 3, 60))
+    first, second = 0.1 + common + own[0], common + own[1]
+    paired, alone = estimate(first - second, TAGS), estimate(first, TAGS)
+    assert paired.prompts is not None
+    assert alone.prompts is not None
+    assert paired.prompts.high - paired.prompts.low < 0.2 * (alone.prompts.high - alone.prompts.low)
+    assert paired.prompts.low > 0
+
+
+def test_tags_count_for_the_headline_from_a_number_on() -> None:
+    assert headline_prompts(["a", "b", "a"], 2).tolist() == [True, False, True]
+    assert headline_prompts(["a", "b", "a"], 1).all()
+    assert not headline_prompts(["a", "b", "a"], 3).any()
+
+
+def test_probability_of_improvement_is_mann_whitneys() -> None:
+    first, second = np.array([0.7, 0.8, 0.9]), np.array([0.6, 0.8, 0.75, 0.95])
+    pairs = [(a > b) + (a == b) / 2 for a, b in itertools.product(first, second)]
+    other = (np.array([1.0, 2.0]), np.array([0.0, 0.5]))
+    mean, interval = probability_of_improvement([(first, second), other])
+    u = stats.mannwhitneyu(first, second).statistic / 12
+    assert u == pytest.approx(np.mean(pairs))
+    assert mean == pytest.approx((u + 1) / 2)  # worlds weigh alike
+    assert interval is not None
+    assert interval.low <= mean <= interval.high <= 1
+    assert probability_of_improvement([other]) == (1.0, Interval(1.0, 1.0))
+    assert probability_of_improvement([(first[:1], second)])[1] is None
+    with pytest.raises(ValueError, match="no runs"):
+        probability_of_improvement([])
