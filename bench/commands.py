@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from dgpo_plugin.commands.terminal import reports_user_errors
 from dgpo_plugin.common.errors import UserError
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +54,7 @@ def compare(
     from .display import Display
     from .plan import Plan
     from .preset import load_preset
+    from .report.verdict import conclusions
 
     loaded = load_preset(preset)
     chosen = loaded.sized(size, seeds, evaluations)
@@ -73,20 +69,10 @@ def compare(
     console = Console()
     with Display(console) as display:
         report = run_comparison(plan, folder, display)
-    for line in _conclusions(plan, folder):
-        console.print(line, highlight=False)
+    for line in [*conclusions(folder), plan.size.caution]:
+        if line:
+            console.print(line, highlight=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)
-
-
-def _conclusions(plan: Plan, folder: Path) -> Sequence[str]:
-    """The sentences that stand at the top of the report."""
-    from .report.guidance import base_sentence
-    from .report.verdict import verdict
-    from .results import read_results
-
-    results = read_results(folder / "results.json")
-    sentences = verdict(results), base_sentence(results, results.challenger), plan.size.caution
-    return [sentence for sentence in sentences if sentence]
 
 
 @main.command()
@@ -141,10 +127,27 @@ def throughput(config: str, overrides: tuple[str, ...], iterations: int, output:
 @click.argument("folder", type=click.Path(path_type=Path))
 @reports_user_errors
 def report(folder: Path) -> None:
-    """Draw a comparison's curves.csv and report.html again from its results.json."""
+    """Draw a comparison's page and tables again from its results.json and pictures.csv.gz."""
     from .report.page import write_report
 
     click.echo(str(write_report(folder)))
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("leaderboard.html"),
+    show_default=True,
+    help="HTML file; the tables as Markdown lie beside it.",
+)
+@reports_user_errors
+def leaderboard(folders: tuple[Path, ...], output: Path) -> None:
+    """Put several comparisons onto one page; those of a task that were measured differently are refused."""
+    from .report.leaderboard import write_leaderboard
+
+    click.echo(str(write_leaderboard(folders, output)))
 
 
 @main.command()

@@ -149,8 +149,8 @@ def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:
     from ..compare import compare
     from ..plan import Plan
     from ..preset import SizeName, load_preset
-    from ..report.verdict import verdict
-    from ..results import read_results
+    from ..records import read_results
+    from ..report.verdict import conclusions
 
     name: SizeName = "quick" if tiny else "default"
     preset = load_preset("shapes")
@@ -167,9 +167,10 @@ def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:
     started = time.perf_counter()
     compare(plan, folder, _SilentListener())
     results = read_results(folder / "results.json")
-    if not results.runs:
+    finished = [cell for cell in results.cells if cell.status == "done"]
+    if not finished:
         raise UserError(f"{folder}: no run was finished")
-    return {"seconds": time.perf_counter() - started, "runs": len(results.runs), "verdict": verdict(results)}
+    return {"seconds": time.perf_counter() - started, "runs": len(finished), "verdict": conclusions(folder)[0]}
 
 
 class _SilentListener:

@@ -64,16 +64,12 @@ class Comparison:
         if entry == BASE:
             chosen = self.results.base_guidance
             return {NO_SEED: (BASE, NO_SEED, 0, sampling.guidance if chosen is None else chosen)}
-        cells = {seed: cell for seed, cell in self.results.cells_of(entry).items() if cell.checkpoints}
-        return {
-            seed: (
-                entry,
-                seed,
-                len(cell.checkpoints) - 1,
-                sampling.guidance if cell.guidance is None else cell.guidance,
-            )
-            for seed, cell in cells.items()
-        }
+        places: dict[int, Place] = {}
+        for seed, cell in self.results.cells_of(entry).items():
+            if cell.checkpoints:
+                guidance = sampling.guidance if cell.guidance is None else cell.guidance
+                places[seed] = entry, seed, len(cell.checkpoints) - 1, guidance
+        return places
 
     def at_checkpoint(self, cell: CellRecord, checkpoint: int) -> Place:
         """Where the pictures of a curve's point are; the first point is the untrained base's, for every cell."""
@@ -161,6 +157,7 @@ def _check_records(results: Results) -> None:
 def _check_rows(results: Results, pictures: Pictures, path: Path) -> None:
     """Raise if a row is of nothing that the results know."""
     known = {(cell.entry, cell.seed): len(cell.checkpoints) for cell in results.cells} | {(BASE, NO_SEED): 1}
+    failed = {(cell.entry, cell.seed) for cell in results.cells if cell.status == "failed"}
     cells = np.array([f"{entry}\0{seed}" for entry, seed in zip(pictures.entry, pictures.seed, strict=True)])
     for name in np.unique(cells):
         entry, seed = name.split("\0")
@@ -168,11 +165,13 @@ def _check_rows(results: Results, pictures: Pictures, path: Path) -> None:
         if (entry, int(seed)) not in known:
             raise UserError(f"pictures {path}: entry {entry}, seed {seed} is no cell of the results")
         last = known[entry, int(seed)]
+        if (entry, int(seed)) in failed:  # what it measured before it failed is kept, and not drawn
+            continue
         if pictures.checkpoint[rows].min() < 0 or pictures.checkpoint[rows].max() >= last:
             raise UserError(f"pictures {path}: entry {entry}, seed {seed} has checkpoints 0 to {last - 1} alone")
     for name in np.unique(pictures.set):
         if name not in results.sets:
-            raise UserError(f"pictures {path}: set {name!r} is none of the results'; {list(results.sets)} are")
+            raise UserError(f"pictures {path}: set {str(name)!r} is none of the results'; {list(results.sets)} are")
         rows, prompts = pictures.set == name, results.sets[name]
         for column, limit in ((pictures.prompt, len(prompts.prompts)), (pictures.image, prompts.images_per_prompt)):
             if column[rows].min() < 0 or column[rows].max() >= limit:

@@ -59,23 +59,26 @@ def curve_values(
     All points are means over the same pictures, those that every checkpoint of every cell has, so that neither another
     checkpoint nor another cell means other prompts.
     """
-    sets = [name for name in comparison.sets_of(role) if _curve_mask(comparison, name, metric) is not None]
-    indices, values = [], []
-    for checkpoint in range(len(cell.checkpoints)):
-        found = []
-        for name in sets:
-            mask = _curve_mask(comparison, name, metric)
-            assert mask is not None
-            scores = comparison.scores(comparison.at_checkpoint(cell, checkpoint), name, metric)
+    means = [
+        on_curve(comparison, comparison.at_checkpoint(cell, index), role, metric, tag)
+        for index in range(len(cell.checkpoints))
+    ]
+    indices = [index for index, mean in enumerate(means) if mean is not None]
+    return indices, np.array([means[index] for index in indices], dtype=np.float64)
+
+
+def on_curve(comparison: Comparison, place: Place, role: Role, metric: str, tag: str | None = None) -> float | None:
+    """The mean over the pictures that curves are made of, of what was sampled at a place; None if one lacks."""
+    found = []
+    for name in comparison.sets_of(role):
+        mask = _curve_mask(comparison, name, metric)
+        if mask is not None:
             chosen = mask & _chosen(comparison, name, tag)[:, None]
             prompts = chosen.any(axis=1)
-            sums = np.where(chosen, scores, 0.0).sum(axis=1)
+            sums = np.where(chosen, comparison.scores(place, name, metric), 0.0).sum(axis=1)
             found.append(sums[prompts] / chosen.sum(axis=1)[prompts])
-        joined = np.concatenate(found) if found else np.empty(0)
-        if len(joined) and np.isfinite(joined).all():
-            indices.append(checkpoint)
-            values.append(float(joined.mean()))
-    return indices, np.array(values, dtype=np.float64)
+    joined = np.concatenate(found) if found else np.empty(0)
+    return float(joined.mean()) if len(joined) and np.isfinite(joined).all() else None
 
 
 @functools.lru_cache(maxsize=256)

@@ -73,7 +73,7 @@ def power_sentence(difference: float, picture_deviation: float, seed_deviation: 
     found = needed(difference, picture_deviation, seed_deviation)
     seeds = f"more than {MOST_SEEDS}" if found.seeds is None else str(found.seeds)
     return (
-        f"To show a difference of {difference:g} in four of five comparisons takes about {found.pictures:,} pictures of "
-        f"as many prompts for these adapters, and {seeds} seeds for the method (standard deviation "
-        f"{picture_deviation:.2g} of the difference of two pictures, {seed_deviation:.2g} between seeds)."
+        f"To show a difference of {difference:g} in four of five comparisons takes about {found.pictures:,} pictures "
+        f"of each, all of other prompts, for these adapters, and {seeds} seeds for the method (if the difference of "
+        f"two pictures has a standard deviation of {picture_deviation:.2g}, and that of two runs {seed_deviation:.2g})."
     )

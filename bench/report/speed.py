@@ -134,7 +134,8 @@ def ratio(challenger: Sequence[Crossing], baseline: Sequence[Crossing]) -> Ratio
     runs = None
     if len(lows) >= LEAST_SEEDS and np.isfinite(lows).all() and np.isfinite(highs).all():
         below, above = new_run(lows), new_run(highs)
-        assert below is not None and above is not None
+        assert below is not None
+        assert above is not None
         runs = Interval(math.exp(below.low), math.exp(above.high))
     return Ratio(low, high, runs)
 

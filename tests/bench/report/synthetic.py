@@ -63,9 +63,9 @@ class World:
     """What is true of a made-up comparison.
 
     Attributes:
-        curves: {(entry, seed): in-domain headline at each checkpoint}, the first one the base's at the curves' guidance.
+        curves: {(entry, seed): in-domain headline at each checkpoint}, the first one the base's.
         shift: how far out-of-domain prompts lie above in-domain ones.
-        noise: standard deviation of a picture around its prompt's mean; the same draws for everybody (they are paired).
+        noise: standard deviation of a picture around the truth; the same draws for everybody (they are paired).
         own: standard deviation of what each cell adds to a picture of its own.
         base: the base at each guidance.
     """
@@ -121,7 +121,9 @@ def records(world: World, **changes: Any) -> Results:
         "challenger": names[0] if names else "dgpo",
         "entries": {
             name: EntryRecord(label=name.upper(), color=color, settings={"algorithm": {"name": name, "beta": i}})
-            for i, (name, color) in enumerate(zip(names or ["dgpo"], ("#D55E00", "#0072B2", "#009E73", "#CC79A7")))
+            for i, (name, color) in enumerate(
+                zip(names or ["dgpo"], ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=False)
+            )
         },
         "metrics": METRICS,
         "sets": {
@@ -164,7 +166,7 @@ def pictures_of(results: Results, world: World) -> Pictures:
         truths += [(entry, seed, i, 3.0, truth) for i, truth in enumerate(curve) if i]
         if len(curve) > 1:
             truths += [(entry, seed, len(curve) - 1, guidance, curve[-1] - 0.05) for guidance in (1.0, 4.5)]
-    known = {(cell.entry, cell.seed) for cell in results.cells} | {("base", -1)}
+    known = {(cell.entry, cell.seed) for cell in results.cells if cell.status == "done"} | {("base", -1)}
     for name, prompts in results.sets.items():
         shape = len(prompts.prompts), prompts.images_per_prompt
         common = np.random.default_rng(len(name)).normal(0, 1, shape) * world.noise

@@ -1,0 +1,182 @@
+"""What a comparison found, in sentences that a reader who is no statistician understands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ..records import BASE, MetricRecord
+from .comparison import Comparison, Role, missing_cells, read_comparison, small_tags
+from .intervals import Estimate
+from .measures import difference, shared_seeds, value
+from .numbers import count, format_between, format_bounds, format_guidances, format_interval, format_number
+from .speed import AXES, axes_of, speed
+
+Judgement = Literal["better", "not worse", "slightly worse", "worse", "not clear", "no interval"]
+
+
+def judge(gain: Estimate, margin: float | None = None) -> Judgement:
+    """What a gain (positive is better) shows, by the lowest and the highest bound of its intervals.
+
+    Args:
+        margin: a loss up to it counts as none, by the lower bound; None asks for better or worse alone.
+    """
+    if gain.low is None or gain.high is None:
+        return "no interval"
+    if gain.low > 0:
+        return "better"
+    if margin is not None and gain.low > -margin:
+        return "not worse" if gain.high >= 0 else "slightly worse"
+    return "worse" if gain.high < 0 else "not clear"
+
+
+def conclusions(folder: Path) -> list[str]:
+    """The sentences at the top of a folder's report, the headline first.
+
+    Raises:
+        UserError: the folder's results cannot be read.
+    """
+    comparison = read_comparison(folder)
+    return [headline(comparison), *rivals(comparison), *cautions(comparison)]
+
+
+def headline(comparison: Comparison) -> str:
+    """The challenger against the untrained base at its best guidance, in and out of domain, in one sentence."""
+    results = comparison.results
+    absent = len(missing_cells(results))
+    planned = len(results.entries) * len(results.seeds)
+    prefix = f"Incomplete ({planned - absent} of {planned} cells): " if absent or not results.complete else ""
+    name = results.entries[results.challenger].label if results.challenger in results.entries else results.challenger
+    if not comparison.finished(results.challenger):
+        return f"{prefix}{'there' if prefix else 'There'} is no finished {name} run, so nothing is compared."
+    return prefix + _sentence(comparison, BASE)
+
+
+def rivals(comparison: Comparison) -> list[str]:
+    """The challenger against every other algorithm, a sentence each, and how soon it got there."""
+    found = []
+    if comparison.finished(comparison.results.challenger):
+        for name, entry in comparison.results.entries.items():
+            if entry.kind == "algorithm" and name != comparison.results.challenger:
+                found += [_sentence(comparison, name), speed_sentence(comparison, name)]
+    return [sentence for sentence in found if sentence]
+
+
+def _sentence(comparison: Comparison, other: str) -> str:
+    """The challenger against one other entry, or the base, on both axes."""
+    results, name = comparison.results, comparison.results.challenger
+    if other != BASE and not shared_seeds(comparison, name, other):
+        return f"{comparison.label(other)} shares no finished seed with {comparison.label(name)}: not compared."
+    ours, theirs = (
+        format_guidances(place[3] for place in comparison.finished(entry).values()) for entry in (name, other)
+    )
+    rival = f"{comparison.label(other)} at guidance {theirs}"
+    if other == BASE:
+        best = "its best guidance" if results.base_guidance is not None else "the curves' guidance"
+        rival = f"the untrained base at {best} ({theirs})"
+    inside, outside = _clause(comparison, other, "in_domain"), _clause(comparison, other, "out_of_domain")
+    return f"{comparison.label(name)} at guidance {ours}, against {rival}: {inside}; {outside}."
+
+
+def _clause(comparison: Comparison, other: str, role: Role) -> str:
+    """Where the challenger and another entry ended on the prompts of one role, and what that shows."""
+    results = comparison.results
+    task, where = results.task, "in domain" if role == "in_domain" else "on out-of-domain prompts"
+    metric = f"{in_sentence(results.metrics[task.headline])} " if role == "in_domain" else ""
+    found = difference(comparison, results.challenger, other, role, task.headline)
+    first, second = (value(comparison, entry, role, task.headline) for entry in (results.challenger, other))
+    if found is None or first is None or second is None:
+        return f"nothing was measured {where}"
+    gain = found if comparison.sign > 0 else found.reversed()
+    phrases: dict[Judgement, str] = {
+        "better": "better",
+        "not worse": f"not worse (by the margin of {task.margin:g})",
+        "slightly worse": f"worse, but by less than the margin of {task.margin:g}",
+        "worse": "worse",
+        "not clear": "not clearly different",
+        "no interval": "too few prompts to judge",
+    }
+    if role == "out_of_domain":
+        phrases["not clear"] = f"a loss of more than {task.margin:g} cannot be ruled out"
+    judged = phrases[judge(gain, task.margin if role == "out_of_domain" else None)]
+    intervals = [
+        f"95 % interval {format_interval(interval, signed=True)} {about}"
+        for interval, about in ((found.prompts, "for new prompts"), (found.runs, "for a new run"))
+        if interval is not None
+    ]
+    bounds = "; ".join([format_number(found.mean, signed=True), *intervals])
+    return f"{judged} {where}, {metric}{format_number(first.mean)} against {format_number(second.mean)} ({bounds})"
+
+
+def speed_sentence(comparison: Comparison, baseline: str) -> str:
+    """How soon the challenger reached the highest threshold that a ratio is known for; empty without thresholds."""
+    axes = axes_of(comparison)
+    if not comparison.results.task.thresholds or not shared_seeds(comparison, comparison.results.challenger, baseline):
+        return ""
+    found, ours = speed(comparison, baseline, axes[0]), comparison.label(comparison.results.challenger)
+    theirs = comparison.label(baseline)
+    if not found.defined:
+        gains = [
+            f"{comparison.label(entry)} {format_number(gain.mean, signed=True)} ({format_bounds(gain, signed=True)})"
+            for entry, gain in (
+                (comparison.results.challenger, found.challenger_gain),
+                (baseline, found.baseline_gain),
+            )
+            if gain is not None
+        ]
+        return (
+            f"How much sooner {ours} is than {theirs} is undefined, because {theirs} has no sure gain over the "
+            f"untrained base at its best guidance. The gains: {'; '.join(gains)}."
+        )
+    known = [each for each in found.thresholds if each.ratio is not None]
+    if not known:
+        return f"Between {ours} and {theirs} no threshold has a speed ratio: none lies above the base that either held."
+    each = known[-1]
+    assert each.ratio is not None
+    there = " The untrained base at its best guidance is there without training." if each.base_there else ""
+    return (
+        f"To reach {format_number(each.threshold)}, {theirs} needs {format_between(each.ratio.low, each.ratio.high)} "
+        f"what {ours} needs, in {AXES[axes[0]]} ({count(len(each.challenger), 'seed')}).{there}"
+    )
+
+
+def cautions(comparison: Comparison) -> list[str]:
+    """What a reader must know before believing the headline."""
+    results, found = comparison.results, []
+    if results.base_guidance is None:
+        found.append(
+            "The base's best guidance was not chosen on validation prompts: it is shown at the curves' guidance."
+        )
+    for role in ("in_domain", "out_of_domain"):
+        where = "in domain" if role == "in_domain" else "out of domain"
+        sets = comparison.sets_of(role)  # type: ignore[arg-type]
+        least = results.task.prompts_per_tag
+        few = [name for name in sets if comparison.counted(name).all() and _largest_tag(comparison, name) < least]
+        if few:
+            found.append(
+                f"No kind of prompt {where} has the {least} prompts that the headline asks for, so all of "
+                f"{', '.join(few)} count."
+            )
+        if small := small_tags(comparison, role):  # type: ignore[arg-type]
+            named = ", ".join(tag or "(none)" for tag in small)
+            found.append(f"Shown, but not in the headline {where}, for fewer than {least} prompts: {named}.")
+    for name, metric in results.metrics.items():
+        if metric.missing or not comparison.measured(name):
+            found.append(f"{metric.label} is missing: {metric.missing or 'no picture carries it'}.")
+    found += [
+        f"{comparison.label(cell.entry)}, seed {cell.seed}, failed: {cell.reason or 'no reason was kept'}."
+        for cell in results.cells
+        if cell.status == "failed"
+    ]
+    return found
+
+
+def _largest_tag(comparison: Comparison, set_name: str) -> int:
+    tags = [prompt.tag for prompt in comparison.results.sets[set_name].prompts]
+    return max(tags.count(tag) for tag in set(tags))
+
+
+def in_sentence(metric: MetricRecord) -> str:
+    """A metric's label in the middle of a sentence: without its capital, unless it is an abbreviation."""
+    label = metric.label
+    return label if label[1:2].isupper() else label[:1].lower() + label[1:]
