@@ -115,13 +115,8 @@ def cost_table(comparison: Comparison) -> Table:
             rows.append(Row(comparison.label(entry), [TableCell(NONE)] * len(columns), "no finished run"))
             continue
         numbers: list[str] = [
-            *(_mean(trained, lambda c, a=axis: getattr(c.checkpoints[-1], a), format_amount) for axis in _COUNTS),
-            *(
-                _mean(
-                    trained, lambda c, p=part: c.checkpoints[-1].seconds.get(p), lambda v: f"{v / seconds:.{decimals}f}"
-                )
-                for part in parts
-            ),
+            *(_mean(trained, _end(axis), format_amount) for axis in _COUNTS),
+            *(_mean(trained, _part(part), lambda v: f"{v / seconds:.{decimals}f}") for part in parts),
             _mean(trained, lambda c: c.checkpoints[-1].total_seconds, lambda v: f"{v / seconds:.{decimals}f}"),
             _mean(trained, lambda c: c.checkpoints[-1].total_seconds * c.processes / 3600, lambda v: f"{v:.3g}"),
             _mean(trained, lambda c: None if c.peak_memory is None else c.peak_memory / GIB, lambda v: f"{v:.2f}"),
@@ -141,6 +136,14 @@ def cost_table(comparison: Comparison) -> Table:
 
 
 _COUNTS = ("iteration", "steps", "denoiser_evaluations", "flops", "images_scored")
+
+
+def _end(axis: str) -> Callable[[CellRecord], float | None]:
+    return lambda cell: getattr(cell.checkpoints[-1], axis)  # type: ignore[no-any-return]
+
+
+def _part(part: str) -> Callable[[CellRecord], float | None]:
+    return lambda cell: cell.checkpoints[-1].seconds.get(part)
 
 
 def _mean(

@@ -98,9 +98,9 @@ def paths_figure(labels: Labels, paths: Sequence[Path], level: float | None = No
     xs = [value for path in paths for value in (*path.x, *(() if path.points is None else path.points[:, 0]))]
     ys = [value for path in paths for value in (*path.y, *(() if path.points is None else path.points[:, 1]))]
     ys += [] if level is None else [level]
-    across = (0.0, max(max(xs), 1e-12) * 1.02) if labels.counts else value_span(xs)
-    x = Scale(*across, _LEFT, _WIDTH - _RIGHT)
-    y = Scale(*value_span(ys), _HEIGHT - 42, _TOP)
+    left, right = (0.0, max(max(xs), 1e-12) * 1.02) if labels.counts else value_span(xs)
+    low, high = value_span(ys)
+    x, y = Scale(left, right, _LEFT, _WIDTH - _RIGHT), Scale(low, high, _HEIGHT - 42, _TOP)
     parts = [*_axis_x(x, y.start, y.end, labels), *_axis_y(y, labels.y)]
     if level is not None:
         parts.append(_line([(x.start, y(level)), (x.end, y(level))], "var(--entry-base)", 1, "4 3"))
@@ -116,7 +116,8 @@ def points_figure(labels: Labels, rows: Sequence[PointsRow]) -> str:
     bottom = _TOP + 26 * len(rows)
     values = [value for row in rows for value in (*row.points, row.mean, *(row.interval or ()))]
     left = min(160.0, 14 + _LETTER * max(len(row.label) for row in rows))
-    x = Scale(*value_span(values), left, _WIDTH - _RIGHT)
+    low, high = value_span(values)
+    x = Scale(low, high, left, _WIDTH - _RIGHT)
     parts = _axis_x(x, bottom, _TOP - 8, labels)
     for line, row in enumerate(rows):
         y, color = _TOP + 26 * line + 8, _color(row.index)

@@ -13,6 +13,7 @@ from .comparison import Comparison, Place, Role
 from .intervals import Array, Estimate, estimate
 
 
+@functools.lru_cache(maxsize=512)
 def value(comparison: Comparison, entry: str, role: Role, metric: str, tag: str | None = None) -> Estimate | None:
     """A finished entry at its own guidance; None where nothing was measured.
 
@@ -29,6 +30,7 @@ def value_at(
     return _estimate(comparison, [(place, None) for place in places], role, metric, tag)
 
 
+@functools.lru_cache(maxsize=512)
 def difference(
     comparison: Comparison, first: str, second: str, role: Role, metric: str, tag: str | None = None
 ) -> Estimate | None:
@@ -117,7 +119,7 @@ def _estimate(
         rows.append(np.array(scores).reshape(len(pairs), int(chosen.sum())))
     values = np.concatenate(rows, axis=1) if rows else np.empty((len(pairs), 0))
     values = values[np.isfinite(values).any(axis=1)]
-    everywhere = np.isfinite(values).all(axis=0)
+    everywhere: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values), axis=0)
     if not len(values) or not everywhere.any():
         return None
     return estimate(values[:, everywhere], [tag for tag, kept in zip(tags, everywhere, strict=True) if kept])

@@ -46,13 +46,10 @@ def write_report(folder: Path) -> Path:
         UserError: the results cannot be read or drawn, or the folder cannot be written to.
     """
     comparison = read_comparison(folder)
+    page = render_report(comparison, folder)
     tables = [table for _, group in table_groups(comparison) for table in group]
-    files = {
-        "curves.csv": curves_csv(comparison),
-        "tables.md": markdown(tables),
-        "tables.tex": latex(tables),
-        "report.html": render_report(comparison, folder),
-    }
+    files = {"curves.csv": curves_csv(comparison), "tables.md": markdown(tables), "tables.tex": latex(tables)}
+    files["report.html"] = page
     for name, text in files.items():
         write_text_atomically(folder / name, text)
     return folder / "report.html"
@@ -150,7 +147,7 @@ def interval_note(comparison: Comparison) -> str:
 def _values(comparison: Comparison, folder: Path) -> dict[str, Any]:
     """What the template fills in, by the names it has there."""
     results = comparison.results
-    colors = entry_colors(results)
+    pictures, colors = gallery(results, folder), entry_colors(results)
     names = {entry: comparison.label(entry) for entry in results.entries}
     figures = {group.title: _inline(group) for group in figure_groups(comparison)}
     return {
@@ -166,7 +163,7 @@ def _values(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "metrics": results.metrics,
         "interval_note": interval_note(comparison),
         "needs": needs_sentence(comparison),
-        "gallery": gallery(results, folder),
+        "gallery": pictures,
         "settings_table": settings_table(comparison),
         "settings": {names[entry]: _yaml(record.settings) for entry, record in results.entries.items()},
         "published": yaml.safe_load((_HERE / "published.yaml").read_text(encoding="utf-8")),

@@ -12,6 +12,7 @@ from .measures import difference, shared_seeds, value
 from .numbers import count, format_between, format_bounds, format_guidances, format_interval, format_number
 from .speed import AXES, axes_of, speed
 
+ROLES: tuple[Role, ...] = ("in_domain", "out_of_domain")
 Judgement = Literal["better", "not worse", "slightly worse", "worse", "not clear", "no interval"]
 
 
@@ -147,9 +148,9 @@ def cautions(comparison: Comparison) -> list[str]:
         found.append(
             "The base's best guidance was not chosen on validation prompts: it is shown at the curves' guidance."
         )
-    for role in ("in_domain", "out_of_domain"):
+    for role in ROLES:
         where = "in domain" if role == "in_domain" else "out of domain"
-        sets = comparison.sets_of(role)  # type: ignore[arg-type]
+        sets = comparison.sets_of(role)
         least = results.task.prompts_per_tag
         few = [name for name in sets if comparison.counted(name).all() and _largest_tag(comparison, name) < least]
         if few:
@@ -157,7 +158,7 @@ def cautions(comparison: Comparison) -> list[str]:
                 f"No kind of prompt {where} has the {least} prompts that the headline asks for, so all of "
                 f"{', '.join(few)} count."
             )
-        if small := small_tags(comparison, role):  # type: ignore[arg-type]
+        if small := small_tags(comparison, role):
             named = ", ".join(tag or "(none)" for tag in small)
             found.append(f"Shown, but not in the headline {where}, for fewer than {least} prompts: {named}.")
     for name, metric in results.metrics.items():

@@ -83,9 +83,9 @@ def test_an_estimate_has_both_and_the_points() -> None:
     assert found.mean == pytest.approx(values.mean())
     assert found.prompts == new_prompts(values.mean(axis=0), TAGS)
     assert found.runs == new_run(values.mean(axis=1))
-    assert found.low == min(found.prompts.low, found.runs.low)  # type: ignore[union-attr]
+    assert found.low == min(found.prompts.low, found.runs.low)
     assert found.reversed().mean == -found.mean
-    assert found.reversed().runs == Interval(-found.runs.high, -found.runs.low)  # type: ignore[union-attr]
+    assert found.reversed().runs == Interval(-found.runs.high, -found.runs.low)
     assert estimate(values[:3], TAGS).runs is None
 
 

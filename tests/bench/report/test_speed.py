@@ -79,7 +79,7 @@ def test_thresholds_are_the_tasks_and_ratios_are_on_every_axis() -> None:
     bounds = [(each.ratio.low, each.ratio.high) for each in found.thresholds if each.ratio is not None]
     assert bounds == [(1, math.inf), (pytest.approx(1), pytest.approx(3)), (pytest.approx(40 / 30), math.inf)]
     for axis, unit in (("denoiser_evaluations", 7), ("flops", 1e9), ("images_scored", 0.4), ("steps", 0.2)):
-        assert speed(comparison, "theirs", axis).thresholds[1].challenger[0] == Crossing(10 * unit, 20 * unit)  # type: ignore[arg-type]
+        assert speed(comparison, "theirs", axis).thresholds[1].challenger[0] == Crossing(10 * unit, 20 * unit)
 
 
 @pytest.mark.parametrize("end", [0.4, 0.41, 0.3])
