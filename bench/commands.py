@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +31,16 @@ def main() -> None:
     "--seeds", type=click.IntRange(1), help="Runs of each algorithm, with seeds from 0 on.  [default: the size's]"
 )
 @click.option("--evaluations", type=int, help="Denoiser evaluations of training per run.  [default: the size's]")
+@click.option(
+    "--controls",
+    help="Comma-separated: zero (no reward), shuffled (rewards dealt out at random in each group), half (weight of a "
+    "half), best (fine-tuning on the best of each group), best-of-n; or all, none.  [default: the size's]",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: one per GPU; on a CPU 2]")
 @click.option("--threads", type=click.IntRange(1), help="Threads per run.  [default: cores / jobs]")
+@click.option("--only", metavar="ENTRY:SEED", help="One cell alone, for cluster jobs; base measures the base, first.")
+@click.option("--retry", is_flag=True, help="Do failed cells again.")
 @reports_user_errors
 def compare(
     preset: str,
@@ -43,9 +48,12 @@ def compare(
     size: str,
     seeds: int | None,
     evaluations: int | None,
+    controls: str | None,
     output: Path | None,
     jobs: int | None,
     threads: int | None,
+    only: str | None,
+    retry: bool,
 ) -> None:
     """Train every algorithm with every seed for the same budget and draw the report.
 
@@ -54,62 +62,93 @@ def compare(
     """
     from rich.console import Console
 
-    from .compare import compare as run_comparison
-    from .devices import gpu_count, runs_at_once
+    from . import compare as comparing
     from .display import Display
+
+    cell = _cell(only)
+    plan = _plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs)
+    if threads is not None:
+        plan = plan.model_copy(update={"threads": threads})
+    folder = output or Path("runs") / f"compare-{plan.preset_name}"
+    console = Console()
+    with Display(console) as display:
+        if cell is not None:
+            if retry:
+                comparing.forget_failed(plan, folder)
+            comparing.run_only(plan, folder, *cell, display)
+            console.print(f"done; `dgpo-bench report {folder}` gathers what is there", soft_wrap=True, highlight=False)
+            return
+        results = comparing.compare(plan, folder, display, retry=retry)
+    for line in comparing.failures(results):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"report: {_draw(folder)}", soft_wrap=True, highlight=False)
+
+
+def _cell(only: str | None) -> tuple[str, int] | None:
+    """What ``--only`` names: an entry and a seed."""
+    if only is None:
+        return None
+    entry, separator, seed = only.rpartition(":")
+    if only == "base":
+        return "base", -1
+    if not separator or not seed.isdecimal():
+        raise UserError(f"--only {only}: write it as ENTRY:SEED, as in dgpo:0, or base")
+    return entry, int(seed)
+
+
+def _plan(
+    preset: str,
+    algorithms: str | None,
+    size: str,
+    changes: tuple[int | None, int | None, str | None],
+    jobs: int | None,
+) -> Plan:
+    """The plan of a comparison, with the size's seeds, budget and controls changed where others are given."""
+    from .devices import gpu_count, runs_at_once
     from .plan import Plan
     from .preset import load_preset
 
-    loaded = load_preset(preset)
-    chosen = loaded.sized(size, seeds, evaluations)
+    loaded, task = load_preset(preset)
+    chosen = loaded.sized(size, *changes)
     names = [name.strip() for name in algorithms.split(",")] if algorithms is not None else list(loaded.algorithms)
     loaded.check_algorithms(names)
-    name = Path(preset).stem
-    jobs = min(runs_at_once(jobs, gpu_count()), len(names) * chosen.seeds)
-    plan = Plan.of(name, loaded, size, chosen, names, jobs=jobs)  # type: ignore[arg-type]  # sized() knows the size
-    if threads is not None:
-        plan = plan.model_copy(update={"threads": threads})
-    folder = output or Path("runs") / f"compare-{name}"
-    console = Console()
-    with Display(console) as display:
-        report = run_comparison(plan, folder, display)
-    for line in _conclusions(plan, folder):
-        console.print(line, highlight=False)
-    console.print(f"report: {report}", soft_wrap=True, highlight=False)
+    name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
+    plan = Plan.of(name, loaded, task, size, chosen, names, jobs=jobs or 1)  # type: ignore[arg-type]  # sized() knows the size
+    for entry in plan.entries:  # a control may not suit the challenger's algorithm
+        plan.run_config(entry, 0)
+    at_once = min(runs_at_once(jobs, gpu_count()), len(plan.cells))
+    return Plan.of(name, loaded, task, size, chosen, names, jobs=at_once)  # type: ignore[arg-type]
 
 
-def _conclusions(plan: Plan, folder: Path) -> Sequence[str]:
-    """The sentences that stand at the top of the report."""
-    from .report.guidance import base_sentence
-    from .report.verdict import verdict
-    from .results import read_results
+def _draw(folder: Path) -> Path:
+    """Draw the report of the results in a folder."""
+    from .report.page import write_report
 
-    results = read_results(folder / "results.json")
-    sentences = verdict(results), base_sentence(results, results.challenger), plan.size.caution
-    return [sentence for sentence in sentences if sentence]
+    return write_report(folder)
 
 
 @main.command()
-@click.argument("preset")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter file; none for the base model.")
-@click.option(
-    "--size", default="default", show_default=True, help="The size whose prompts are taken: quick, default, full."
-)
-@click.option("--guidance", type=click.FloatRange(1), help="Guidance of the sampler.  [default: the preset's]")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file; standard output if left out.")
+@click.argument("task")
 @reports_user_errors
-def evaluate(preset: str, adapter: Path | None, size: str, guidance: float | None, output: Path | None) -> None:
-    """Score an adapter with a preset's own evaluation, in domain and out of domain."""
-    from dgpo_plugin.common.files import write_text_atomically
+def validate(task: str) -> None:
+    """Check a task before anything is spent on it: its fields, its prompts, its metrics. TASK: a name or a YAML file.
 
-    from .evaluate import evaluate_adapter
-    from .preset import load_preset
+    Prompts of one set that are in another too are refused, and metrics whose package or server is missing.
+    """
+    from .measures import check_metrics, relation
+    from .prompt_sets import check_prompts
+    from .task import load_task
 
-    text = json.dumps(evaluate_adapter(load_preset(preset), adapter, size, guidance), indent=1)
-    if output is None:
-        click.echo(text)
-    else:
-        write_text_atomically(output, text + "\n")
+    loaded = load_task(task)
+    missing = check_metrics(loaded)
+    counts = check_prompts(loaded)
+    click.echo(f"{loaded.name}, version {loaded.version}: {loaded.description}".rstrip(": "))
+    for where, count in counts.items():
+        click.echo(f"  {where}: {count} prompts")
+    for name in loaded.metric_names():
+        note = f"; missing, and left out: {missing[name]}" if name in missing else ""
+        mark = ", the headline" if name == loaded.headline_metric else ""
+        click.echo(f"  metric {name}: {relation(loaded, name)}{mark}{note}")
 
 
 @main.command()
@@ -141,10 +180,15 @@ def throughput(config: str, overrides: tuple[str, ...], iterations: int, output:
 @click.argument("folder", type=click.Path(path_type=Path))
 @reports_user_errors
 def report(folder: Path) -> None:
-    """Draw a comparison's curves.csv and report.html again from its results.json."""
-    from .report.page import write_report
+    """Gather the cells that are there, and draw the report of them again."""
+    from .compare import plan_of
+    from .gather import gather
+    from .plan import base_file
 
-    click.echo(str(write_report(folder)))
+    plan = plan_of(folder)
+    if plan is not None and base_file(folder).exists():
+        gather(plan, folder)
+    click.echo(str(_draw(folder)))
 
 
 @main.command()
@@ -183,14 +227,22 @@ def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None
 
 
 @main.command("list")
+@click.argument("what", type=click.Choice(["comparisons", "tasks"]), default="comparisons")
 @reports_user_errors
-def list_() -> None:
-    """List the shipped comparisons."""
+def list_(what: str) -> None:
+    """List the shipped comparisons, or the tasks that they are made of."""
     from .preset import bench_preset_names, load_preset
+    from .task import load_task, task_names
 
+    if what == "tasks":
+        for name in task_names():
+            task = load_task(name)
+            metrics = ", ".join(each.metric for each in task.in_domain)
+            click.echo(f"{name} (version {task.version}): {task.description} ({', '.join(task.rewards)}; {metrics})")
+        return
     for name in bench_preset_names():
-        preset = load_preset(name)
-        click.echo(f"{name}: {preset.description} ({', '.join(preset.algorithms)})")
+        preset, _ = load_preset(name)
+        click.echo(f"{name}: {preset.description} (task {preset.task}; {', '.join(preset.algorithms)})")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def test_the_algorithm_is_given_what_the_control_says(
     trainer = build_trainer(small_config.model_copy(update={"training": section}))
     seen: list[Tensor] = []
     real = trainer._update  # noqa: SLF001
-    monkeypatch.setattr(trainer, "_update", lambda rollout, given, random: seen.append(given) or real(rollout, given, random))
+    monkeypatch.setattr(
+        trainer, "_update", lambda rollout, given, random: seen.append(given) or real(rollout, given, random)
+    )
     plain: list[Tensor] = []
 
     def noted(scores: Tensor, *rest: object) -> Tensor:
