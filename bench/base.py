@@ -75,7 +75,7 @@ def measure_base(plan: Plan, folder: Path) -> None:
         if base_file(folder).exists():
             return
         check_prompts(plan.task)
-        trainer = build_trainer(plan.run_config(plan.entries[0], plan.seeds[0]))
+        trainer = build_trainer(plan.base_config())
         evaluator = evaluator_of(plan, trainer, missing={})
         with trainer.policy.as_reference():
             gallery = evaluator.gallery(trainer.policy, plan.guidance)

@@ -20,6 +20,7 @@ from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.distributed.device import runs_on_cpu
+from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
 from dgpo_plugin.training.identity import check_same_run
@@ -234,7 +235,8 @@ def _evaluate(cell: Cell) -> None:
         )
         progress.checkpoints = [*progress.checkpoints, checkpoint]
         rows = cell.evaluator.curve(policy, cell.subject, cell.plan.guidance)
-        _save_gallery(cell)
+        file = gallery_file(cell.folder, cell.subject.checkpoint)
+        save_gallery(cell.evaluator, policy, cell.plan.guidance, file)
     cell.pictures.append(rows)
     progress.evaluation_seconds += time.perf_counter() - started
     metric, test = cell.plan.task.headline_metric, cell.evaluator.sets[TEST]
@@ -290,8 +292,8 @@ def gallery_file(folder: Path, checkpoint: int) -> Path:
     return folder / f"gallery-{checkpoint}.png"
 
 
-def _save_gallery(cell: Cell) -> None:
+def save_gallery(evaluator: Evaluator, policy: Policy, guidance: float, path: Path) -> None:
     """Draw the report's prompts in a row, with the weights that are in place."""
-    gallery = cell.evaluator.gallery(cell.trainer.policy, cell.plan.guidance)
-    with atomic_path(gallery_file(cell.folder, cell.subject.checkpoint)) as temporary:
+    gallery = evaluator.gallery(policy, guidance)
+    with atomic_path(path) as temporary:
         image_grid(gallery, columns=len(gallery), gap=4).save(temporary)

@@ -84,6 +84,32 @@ def compare(
     console.print(f"report: {_draw(folder)}", soft_wrap=True, highlight=False)
 
 
+@main.command()
+@click.argument("preset")
+@click.option("--algorithms", help="As for compare.")
+@click.option("--size", default="default", show_default=True, help="As for compare.")
+@click.option("--seeds", type=click.IntRange(1), help="As for compare.")
+@click.option("--evaluations", type=int, help="As for compare.")
+@click.option("--controls", help="As for compare.")
+@reports_user_errors
+def plan(
+    preset: str,
+    algorithms: str | None,
+    size: str,
+    seeds: int | None,
+    evaluations: int | None,
+    controls: str | None,
+) -> None:
+    """Say what a comparison takes, training and measuring, and how small a difference it can show; nothing is run."""
+    from dgpo_plugin.common.tables import as_table
+
+    from .expense import expense_rows
+    from .report.power import paired_deviation, power_sentence
+
+    click.echo(as_table(expense_rows(_plan(preset, algorithms, size, (seeds, evaluations, controls), 1))))
+    click.echo(power_sentence(0.03, paired_deviation(0.5), 0.02))
+
+
 def _cell(only: str | None) -> tuple[str, int] | None:
     """What ``--only`` names: an entry and a seed."""
     if only is None:
@@ -149,6 +175,55 @@ def validate(task: str) -> None:
         note = f"; missing, and left out: {missing[name]}" if name in missing else ""
         mark = ", the headline" if name == loaded.headline_metric else ""
         click.echo(f"  metric {name}: {relation(loaded, name)}{mark}{note}")
+
+
+@main.command()
+@click.argument("source", metavar="PRESET_OR_TASK")
+@click.option(
+    "--adapter", "adapters", multiple=True, type=click.Path(path_type=Path), help="Adapter file or folder, repeatable."
+)
+@click.option("--base", is_flag=True, help="Measure the base alone, without any adapter.")
+@click.option("--model", help="Of a task: the base model's path, as in a run's configuration.")
+@click.option("--size", default="default", show_default=True, help="The size whose prompts are taken.")
+@click.option("--guidance", "guidances", multiple=True, type=click.FloatRange(1), help="To choose from, repeatable.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
+@reports_user_errors
+def evaluate(
+    source: str,
+    adapters: tuple[Path, ...],
+    base: bool,
+    model: str | None,
+    size: str,
+    guidances: tuple[float, ...],
+    output: Path | None,
+) -> None:
+    """Compare finished adapters, whoever made them, with the base and one another, and draw the report.
+
+    Each is applied at its true scale, and shown at the guidance that suits it best on validation prompts.
+    """
+    from .adapters import evaluate_adapters, named_adapters
+    from .plan import Plan
+    from .preset import bench_preset_names, load_preset, preset_of_task
+    from .task import task_names
+
+    if not adapters and not base:
+        raise UserError("nothing to measure; give --adapter FILE, or --base")
+    is_task = model is not None or (source in task_names() and source not in bench_preset_names())
+    preset, task = preset_of_task(source, model) if is_task else load_preset(source)
+    chosen = preset.sized(size, seeds=1, controls="none")
+    if guidances:
+        chosen = chosen.model_copy(update={"guidances": tuple(sorted({*guidances}))})
+        preset = preset.model_copy(update={"guidance": min(guidances)})
+    named = named_adapters(adapters)
+    name = Path(source).stem if source.endswith((".yaml", ".yml")) else source
+    plan = Plan.of(name, preset, task, size, chosen, [], jobs=1)  # type: ignore[arg-type]  # sized() knows the size
+    plan = plan.model_copy(update={"entries": list(named), "adapters": named})
+    folder = output or Path("runs") / f"evaluate-{name}"
+    results = evaluate_adapters(plan, folder)
+    click.echo(f"base: guidance {results.base_guidance:g} suits it best")
+    for cell in results.cells:
+        click.echo(f"{cell.entry}: guidance {cell.guidance:g}")
+    click.echo(f"report: {_draw(folder)}")
 
 
 @main.command()

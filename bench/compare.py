@@ -178,7 +178,7 @@ def _with_precision(plan: Plan, before: Plan | None) -> Plan:
         from dgpo_plugin.distributed.processes import Processes
         from dgpo_plugin.training.build import settle_precision
 
-        config = plan.run_config(plan.entries[0], plan.seeds[0])
+        config = plan.base_config()
         precision = settle_precision(config, best_device(), Processes(), plan.threads).model.precision
     shared = {**plan.preset.shared, "model": {**model, "precision": precision}}
     return plan.model_copy(update={"preset": plan.preset.model_copy(update={"shared": shared})})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_plugin.common.provenance import package_versions
-from dgpo_plugin.common.public_names import without_folders
+from dgpo_plugin.common.public_names import public_name, without_folders
 
 from .base import base_pictures_file, least_prompts, read_base
 from .cell import gallery_file, read_cell
@@ -51,7 +51,7 @@ def gather(plan: Plan, folder: Path, trials: list[Trial] | None = None) -> Resul
         sampling=base.sampling,
         budget=Budget(size=plan.size_name, evaluations=plan.size.evaluations, caution=plan.size.caution),
         seeds=plan.seeds,
-        challenger=plan.preset.challenger,
+        challenger=plan.challenger,
         entries=entry_records(plan),
         metrics=base.metrics,
         sets=base.sets,
@@ -88,7 +88,12 @@ def entry_records(plan: Plan) -> dict[str, EntryRecord]:
     own = {color.upper() for color in plan.preset.colors.values()}
     spare = [color for color in PALETTE if color.upper() not in own]
     grays = list(GRAYS)
-    for entry in plan.entries:
+    model = plan.base_config().model.model_dump(mode="json")
+    for entry, path in plan.adapters.items():
+        settings = without_folders({"adapter": public_name(path), "model": model})
+        color = spare.pop(0) if spare else GRAYS[0]
+        records[entry] = EntryRecord(label=entry, color=color, settings=settings)
+    for entry in plan.entries if not plan.adapters else ():
         control = entry in CONTROLS
         replaced: Any = {"logging": True, "training": {"iterations", "seed"}, "evaluation": True}
         settings = plan.run_config(entry, plan.seeds[0]).model_dump(mode="json", exclude=replaced)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from dgpo_plugin.common.public_names import public_name
 from dgpo_plugin.config.fields import RunConfig
 
 from .preset import BEST_OF_N, CONTROLS, ControlName, Preset, Size, SizeName
@@ -20,7 +21,8 @@ class Plan(BaseModel):
     """What a comparison folder was made for; a folder is only continued by an equal plan.
 
     Attributes:
-        entries: the algorithms and controls that are trained, in the order of the tables.
+        entries: the algorithms and controls that are trained, or the adapters, in the order of the tables.
+        adapters: finished adapters' files by entry, where nothing is trained; else empty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,6 +33,7 @@ class Plan(BaseModel):
     size_name: SizeName
     size: Size
     entries: list[str]
+    adapters: dict[str, str] = {}
     best_of_n: bool = False
     seeds: list[int]
     jobs: int
@@ -84,8 +87,16 @@ class Plan(BaseModel):
         return [(entry, seed) for seed in self.seeds for entry in self.entries]
 
     @property
+    def challenger(self) -> str:
+        """The entry that all others are compared with."""
+        return next(iter(self.adapters), self.preset.challenger)
+
+    @property
     def command(self) -> str:
         """The command that makes this comparison."""
+        if self.adapters or not self.entries:
+            adapters = [f"--adapter {public_name(path)}" for path in self.adapters.values()]
+            return " ".join([f"dgpo-bench evaluate {self.preset_name} --size {self.size_name}", *adapters])
         algorithms = [entry for entry in self.entries if entry not in CONTROLS]
         controls = [*(entry for entry in self.entries if entry in CONTROLS), *([BEST_OF_N] if self.best_of_n else [])]
         parts = [f"dgpo-bench compare {self.preset_name} --size {self.size_name} --seeds {len(self.seeds)}"]
@@ -97,6 +108,11 @@ class Plan(BaseModel):
     def run_config(self, entry: str, seed: int) -> RunConfig:
         """The complete configuration of one cell's training."""
         return self.preset.run_config(self.task, entry, seed)
+
+    def base_config(self) -> RunConfig:
+        """A configuration to measure the base with: that of the first algorithm."""
+        trained = [entry for entry in self.entries if entry in self.preset.algorithms]
+        return self.run_config((trained or list(self.preset.algorithms))[0], self.seeds[0])
 
 
 @dataclass(frozen=True)

@@ -278,6 +278,32 @@ def load_preset(source: str) -> tuple[Preset, Task]:
     return preset, task
 
 
+def preset_of_task(source: str, model: str | None) -> tuple[Preset, Task]:
+    """A comparison of nothing but a base on a task, to measure adapters with.
+
+    Raises:
+        UserError: no such task, or no model.
+    """
+    task = load_task(source)
+    if model is None:
+        raise UserError(f"{source}: a task knows no model; name it with --model, or name a comparison's preset")
+    size = Size(evaluations=1, seeds=1)
+    everything = {"test_prompts": 10**6, "out_of_domain_prompts": 10**6, "validation_prompts": 100}
+    preset = Preset(
+        description=task.description,
+        task=source,
+        shared={"model": {"path": model, "precision": "auto"}},
+        algorithms={"none": {}},
+        challenger="none",
+        sizes={
+            "quick": size,
+            "default": size.model_copy(update={"test_prompts": 60}),
+            "full": size.model_copy(update=everything),
+        },
+    )
+    return preset, task
+
+
 def _controls(text: str) -> tuple[str, ...]:
     """Controls that a command line names."""
     known = (*CONTROLS, BEST_OF_N)
