@@ -101,7 +101,8 @@ def evaluator_of(
     """
     sets = sampled_sets(plan.task, plan.size) if sets is None else sets
     loaded = {label: member.reward for label, member in trainer.scorer.rewards.members.items()}
-    measures = load_measures(plan.task, trainer.config.scoring, _prompts_of(plan, sets), loaded, missing)
+    prompts = _prompts_of(plan, sets)
+    measures = load_measures(plan.task, trainer.config.scoring, prompts, loaded, missing, list(prompts))
     return make_evaluator(
         trainer.policy,
         sets,
@@ -114,10 +115,11 @@ def evaluator_of(
 
 def _prompts_of(plan: Plan, sets: Mapping[str, SampledSet]) -> dict[str, list[Prompt]]:
     """What each metric judges."""
-    return {
+    found = {
         name: [prompt for each in sets.values() if name in each.metrics for prompt in each.prompts]
         for name in plan.task.metric_names()
     }
+    return {name: prompts for name, prompts in found.items() if prompts}
 
 
 def _with_what_is_there(plan: Plan, evaluator: Evaluator, gallery: Tensor) -> Evaluator:

@@ -110,6 +110,45 @@ def plan(
     click.echo(power_sentence(0.03, paired_deviation(0.5), 0.02))
 
 
+@main.command()
+@click.argument("preset")
+@click.option("--trials", default=16, show_default=True, type=click.IntRange(1), help="Of each algorithm.")
+@click.option("--algorithms", help="As for compare.")
+@click.option("--size", default="quick", show_default=True, help="Whose budget and validation prompts a trial has.")
+@click.option("--evaluations", type=int, help="Denoiser evaluations of training per trial.  [default: the size's]")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder; compare with the same one shows the trials.")
+@click.option("--jobs", type=click.IntRange(1), help="Trials at once.  [default: one per GPU; on a CPU 2]")
+@reports_user_errors
+def tune(
+    preset: str,
+    trials: int,
+    algorithms: str | None,
+    size: str,
+    evaluations: int | None,
+    output: Path | None,
+    jobs: int | None,
+) -> None:
+    """Try random settings from the preset's ranges, as many of each algorithm, on validation prompts alone.
+
+    What is drawn is written to tuning.json first; the same command goes on where it was stopped.
+    """
+    from rich.console import Console
+
+    from .display import Display
+    from .tune import tune as search
+
+    plan = _plan(preset, algorithms, size, (1, evaluations, "none"), jobs)
+    folder = output or Path("runs") / f"compare-{plan.preset_name}"
+    console = Console()
+    with Display(console) as display:
+        tuning = search(plan, folder, trials, display)
+    for entry in plan.entries:
+        done = [trial for trial in tuning.done() if trial.entry == entry and trial.value is not None]
+        for trial in sorted(done, key=lambda trial: -(trial.value or 0))[:3]:
+            settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
+            console.print(f"{entry}: {trial.value:.3f} with {settings}", soft_wrap=True, highlight=False, markup=False)
+
+
 def _cell(only: str | None) -> tuple[str, int] | None:
     """What ``--only`` names: an entry and a seed."""
     if only is None:

@@ -102,7 +102,7 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
     timed = [entry for entry in plan.entries if entry in wanted and entry not in CONTROLS]
     first += [Job("timing", entry) for entry in timed or [plan.entries[0]]]
     with start_workers(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
-        measured = run_jobs(workers, first, listener, lambda: None)
+        measured = run_jobs(workers, first, listener, lambda *_: None)
         timings = {job.entry: timing for job, timing in measured.items() if job.kind == "timing"}
         listener.expect(forecast(plan, missing, timings))
         jobs = [Job("cell", entry, seed) for entry, seed in missing]
@@ -113,8 +113,9 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
                 write_text_atomically(run_folder(folder, job.entry, job.seed) / FAILURE_FILE, reason)
                 reason = f"{lines[-1]} (a bug; {FAILURE_FILE} in its folder says where)"
             write_failed(folder, job.entry, job.seed, reason)
+            gather(plan, folder)
 
-        run_jobs(workers, jobs, listener, lambda: gather(plan, folder), failed)
+        run_jobs(workers, jobs, listener, lambda *_: gather(plan, folder), failed)
 
 
 def failures(results: Results) -> list[str]:

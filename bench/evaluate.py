@@ -179,11 +179,12 @@ def make_evaluator(
     """Fix the inputs; runs the base once for the pictures that drift is measured on.
 
     Args:
-        guidance: that those are drawn with.
+        sets: the validation set among them, whose prompts those pictures are of.
+        guidance: that they are drawn with.
     """
     model = policy.model
     encoded = EncodedTexts(model, ["", *(prompt.text for each in sets.values() for prompt in each.prompts)])
-    prompts = sets[TEST].prompts
+    prompts = sets[VALIDATION].prompts
     texts = [prompt.text for prompt in prompts[:: max(1, len(prompts) // DRIFT_IMAGES)]][:DRIFT_IMAGES]
     conditioning = encoded[texts].on(model.device)
     noise = fixed_noise(model, range(len(texts)), TEST_SEED)

@@ -9,6 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.provenance import package_versions
 from dgpo_plugin.common.public_names import public_name, without_folders
 
@@ -21,8 +24,53 @@ from .preset import CONTROLS, GRAYS, PALETTE
 from .prompt_sets import TEST
 from .records import BASE, Budget, CellRecord, EntryRecord, Results, TaskRecord, Trial, write_results
 
+TUNING_FILE = "tuning.json"
 
-def gather(plan: Plan, folder: Path, trials: list[Trial] | None = None) -> Results:
+
+class Tuning(BaseModel):
+    """A search for settings: what was asked for, written before the first trial, and what was found.
+
+    Attributes:
+        evaluations: denoiser evaluations that a trial may spend.
+        ranges: that each entry's trials are drawn from.
+        trials: all that were drawn, in the order they are done in.
+        finished: ``entry:number`` of those that were done; one of them without a value has failed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str
+    task: str
+    task_version: int
+    evaluations: int
+    ranges: dict[str, dict[str, Any]]
+    trials: list[Trial]
+    finished: list[str] = []
+
+    def asked(self) -> dict[str, Any]:
+        """All but what was found."""
+        found = {"value", "denoiser_evaluations"}
+        trials = [trial.model_dump(exclude=found) for trial in self.trials]
+        return {**self.model_dump(exclude={"trials", "finished"}), "trials": trials}
+
+    def done(self) -> list[Trial]:
+        """The trials that were done."""
+        return [trial for trial in self.trials if f"{trial.entry}:{trial.number}" in self.finished]
+
+
+def read_tuning(file: Path) -> Tuning:
+    """A search that was written down.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return Tuning.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{file}: cannot be read; remove it, or run `dgpo-bench tune` again") from error
+
+
+def gather(plan: Plan, folder: Path) -> Results:
     """Write results.json and pictures.csv.gz of the base and whatever cells are there.
 
     Raises:
@@ -31,6 +79,7 @@ def gather(plan: Plan, folder: Path, trials: list[Trial] | None = None) -> Resul
     base = read_base(folder)
     cells, tables = list[CellRecord](), [read_pictures(base_pictures_file(folder))]
     galleries = {BASE: ["base.png"]}
+    tuning = read_tuning(folder / TUNING_FILE) if (folder / TUNING_FILE).exists() else None
     for entry in plan.entries:
         for seed in plan.seeds:
             file = cell_file(folder, entry, seed)
@@ -57,8 +106,8 @@ def gather(plan: Plan, folder: Path, trials: list[Trial] | None = None) -> Resul
         sets=base.sets,
         base_guidance=base.guidance,
         cells=cells,
-        trials=trials or [],
-        ranges=search_ranges(plan) if trials else {},
+        trials=[trial for trial in tuning.done() if trial.entry in plan.entries] if tuning else [],
+        ranges=tuning.ranges if tuning else {},
         galleries=galleries,
         gallery_prompts=base.gallery_prompts,
         complete=len(cells) == len(plan.cells),

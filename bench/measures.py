@@ -65,20 +65,22 @@ def load_measures(
     prompts: Mapping[str, Sequence[Prompt]],
     loaded: Mapping[str, Reward] | None = None,
     missing: Mapping[str, str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Measure]:
-    """Every metric of a task, loaded; an optional one that is not there has only a record that says why.
+    """The metrics of a task, loaded; an optional one that is not there has only a record that says why.
 
     Args:
         scoring: how rewards are computed.
         prompts: of each metric, for its reward to say whether it can judge them.
         loaded: rewards that are there already, by the task's label of what is trained on.
         missing: why optional metrics were missing when the base was measured; they stay so.
+        names: which of them; None for all.
 
     Raises:
         UserError: a metric that is unknown, misses a package, its weights or a server, or cannot judge a prompt.
     """
     measures = {}
-    for name in task.metric_names():
+    for name in task.metric_names() if names is None else names:
         try:
             if missing and name in missing:
                 raise UserError(missing[name])
@@ -121,7 +123,7 @@ def check_metrics(task: Task) -> dict[str, str]:
 def _known(where: str, name: str, task: Task) -> None:
     """Refuse a name that stands for nothing, with the near one: of the task's own, or a reward's."""
     if not is_from_file(name) and name not in REWARDS:
-        near = did_you_mean(name, [*task.metrics, *task.rewards, *REWARDS])
+        near = did_you_mean(name, [each for each in (*task.metrics, *task.rewards, *REWARDS) if each != name])
         raise UserError(f"{where}: no metric or reward {name!r}{near}; or name a file.py:name")
 
 

@@ -34,16 +34,22 @@ KEPT = "what is finished is kept, and the same command goes on with the rest"
 
 @dataclass(frozen=True)
 class Job:
-    """Something for a worker to do: measure the ``base``, time an entry, or do one of its cells."""
+    """Something for a worker to do: measure the ``base``, time an entry, do one of its cells or one of its trials.
 
-    kind: Literal["base", "timing", "cell"]
+    Attributes:
+        seed: of a cell; of a trial its number.
+    """
+
+    kind: Literal["base", "timing", "cell", "trial"]
     entry: str = ""
     seed: int = 0
 
     def __str__(self) -> str:
         if self.kind == "base":
             return "the base's evaluation"
-        return f"timing {self.entry}" if self.kind == "timing" else f"{self.entry}, seed {self.seed}"
+        if self.kind == "timing":
+            return f"timing {self.entry}"
+        return f"{self.entry}, {'trial' if self.kind == 'trial' else 'seed'} {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,13 @@ def run_jobs(
     workers: Sequence[Worker],
     jobs: Sequence[Job],
     listener: Listener,
-    after_each: Callable[[], object],
+    after_each: Callable[[Job, Any], object],
     failed: Callable[[Job, str], None] | None = None,
 ) -> dict[Job, Any]:
     """Have jobs done, in their order, each by the next worker that is free.
 
     Args:
-        after_each: called whenever one is over.
+        after_each: takes a job that is done and its result.
         failed: takes a job that was refused, had a bug or whose process died, and the reason in a line; the others go
             on. None to raise instead.
 
@@ -136,7 +142,7 @@ def run_jobs(
                     continue
                 assert worker.job is not None
                 results[worker.job] = outcome.result
-            after_each()
+                after_each(worker.job, outcome.result)
             _assign(worker, waiting)
     return results
 
@@ -269,6 +275,10 @@ def _perform(plan: Plan, folder: Path, job: Job, listener: Listener) -> Any:
         from .forecast import time_entry
 
         return time_entry(plan, job.entry)
+    if job.kind == "trial":
+        from .tune import run_trial
+
+        return run_trial(plan, folder, job.entry, job.seed, listener)
     from .cell import run_cell
 
     return run_cell(plan, folder, job.entry, job.seed, listener)

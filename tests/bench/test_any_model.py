@@ -1,4 +1,4 @@
-"""A task of one's own on other families' tiny pipelines, with stand-in rewards, from the base to the gathered results."""
+"""A task of one's own on other families' tiny pipelines, with stand-in rewards, from end to end."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ def test_every_metric_is_one_number_a_picture(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values["own"], pictures.mean((1, 2, 3)).numpy() >= 0.5)
     np.testing.assert_allclose(values["sharpness"], sharpness(pictures.numpy()), rtol=1e-6)
     better = {name: measure.record.better for name, measure in measures.items()}
-    assert better == {"own": "higher", **dict.fromkeys(("sharpness", "color-entropy", "brightness", "jpeg-size", "diversity"), "none"), "brightness": "higher"}  # fmt: skip
+    assert better.pop("own") == better.pop("brightness") == "higher"  # the one is trained on
+    assert set(better.values()) == {"none"}
 
 
 def test_a_files_metric_has_its_content_for_a_version(tmp_path: Path) -> None:

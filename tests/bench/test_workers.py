@@ -89,7 +89,7 @@ sys.meta_path.insert(0, Finder())
     chosen, ear = plan(**changes), Ear()
     jobs = [workers.Job("cell", entry, seed) for entry, seed in chosen.cells]
     with workers.start_workers(chosen, folder, min(chosen.jobs, len(jobs))) as started:
-        workers.run_jobs(started, jobs, ear, lambda: None, failed)
+        workers.run_jobs(started, jobs, ear, lambda *_: None, failed)
     return ear.heard
 
 
