@@ -1,4 +1,4 @@
-"""Settings searched for alike for every entry: random trials, drawn from written ranges, on validation prompts alone."""
+"""Settings searched for alike for every entry: random trials from written ranges, on validation prompts alone."""
 
 from __future__ import annotations
 
@@ -74,18 +74,21 @@ def run_trial(plan: Plan, folder: Path, entry: str, number: int, listener: Liste
     trainer = build_trainer(plan.preset.run_config(plan.task, entry, SEED, nested(trial.settings)))
     validation = {VALIDATION: sampled_sets(plan.task, plan.size)[VALIDATION]}
     evaluator = evaluator_of(plan, trainer, missing={}, sets=validation)
-    spent, costliest, budget = 0, 0, plan.size.evaluations
-    for record in trainer.iterations(lambda: min(1.0, spent / budget)):
-        cost = int(record["denoiser_evaluations"])
-        spent, costliest = spent + cost, max(costliest, cost)
+    costs, budget = list[int](), plan.size.evaluations
+
+    def share() -> float:
+        return min(1.0, sum(costs) / budget)
+
+    for record in trainer.iterations(share):
+        costs.append(int(record["denoiser_evaluations"]))
         check_budget(plan, entry, record)
-        listener.listen(Event(f"{entry}-trial{number}", min(1.0, spent / budget), "", evaluated=False))
-        if spent + costliest > budget:
+        listener.listen(Event(f"{entry}-trial{number}", share(), "", evaluated=False))
+        if sum(costs) + max(costs) > budget:
             break
     metric, least = plan.task.headline_metric, least_prompts(plan, VALIDATION)
     with trainer.policy.with_weights(trainer.average_now()):
         best, rows = evaluator.best_guidance(trainer.policy, Subject(entry, SEED, 1), plan.guidances, metric, least)
-    return headline(rows.where(rows.guidance == best), validation[VALIDATION], metric, least), spent
+    return headline(rows.where(rows.guidance == best), validation[VALIDATION], metric, least), sum(costs)
 
 
 def drawn(ranges: Mapping[str, Range], entry: str, number: int) -> dict[str, Any]:
