@@ -7,11 +7,13 @@ the same for all cells and is measured once (:mod:`dgpo_bench.base`).
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
@@ -28,14 +30,14 @@ from dgpo_plugin.training.run import identity_of, progress_of, restore_run
 from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 
-from .base import BaseRecord, evaluator_of, least_prompts, read_base
+from .base import BaseRecord, base_pictures_file, evaluator_of, least_prompts, read_base
 from .cost import count_flops, iteration_flops, parts_of
 from .evaluate import Evaluator, Subject, headline
 from .gpu.flops import Flops
 from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
 from .plan import Event, Listener, Plan, cell_file, run_folder
 from .prompt_sets import TEST, VALIDATION
-from .records import CellRecord, Checkpoint
+from .records import BASE, CellRecord, Checkpoint
 from .throughput import peak_bytes
 
 PROGRESS_FILE = "progress.json"
@@ -269,7 +271,7 @@ def _finish(cell: Cell) -> None:
     adapter = RunFolder(cell.folder).adapter
     if changes_nothing(weights):
         cell.tell("the adapter is all zeros and changes nothing: no update did anything", share=1.0)
-    export_adapter(policy, weights, adapter, TrainingFacts(trainer.config, trainer.steps))
+    export_adapter(policy, weights, adapter, _facts(cell))
     write_pictures(join(cell.pictures), cell.folder / PICTURES_FILE)
     record = CellRecord(
         entry=cell.entry,
@@ -285,6 +287,33 @@ def _finish(cell: Cell) -> None:
     write_text_atomically(cell_file(cell.comparison, cell.entry, cell.seed), record.model_dump_json(indent=1) + "\n")
     shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
     (cell.folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def _facts(cell: Cell) -> TrainingFacts:
+    """What the adapter's card says: the training reward on the curve's test prompts, of the base and of the adapter."""
+    trainer, plan, test = cell.trainer, cell.plan, cell.evaluator.sets[TEST]
+    rows = join([read_pictures(base_pictures_file(cell.comparison)), *cell.pictures])
+    before, after = (
+        _training_reward(plan, rows.where(np.isin(rows.prompt, test.curve) & chosen & (rows.image < test.images)))
+        for chosen in (
+            (rows.entry == BASE) & (rows.set == TEST) & (rows.guidance == plan.guidance),
+            (rows.checkpoint == cell.subject.checkpoint) & (rows.set == TEST) & (rows.guidance == plan.guidance),
+        )
+    )
+    return TrainingFacts(
+        trainer.config, trainer.steps, reward_before=before, reward_after=after, measured_on="test prompts"
+    )
+
+
+def _training_reward(plan: Plan, rows: Pictures) -> float | None:
+    """The weighted sum of what is trained on; None where a part of it is not measured."""
+    parts = [
+        term.weight * float(rows.metrics[label].mean())
+        for label, term in plan.task.rewards.items()
+        if label in rows.metrics and plan.task.metric(label).reward == term.name(label)
+    ]
+    total = sum(parts)
+    return total if len(parts) == len(plan.task.rewards) and math.isfinite(total) else None
 
 
 def gallery_file(folder: Path, checkpoint: int) -> Path:

@@ -78,6 +78,7 @@ def compare(
             comparing.run_only(plan, folder, *cell, display)
             console.print(f"done; `dgpo-bench report {folder}` gathers what is there", soft_wrap=True, highlight=False)
             return
+        _take_tuning(preset, folder)
         results = comparing.compare(plan, folder, display, retry=retry)
     for line in comparing.failures(results):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -147,6 +148,17 @@ def tune(
         for trial in sorted(done, key=lambda trial: -(trial.value or 0))[:3]:
             settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
             console.print(f"{entry}: {trial.value:.3f} with {settings}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _take_tuning(preset: str, folder: Path) -> None:
+    """Have a comparison show the trials that lie beside its preset's file, unless its folder has its own."""
+    from dgpo_plugin.common.files import write_text_atomically
+
+    from .gather import TUNING_FILE, read_tuning
+
+    beside = Path(preset).parent / TUNING_FILE
+    if preset.endswith((".yaml", ".yml")) and beside.is_file() and not (folder / TUNING_FILE).exists():
+        write_text_atomically(folder / TUNING_FILE, read_tuning(beside).model_dump_json(indent=1) + "\n")
 
 
 def _cell(only: str | None) -> tuple[str, int] | None:

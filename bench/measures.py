@@ -88,7 +88,7 @@ def load_measures(
         except UserError as error:
             if not task.metric(name).optional:
                 raise UserError(f"task {task.name}, metric {name}: {error}") from error
-            record = _record(task, name).model_copy(update={"missing": str(error)})
+            record = _record(task, name, missing=str(error))
             measures[name] = Measure(name, record, _absent)
     return measures
 
@@ -218,7 +218,8 @@ def _absent(_images: Tensor, _prompts: Sequence[Prompt]) -> NDArray[np.float64]:
     raise AssertionError("a metric that is missing is not computed")
 
 
-def _record(task: Task, name: str) -> MetricRecord:
+def _record(task: Task, name: str, missing: str = "") -> MetricRecord:
+    """What a metric means; of one that is missing no version is known."""
     if name == "diversity":
         about = (
             "How far the pictures of one prompt are from one another (root mean square of pixels); a fall is collapse."
@@ -232,7 +233,8 @@ def _record(task: Task, name: str) -> MetricRecord:
         description=about or f"What {metric.reward or name} gives.",
         better="none" if related == "statistic" and name not in task.metrics else metric.better,
         relation=related,
-        version=_version(metric, name),
+        version="" if missing else _version(metric, name),
+        missing=missing,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from dgpo_plugin.common.errors import UserError, did_you_mean
+from dgpo_plugin.common.errors import UserError, did_you_mean, prefixed
 from dgpo_plugin.config.explain import explain
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import parse_config, read_yaml
@@ -269,7 +269,9 @@ def load_preset(source: str) -> tuple[Preset, Task]:
     except ValidationError as error:
         raise UserError(f"{source}: {explain(error, Preset, values)}") from error
     beside = Path(source).parent / preset.task
-    task = load_task(str(beside) if preset.task.endswith((".yaml", ".yml")) and beside.is_file() else preset.task)
+    is_beside = preset.task.endswith((".yaml", ".yml")) and beside.is_file()
+    with prefixed(source):
+        task = load_task(str(beside) if is_beside else preset.task)
     if mistakes := preset.mistakes(task):
         raise UserError(f"{source}: {'; '.join(mistakes)}")
     configs = [preset.run_config(task, algorithm, 0) for algorithm in preset.algorithms]

@@ -143,6 +143,8 @@ class Task(Section):
         names = [each.metric for each in self.in_domain]
         if self.headline and self.headline not in names:
             raise ValueError(f"headline: {self.headline!r} is not among in_domain{did_you_mean(self.headline, names)}")
+        if self.metric(self.headline_metric).optional:
+            raise ValueError(f"headline: {self.headline_metric!r} is optional; verdicts are about what is always there")
         return self
 
     @property

@@ -44,7 +44,7 @@ def tune(plan: Plan, folder: Path, trials: int, listener: Listener) -> Tuning:
             Job("trial", t.entry, t.number) for t in tuning.trials if f"{t.entry}:{t.number}" not in tuning.finished
         ]
 
-        def keep(job: Job, value: float | None, cost: int) -> None:
+        def keep(job: Job, value: float | None, cost: int, reason: str = "") -> None:
             nonlocal tuning
             done = [
                 trial.model_copy(update={"value": value, "denoiser_evaluations": cost})
@@ -55,12 +55,18 @@ def tune(plan: Plan, folder: Path, trials: int, listener: Listener) -> Tuning:
             finished = [*tuning.finished, f"{job.entry}:{job.seed}"]
             tuning = tuning.model_copy(update={"trials": done, "finished": finished})
             _write(tuning, folder)
-            shown = "failed" if value is None else f"{value:.3f}"
+            shown = f"failed: {reason.strip().splitlines()[-1]}" if value is None else f"{value:.3f}"
             listener.listen(Event(f"{job.entry}-trial{job.seed}", 1.0, shown, evaluated=True))
 
         if jobs:
             with start_workers(plan, folder, min(plan.jobs, len(jobs))) as workers:
-                run_jobs(workers, jobs, listener, lambda job, done: keep(job, *done), lambda job, _: keep(job, None, 0))
+                run_jobs(
+                    workers,
+                    jobs,
+                    listener,
+                    lambda job, done: keep(job, *done),
+                    lambda job, why: keep(job, None, 0, why),
+                )
     return tuning
 
 

@@ -100,6 +100,7 @@ def test_ones_own_task_is_found_with_all_that_lies_beside_it(tmp_path: Path) -> 
         ({"prompts": {"train": "train.txt", "validation": "train.txt", "test": "test.jsonl"}}, "stands there twice"),
         ({"in_domain": [{"metric": "brightness", "by": "a"}, {"metric": "sharpness", "by": "b"}]}, "different fields"),
         ({"version": 0}, "version: "),
+        ({"metrics": {"mine.py:red": {"reward": "brightness", "optional": True}}}, "is optional; verdicts are about"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -138,7 +138,12 @@ def test_a_trial_sees_validation_prompts_and_a_seed_from_100_on(
     tune(small, tmp_path, 1, Ear())
     built: list[Any] = []
     real = tuning_module.build_trainer
-    monkeypatch.setattr(tuning_module, "build_trainer", lambda config: built.append(config) or real(config))
+
+    def noted(config: Any) -> Any:
+        built.append(config)
+        return real(config)
+
+    monkeypatch.setattr(tuning_module, "build_trainer", noted)
     value, cost = tuning_module.run_trial(small, tmp_path, "dgpo", 0, Ear())
     assert 0 <= value <= 1
     assert 0 < cost <= 400
