@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from dgpo_plugin.commands.terminal import reports_user_errors
 from dgpo_plugin.common.errors import UserError
 
-if TYPE_CHECKING:
-    from .plan import Plan
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dgpo-plugin")
 def main() -> None:
     """Compare algorithms at equal cost, in domain and out of domain, and measure how fast they train here."""
+
+
+def _draw(folder: Path) -> list[str]:
+    """Draw the report of a folder's results, and say what stands at its top and where it is."""
+    from .report.page import write_report
+    from .report.verdict import conclusions
+
+    path = write_report(folder)
+    return [*conclusions(folder), f"report: {path}"]
 
 
 @main.command()
@@ -63,10 +68,11 @@ def compare(
     from rich.console import Console
 
     from . import compare as comparing
+    from .asked import asked_cell, asked_plan, take_tuning
     from .display import Display
 
-    cell = _cell(only)
-    plan = _plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs)
+    cell = asked_cell(only)
+    plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs)
     if threads is not None:
         plan = plan.model_copy(update={"threads": threads})
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
@@ -78,11 +84,11 @@ def compare(
             comparing.run_only(plan, folder, *cell, display)
             console.print(f"done; `dgpo-bench report {folder}` gathers what is there", soft_wrap=True, highlight=False)
             return
-        _take_tuning(preset, folder)
+        take_tuning(preset, folder)
         results = comparing.compare(plan, folder, display, retry=retry)
-    for line in comparing.failures(results):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"report: {_draw(folder)}", soft_wrap=True, highlight=False)
+    for line in [*comparing.failures(results), *_draw(folder), plan.size.caution]:
+        if line:
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 @main.command()
@@ -104,10 +110,11 @@ def plan(
     """Say what a comparison takes, training and measuring, and how small a difference it can show; nothing is run."""
     from dgpo_plugin.common.tables import as_table
 
+    from .asked import asked_plan
     from .expense import expense_rows
     from .report.power import paired_deviation, power_sentence
 
-    click.echo(as_table(expense_rows(_plan(preset, algorithms, size, (seeds, evaluations, controls), 1))))
+    click.echo(as_table(expense_rows(asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1))))
     click.echo(power_sentence(0.03, paired_deviation(0.5), 0.02))
 
 
@@ -135,10 +142,11 @@ def tune(
     """
     from rich.console import Console
 
+    from .asked import asked_plan
     from .display import Display
     from .tune import tune as search
 
-    plan = _plan(preset, algorithms, size, (1, evaluations, "none"), jobs)
+    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs)
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
     with Display(console) as display:
@@ -148,60 +156,6 @@ def tune(
         for trial in sorted(done, key=lambda trial: -(trial.value or 0))[:3]:
             settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
             console.print(f"{entry}: {trial.value:.3f} with {settings}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _take_tuning(preset: str, folder: Path) -> None:
-    """Have a comparison show the trials that lie beside its preset's file, unless its folder has its own."""
-    from dgpo_plugin.common.files import write_text_atomically
-
-    from .gather import TUNING_FILE, read_tuning
-
-    beside = Path(preset).parent / TUNING_FILE
-    if preset.endswith((".yaml", ".yml")) and beside.is_file() and not (folder / TUNING_FILE).exists():
-        write_text_atomically(folder / TUNING_FILE, read_tuning(beside).model_dump_json(indent=1) + "\n")
-
-
-def _cell(only: str | None) -> tuple[str, int] | None:
-    """What ``--only`` names: an entry and a seed."""
-    if only is None:
-        return None
-    entry, separator, seed = only.rpartition(":")
-    if only == "base":
-        return "base", -1
-    if not separator or not seed.isdecimal():
-        raise UserError(f"--only {only}: write it as ENTRY:SEED, as in dgpo:0, or base")
-    return entry, int(seed)
-
-
-def _plan(
-    preset: str,
-    algorithms: str | None,
-    size: str,
-    changes: tuple[int | None, int | None, str | None],
-    jobs: int | None,
-) -> Plan:
-    """The plan of a comparison, with the size's seeds, budget and controls changed where others are given."""
-    from .devices import gpu_count, runs_at_once
-    from .plan import Plan
-    from .preset import load_preset
-
-    loaded, task = load_preset(preset)
-    chosen = loaded.sized(size, *changes)
-    names = [name.strip() for name in algorithms.split(",")] if algorithms is not None else list(loaded.algorithms)
-    loaded.check_algorithms(names)
-    name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
-    plan = Plan.of(name, loaded, task, size, chosen, names, jobs=jobs or 1)  # type: ignore[arg-type]  # sized() knows the size
-    for entry in plan.entries:  # a control may not suit the challenger's algorithm
-        plan.run_config(entry, 0)
-    at_once = min(runs_at_once(jobs, gpu_count()), len(plan.cells))
-    return Plan.of(name, loaded, task, size, chosen, names, jobs=at_once)  # type: ignore[arg-type]
-
-
-def _draw(folder: Path) -> Path:
-    """Draw the report of the results in a folder."""
-    from .report.page import write_report
-
-    return write_report(folder)
 
 
 @main.command()
@@ -274,7 +228,8 @@ def evaluate(
     click.echo(f"base: guidance {results.base_guidance:g} suits it best")
     for cell in results.cells:
         click.echo(f"{cell.entry}: guidance {cell.guidance:g}")
-    click.echo(f"report: {_draw(folder)}")
+    for line in _draw(folder):
+        click.echo(line)
 
 
 @main.command()
@@ -310,11 +265,12 @@ def report(folder: Path) -> None:
     from .compare import plan_of
     from .gather import gather
     from .plan import base_file
+    from .report.page import write_report
 
     plan = plan_of(folder)
     if plan is not None and base_file(folder).exists():
         gather(plan, folder)
-    click.echo(str(_draw(folder)))
+    click.echo(str(write_report(folder)))
 
 
 @main.command()

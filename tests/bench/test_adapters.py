@@ -34,7 +34,7 @@ def exported(folder: Path, std: float) -> Path:
 
 def evaluate(preset: str, *arguments: str) -> Result:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "_draw", lambda folder: folder / "report.html")
+        patch.setattr(commands, "_draw", lambda folder: [f"report: {folder}"])
         return CliRunner().invoke(main, ["evaluate", preset, "--size", "quick", *arguments])
 
 

@@ -60,7 +60,7 @@ def compare(preset: str, output: Path, *extra: str) -> Result:
 def undrawn() -> Any:
     """Drawing the report is tested where it is made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "_draw", lambda folder: folder / "report.html")
+        patch.setattr(commands, "_draw", lambda folder: [f"report: {folder}"])
         yield
 
 

@@ -78,7 +78,7 @@ def test_shipped_presets_share_what_must_be_equal() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"serach": {}}, "unknown key serach; did you mean 'search'"),
+        ({"challengr": "x"}, "unknown key challengr; did you mean 'challenger'"),
         ({"task": "shapess"}, "no task 'shapess'; did you mean 'shapes'"),
         ({"search": {"dpgo": {}}}, "search: 'dpgo' is not among the algorithms; did you mean 'dgpo'"),
         (

@@ -247,7 +247,7 @@ from dgpo_plugin.distributed import processor
 processor.TRIAL, processor.cache_folder = Path(sys.argv[1]), lambda: Path(sys.argv[1]).with_name("kept")
 if __name__ == "__main__":
     from dgpo_bench import commands
-    commands._draw = lambda folder: folder
+    commands._draw = lambda folder: []
     commands.main(sys.argv[2:])
 """
 

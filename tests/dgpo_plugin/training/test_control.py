@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from dgpo_plugin.algorithms.advantages import aggregate
+from dgpo_plugin.algorithms.base import Random
+from dgpo_plugin.algorithms.rollout import Rollout
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.training import trainer as training
 from dgpo_plugin.training.build import build_trainer
@@ -48,16 +53,18 @@ def test_the_algorithm_is_given_what_the_control_says(
     trainer = build_trainer(small_config.model_copy(update={"training": section}))
     seen: list[Tensor] = []
     real = trainer._update  # noqa: SLF001
-    monkeypatch.setattr(
-        trainer, "_update", lambda rollout, given, random: seen.append(given) or real(rollout, given, random)
-    )
+
+    def update(rollout: Rollout, given: Tensor, random: Random) -> dict[str, float]:
+        seen.append(given)
+        return real(rollout, given, random)
+
+    monkeypatch.setattr(trainer, "_update", update)
     plain: list[Tensor] = []
 
-    def noted(scores: Tensor, *rest: object) -> Tensor:
+    def noted(scores: Tensor, *rest: Any) -> Tensor:
         plain.append(aggregate(scores, *rest))
         return plain[-1]
 
-    aggregate = training.aggregate
     monkeypatch.setattr(training, "aggregate", noted)
     trainer.iterate(3)
     assert torch.equal(seen[0], controlled(plain[0], control, section.seed, 3))  # type: ignore[arg-type]
