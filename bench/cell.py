@@ -1,16 +1,19 @@
-"""A cell of a comparison: one algorithm with one seed, trained for the budget and evaluated on the schedule.
+"""A cell of a comparison: one entry with one seed, trained for the budget and evaluated on the schedule.
 
 At every evaluation it is saved, so that a comparison that was killed goes on from the last one. The untrained base is
-the same for all cells and is measured once, by :func:`measure_base`.
+the same for all cells and is measured once (:mod:`dgpo_bench.base`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
@@ -18,164 +21,157 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.pictures import image_grid
-from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate
-from dgpo_plugin.prompts.registry import load_prompts
+from dgpo_plugin.distributed.device import runs_on_cpu
+from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
-from dgpo_plugin.training.evaluation import trained_on
 from dgpo_plugin.training.identity import check_same_run
 from dgpo_plugin.training.run import identity_of, progress_of, restore_run
 from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 
-from .evaluate import Evaluator, gallery_prompts, make_evaluator
-from .metrics import PRIMARY, training_reward
-from .plan import Event, Listener, Plan, base_file, run_file, run_folder
-from .results import Base, Evaluation, Run, read_base
+from .base import BaseRecord, base_pictures_file, evaluator_of, least_prompts, read_base
+from .cost import count_flops, iteration_flops, parts_of
+from .evaluate import Evaluator, Subject, headline
+from .gpu.flops import Flops
+from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
+from .plan import Event, Listener, Plan, cell_file, run_folder
+from .prompt_sets import TEST, VALIDATION
+from .records import BASE, CellRecord, Checkpoint
+from .throughput import peak_bytes
 
 PROGRESS_FILE = "progress.json"
-GALLERY_SEED = 7
-"""Seed of the noise that the report's pictures start from."""
+START = Checkpoint(iteration=0, steps=0, denoiser_evaluations=0, flops=0.0, images_scored=0, seconds={}, drift=0.0)
+"""A cell's first checkpoint: the untrained base."""
 
 
 class Progress(BaseModel):
-    """How far a run is, kept beside its checkpoint: what it has spent, its costliest iteration, what was measured."""
+    """How far a cell is, kept beside its checkpoint: what it has spent, and where it was measured."""
 
     model_config = ConfigDict(extra="forbid")
 
     iteration: int = 0
-    seconds: float = 0.0
+    seconds: dict[str, float] = {}
     denoiser_evaluations: int = 0
+    flops: float | None = 0.0
+    images_scored: int = 0
     costliest: int = 0
-    evaluations: list[Evaluation] = []
+    evaluation_seconds: float = 0.0
+    checkpoints: list[Checkpoint] = [START]
 
-    def count(self, record: dict[str, float]) -> None:
+    def count(self, record: dict[str, float], images: int, flops: Flops | None) -> None:
         """Add what one iteration cost, from its line of ``metrics.jsonl``."""
         cost = int(record["denoiser_evaluations"])
         self.iteration = int(record["iteration"])
-        self.seconds += record["seconds"]
+        for part, seconds in parts_of(record).items():
+            self.seconds[part] = round(self.seconds.get(part, 0.0) + seconds, 4)
         self.denoiser_evaluations += cost
+        self.images_scored += images
         self.costliest = max(self.costliest, cost)
-
-    def note(self, metrics: dict[str, float]) -> None:
-        """Keep an evaluation that was done at this point."""
-        self.evaluations.append(
-            Evaluation(
-                iteration=self.iteration,
-                seconds=round(self.seconds, 4),
-                denoiser_evaluations=self.denoiser_evaluations,
-                metrics=metrics,
-            )
-        )
+        self.flops = None if flops is None or self.flops is None else self.flops + iteration_flops(flops, record)
 
 
 @dataclass
 class Cell:
-    """One run under way.
+    """One cell under way.
 
     Attributes:
         comparison: the comparison's folder.
+        flops: of one image's passes; None where they cannot be counted.
+        pictures: measured so far.
     """
 
     plan: Plan
     comparison: Path
-    algorithm: str
+    entry: str
     seed: int
     listener: Listener
     trainer: Trainer
     evaluator: Evaluator
+    flops: Flops | None
     progress: Progress
+    pictures: list[Pictures]
 
     @property
     def folder(self) -> Path:
-        """Where the run lies."""
-        return run_folder(self.comparison, self.algorithm, self.seed)
+        """Where the cell lies."""
+        return run_folder(self.comparison, self.entry, self.seed)
 
     @property
     def budget(self) -> int:
-        """Denoiser evaluations of training that the run may spend."""
+        """Denoiser evaluations of training that the cell may spend."""
         return self.plan.size.evaluations
+
+    @property
+    def subject(self) -> Subject:
+        """Whose pictures its last checkpoint's are."""
+        return Subject(self.entry, self.seed, len(self.progress.checkpoints) - 1)
 
     def share_done(self) -> float:
         """How much of the budget is spent, in [0, 1]."""
         return min(1.0, self.progress.denoiser_evaluations / self.budget)
 
     def tell(self, text: str, *, share: float | None = None, evaluated: bool = False) -> None:
-        """Have the listener show how far the run is; ``share`` in the place of the budget's."""
-        name = f"{self.algorithm}-seed{self.seed}"
+        """Have the listener show how far the cell is; ``share`` in the place of the budget's."""
+        name = f"{self.entry}-seed{self.seed}"
         self.listener.listen(Event(name, self.share_done() if share is None else share, text, evaluated))
 
 
-def run_cell(plan: Plan, folder: Path, algorithm: str, seed: int, listener: Listener) -> None:
-    """Train one (algorithm, seed) for the budget, evaluating on the schedule, and write its ``run.json``.
+def run_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener) -> None:
+    """Train one (entry, seed) for the budget, evaluating on the schedule, and write its ``cell.json``.
 
     Args:
         folder: the comparison's.
 
     Raises:
-        UserError: the budget does not cover one iteration, or the base was not measured.
+        UserError: the budget does not cover one iteration, the base was not measured, a metric fails, ...
     """
-    with only_process(run_folder(folder, algorithm, seed)):
-        cell = _open_cell(plan, folder, algorithm, seed, listener)
+    with only_process(run_folder(folder, entry, seed)):
+        cell = _open_cell(plan, folder, entry, seed, listener)
         _train(cell)
         _evaluate(cell)
         _finish(cell)
         cell.tell("done", share=1.0)
 
 
-def measure_base(plan: Plan, folder: Path) -> int:
-    """Measure the untrained base at every guidance and write ``base.json`` and its pictures.
-
-    Returns:
-        Denoiser evaluations that it took.
-    """
-    trainer = new_trainer(plan, plan.algorithms[0], plan.seeds[0])
-    evaluator = evaluator_of(plan, trainer)
-    # Of an untrained LoRA the evaluation weights change nothing.
-    guided = evaluator.measure_guided(trainer.policy, trainer.evaluation_weights, plan.base_guidances, {})
-    _save_gallery(trainer, evaluator, folder / "base.png")
-    prompts = [prompt.text for prompt in gallery_prompts(evaluator)]
-    base = Base(guided=guided, tasks=evaluator.tasks, gallery_prompts=prompts)
-    write_text_atomically(base_file(folder), base.model_dump_json(indent=1) + "\n")
-    return sum(evaluator.evaluations(each.guidance) for each in guided)
-
-
-def new_trainer(plan: Plan, algorithm: str, seed: int) -> Trainer:
-    """The trainer of one run of a plan."""
-    return build_trainer(plan.preset.run_config(algorithm, seed))
-
-
-def evaluator_of(plan: Plan, trainer: Trainer) -> Evaluator:
-    """The evaluator that measures all runs of a plan alike.
+def read_cell(file: Path) -> CellRecord:
+    """A finished or failed cell.
 
     Raises:
-        UserError: prompts that are to be held out are trained on.
+        UserError: the file is missing or damaged.
     """
-    name = plan.preset.evaluation.held_out
-    held_out = load_prompts(name)
-    if seen := trained_on(trainer.groups.prompts, held_out):
-        raise UserError(
-            f"evaluation.held_out {name}: {len(seen)} of {len(held_out)} prompts are in prompts.train too (first: "
-            f"{seen[0].text!r}); name a set that is not trained on"
-        )
-    batch_size = trainer.config.training.micro_batch_size or BATCH_SIZE
-    return make_evaluator(plan.preset.evaluation, plan.size, trainer.policy, batch_size)
+    try:
+        return CellRecord.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{file}: not a finished cell; remove it, and the same command does that cell again") from error
+
+
+def write_failed(folder: Path, entry: str, seed: int, reason: str) -> None:
+    """Write down that a cell failed and why; what it has saved stays, for it to be tried again."""
+    record = CellRecord(entry=entry, seed=seed, status="failed", reason=reason)
+    write_text_atomically(cell_file(folder, entry, seed), record.model_dump_json(indent=1) + "\n")
 
 
 # ---- the run, in order
 
 
-def _open_cell(plan: Plan, folder: Path, algorithm: str, seed: int, listener: Listener) -> Cell:
-    """The run as it was at its last evaluation, or at its start."""
-    base = read_base(base_file(folder))
-    trainer = new_trainer(plan, algorithm, seed)
-    evaluator = evaluator_of(plan, trainer)
-    progress = _restore(run_folder(folder, algorithm, seed), trainer) or _progress_at_base(plan, base)
-    return Cell(plan, folder, algorithm, seed, listener, trainer, evaluator, progress)
+def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener) -> Cell:
+    """The cell as it was at its last evaluation, or at its start."""
+    base = read_base(folder)
+    trainer = build_trainer(plan.run_config(entry, seed))
+    evaluator = evaluator_of(plan, trainer, missing=missing_metrics(base))
+    flops = count_flops(trainer)
+    progress, pictures = _restore(run_folder(folder, entry, seed), trainer) or (Progress(), [])
+    return Cell(plan, folder, entry, seed, listener, trainer, evaluator, flops, progress, pictures)
 
 
-def _restore(folder: Path, trainer: Trainer) -> Progress | None:
-    """Put the trainer where a killed run was at its last evaluation; None where there is nothing to go on from.
+def missing_metrics(base: BaseRecord) -> dict[str, str]:
+    """Why optional metrics were missing when the base was measured, by name."""
+    return {name: metric.missing for name, metric in base.metrics.items() if metric.missing}
+
+
+def _restore(folder: Path, trainer: Trainer) -> tuple[Progress, list[Pictures]] | None:
+    """Put the trainer where a killed cell was at its last evaluation; None where there is nothing to go on from.
 
     Raises:
         UserError: it was of another base, or of other prompts, rewards or settings.
@@ -183,31 +179,26 @@ def _restore(folder: Path, trainer: Trainer) -> Progress | None:
     try:
         progress = Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
         checkpoint = load_checkpoint(folder / FOLDER / f"{progress.iteration:06d}")
+        pictures = read_pictures(folder / PICTURES_FILE)
     except (OSError, ValidationError, UserError):
-        return None  # never written, or damaged: a run is short enough to be done again
+        return None  # never written, or damaged: a cell is short enough to be done again
     check_same_run(checkpoint.identity, identity_of(trainer), checkpoint.path, progress.iteration)
     restore_run(trainer, checkpoint)
-    return progress
-
-
-def _progress_at_base(plan: Plan, base: Base) -> Progress:
-    """A run's progress at its start, where it is the base."""
-    (metrics,) = [each.metrics for each in base.guided if each.guidance == plan.preset.evaluation.guidance]
-    progress = Progress()
-    progress.note(metrics)
-    return progress
+    # The pictures are written first: those of an evaluation that the progress does not know are of a later one.
+    return progress, [pictures.where(pictures.checkpoint < len(progress.checkpoints))]
 
 
 def _train(cell: Cell) -> None:
     """Train until the budget is spent, evaluating and saving wherever the schedule says."""
     progress, budget = cell.progress, cell.budget
     due = [share * budget for share in cell.plan.size.schedule if share * budget > progress.denoiser_evaluations]
+    images = cell.trainer.config.training.images
     file = RunFolder(cell.folder).metrics
     trim_metrics(file, progress.iteration)
     with file.open("a", encoding="utf-8") as log:
         for record in cell.trainer.iterations(cell.share_done):
-            progress.count(record)
-            _check_budget(cell)
+            progress.count(record, images, cell.flops)
+            check_budget(cell.plan, cell.entry, record)
             log.write(json.dumps(record) + "\n")
             log.flush()
             cell.tell(f"iteration {progress.iteration}, reward {record['reward']:.3f}")
@@ -220,70 +211,118 @@ def _train(cell: Cell) -> None:
                 _save(cell)
 
 
-def _check_budget(cell: Cell) -> None:
+def check_budget(plan: Plan, entry: str, record: dict[str, float]) -> None:
     """Refuse a budget that the first iteration is too much for."""
-    spent = cell.progress.denoiser_evaluations
-    if cell.progress.iteration == 1 and spent > cell.budget:
+    spent = int(record["denoiser_evaluations"])
+    if record["iteration"] == 1 and spent > plan.size.evaluations:
         raise UserError(
-            f"--evaluations {cell.budget}: one iteration of {cell.algorithm} takes {spent}; "
-            f"give at least ten times that"
+            f"--evaluations {plan.size.evaluations}: one iteration of {entry} takes {spent}; give at least ten times "
+            f"that"
         )
 
 
 def _evaluate(cell: Cell) -> None:
-    """Measure the averaged adapter as it is now, outside the budget."""
-    metrics = cell.evaluator.measure(cell.trainer.policy, cell.trainer.average_now())
-    cell.progress.note(metrics)
-    shown = f"held-out accuracy {metrics[PRIMARY]:.3f}, partial credit {metrics['partial_credit']:.3f}"
-    cell.tell(shown, evaluated=True)
+    """Measure the averaged adapter as it is now and draw the report's pictures, outside the budget."""
+    started, progress, policy = time.perf_counter(), cell.progress, cell.trainer.policy
+    with policy.with_weights(cell.trainer.average_now()):
+        drift = cell.evaluator.drift(policy)
+        checkpoint = Checkpoint(
+            iteration=progress.iteration,
+            steps=cell.trainer.steps,
+            denoiser_evaluations=progress.denoiser_evaluations,
+            flops=progress.flops,
+            images_scored=progress.images_scored,
+            seconds=dict(progress.seconds),
+            drift=drift,
+        )
+        progress.checkpoints = [*progress.checkpoints, checkpoint]
+        rows = cell.evaluator.curve(policy, cell.subject, cell.plan.guidance)
+        file = gallery_file(cell.folder, cell.subject.checkpoint)
+        save_gallery(cell.evaluator, policy, cell.plan.guidance, file)
+    cell.pictures.append(rows)
+    progress.evaluation_seconds += time.perf_counter() - started
+    metric, test = cell.plan.task.headline_metric, cell.evaluator.sets[TEST]
+    value = headline(_of_set(rows, TEST), test, metric, least_prompts(cell.plan, TEST))
+    cell.tell(f"{cell.evaluator.measures[metric].record.label} {value:.3f}, drift {drift:.2g}", evaluated=True)
+
+
+def _of_set(rows: Pictures, name: str) -> Pictures:
+    return rows.where(rows.set == name)
 
 
 def _save(cell: Cell) -> None:
-    """Save the checkpoint first: until the progress names it, the one before is gone on from."""
+    """Save pictures and checkpoint first: until the progress names them, those before are gone on from."""
     trainer = cell.trainer
+    cell.pictures = [join(cell.pictures)]
+    write_pictures(cell.pictures[0], cell.folder / PICTURES_FILE)
     save_checkpoint(cell.folder, identity_of(trainer), progress_of(trainer), trainer.state(), keep=2)
     write_text_atomically(cell.folder / PROGRESS_FILE, cell.progress.model_dump_json() + "\n")
 
 
 def _finish(cell: Cell) -> None:
-    """Measure at every guidance, draw, export, and write ``run.json``, which says that the run is done."""
-    trainer, evaluations = cell.trainer, cell.progress.evaluations
-    weights = trainer.average_now()
-    first, last = evaluations[0].metrics, evaluations[-1].metrics
-    guided = cell.evaluator.measure_guided(
-        trainer.policy,
-        weights,
-        cell.plan.adapter_guidances,
-        {cell.plan.preset.evaluation.guidance: last},
-    )
-    with trainer.policy.with_weights(weights):
-        _save_gallery(trainer, cell.evaluator, cell.folder / "gallery.png")
+    """Choose the guidance, measure at it, export, and write ``cell.json``, which says that the cell is done."""
+    trainer, plan, started = cell.trainer, cell.plan, time.perf_counter()
+    weights, subject, policy = trainer.average_now(), cell.subject, trainer.policy
+    with policy.with_weights(weights):
+        best, rows = cell.evaluator.best_guidance(
+            policy, subject, plan.guidances, plan.task.headline_metric, least_prompts(plan, VALIDATION)
+        )
+        cell.pictures += [rows, cell.evaluator.finished(policy, subject, best, plan.guidance)]
     adapter = RunFolder(cell.folder).adapter
-    facts = TrainingFacts(
-        trainer.config, trainer.steps, reward_before=training_reward(first), reward_after=training_reward(last)
-    )
     if changes_nothing(weights):
         cell.tell("the adapter is all zeros and changes nothing: no update did anything", share=1.0)
-    export_adapter(trainer.policy, weights, adapter, facts)
-    run = Run(
-        algorithm=cell.algorithm,
+    export_adapter(policy, weights, adapter, _facts(cell))
+    write_pictures(join(cell.pictures), cell.folder / PICTURES_FILE)
+    record = CellRecord(
+        entry=cell.entry,
         seed=cell.seed,
-        evaluations=evaluations,
-        guided=guided,
-        adapter=str(adapter.relative_to(cell.comparison)),
+        status="done",
+        checkpoints=cell.progress.checkpoints,
+        guidance=best,
+        processes=trainer.processes.count,
+        peak_memory=peak_bytes(runs_on_cpu()),
+        evaluation_seconds=round(cell.progress.evaluation_seconds + time.perf_counter() - started, 4),
+        adapter=adapter.relative_to(cell.comparison).as_posix(),
     )
-    file = run_file(cell.comparison, cell.algorithm, cell.seed)
-    write_text_atomically(file, run.model_dump_json(indent=1) + "\n")
+    write_text_atomically(cell_file(cell.comparison, cell.entry, cell.seed), record.model_dump_json(indent=1) + "\n")
     shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
     (cell.folder / PROGRESS_FILE).unlink(missing_ok=True)
 
 
-def _save_gallery(trainer: Trainer, evaluator: Evaluator, path: Path) -> None:
-    """Draw the report's prompts in a row, with the weights that are in place."""
-    texts, setting = [prompt.text for prompt in gallery_prompts(evaluator)], evaluator.plan
-    noise = fixed_noise(trainer.model, range(len(texts)), GALLERY_SEED)
-    pictures = generate(
-        trainer.model, texts, noise, setting.steps, setting.guidance, evaluator.batch_size, evaluator.encoded
+def _facts(cell: Cell) -> TrainingFacts:
+    """What the adapter's card says: the training reward on the curve's test prompts, of the base and of the adapter."""
+    trainer, plan, test = cell.trainer, cell.plan, cell.evaluator.sets[TEST]
+    rows = join([read_pictures(base_pictures_file(cell.comparison)), *cell.pictures])
+    before, after = (
+        _training_reward(plan, rows.where(np.isin(rows.prompt, test.curve) & chosen & (rows.image < test.images)))
+        for chosen in (
+            (rows.entry == BASE) & (rows.set == TEST) & (rows.guidance == plan.guidance),
+            (rows.checkpoint == cell.subject.checkpoint) & (rows.set == TEST) & (rows.guidance == plan.guidance),
+        )
     )
+    return TrainingFacts(
+        trainer.config, trainer.steps, reward_before=before, reward_after=after, measured_on="test prompts"
+    )
+
+
+def _training_reward(plan: Plan, rows: Pictures) -> float | None:
+    """The weighted sum of what is trained on; None where a part of it is not measured."""
+    parts = [
+        term.weight * float(rows.metrics[label].mean())
+        for label, term in plan.task.rewards.items()
+        if label in rows.metrics and plan.task.metric(label).reward == term.name(label)
+    ]
+    total = sum(parts)
+    return total if len(parts) == len(plan.task.rewards) and math.isfinite(total) else None
+
+
+def gallery_file(folder: Path, checkpoint: int) -> Path:
+    """Where a checkpoint's pictures for the report lie, in a cell's folder."""
+    return folder / f"gallery-{checkpoint}.png"
+
+
+def save_gallery(evaluator: Evaluator, policy: Policy, guidance: float, path: Path) -> None:
+    """Draw the report's prompts in a row, with the weights that are in place."""
+    gallery = evaluator.gallery(policy, guidance)
     with atomic_path(path) as temporary:
-        image_grid(pictures, columns=len(texts), gap=4).save(temporary)
+        image_grid(gallery, columns=len(gallery), gap=4).save(temporary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 import click
@@ -18,6 +17,15 @@ def main() -> None:
     """Compare algorithms at equal cost, in domain and out of domain, and measure how fast they train here."""
 
 
+def _draw(folder: Path) -> list[str]:
+    """Draw the report of a folder's results, and say what stands at its top and where it is."""
+    from .report.page import write_report
+    from .report.verdict import conclusions
+
+    path = write_report(folder)
+    return [*conclusions(folder), f"report: {path}"]
+
+
 @main.command()
 @click.argument("preset")
 @click.option("--algorithms", help="Names, comma-separated.  [default: all of the preset's]")
@@ -28,9 +36,16 @@ def main() -> None:
     "--seeds", type=click.IntRange(1), help="Runs of each algorithm, with seeds from 0 on.  [default: the size's]"
 )
 @click.option("--evaluations", type=int, help="Denoiser evaluations of training per run.  [default: the size's]")
+@click.option(
+    "--controls",
+    help="Comma-separated: zero (no reward), shuffled (rewards dealt out at random in each group), half (weight of a "
+    "half), best (fine-tuning on the best of each group), best-of-n; or all, none.  [default: the size's]",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: one per GPU; on a CPU 2]")
 @click.option("--threads", type=click.IntRange(1), help="Threads per run.  [default: cores / jobs]")
+@click.option("--only", metavar="ENTRY:SEED", help="One cell alone, for cluster jobs; base measures the base, first.")
+@click.option("--retry", is_flag=True, help="Do failed cells again.")
 @reports_user_errors
 def compare(
     preset: str,
@@ -38,9 +53,12 @@ def compare(
     size: str,
     seeds: int | None,
     evaluations: int | None,
+    controls: str | None,
     output: Path | None,
     jobs: int | None,
     threads: int | None,
+    only: str | None,
+    retry: bool,
 ) -> None:
     """Train every algorithm with every seed for the same budget and draw the report.
 
@@ -49,53 +67,169 @@ def compare(
     """
     from rich.console import Console
 
-    from .compare import compare as run_comparison
-    from .devices import gpu_count, runs_at_once
+    from . import compare as comparing
+    from .asked import asked_cell, asked_plan, take_tuning
     from .display import Display
-    from .plan import Plan
-    from .preset import load_preset
-    from .report.verdict import conclusions
 
-    loaded = load_preset(preset)
-    chosen = loaded.sized(size, seeds, evaluations)
-    names = [name.strip() for name in algorithms.split(",")] if algorithms is not None else list(loaded.algorithms)
-    loaded.check_algorithms(names)
-    name = Path(preset).stem
-    jobs = min(runs_at_once(jobs, gpu_count()), len(names) * chosen.seeds)
-    plan = Plan.of(name, loaded, size, chosen, names, jobs=jobs)  # type: ignore[arg-type]  # sized() knows the size
+    cell = asked_cell(only)
+    plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs)
     if threads is not None:
         plan = plan.model_copy(update={"threads": threads})
-    folder = output or Path("runs") / f"compare-{name}"
+    folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
     with Display(console) as display:
-        report = run_comparison(plan, folder, display)
-    for line in [*conclusions(folder), plan.size.caution]:
+        if cell is not None:
+            if retry:
+                comparing.forget_failed(plan, folder)
+            comparing.run_only(plan, folder, *cell, display)
+            console.print(f"done; `dgpo-bench report {folder}` gathers what is there", soft_wrap=True, highlight=False)
+            return
+        take_tuning(preset, folder)
+        results = comparing.compare(plan, folder, display, retry=retry)
+    for line in [*comparing.failures(results), *_draw(folder), plan.size.caution]:
         if line:
-            console.print(line, highlight=False)
-    console.print(f"report: {report}", soft_wrap=True, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 @main.command()
 @click.argument("preset")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter file; none for the base model.")
-@click.option(
-    "--size", default="default", show_default=True, help="The size whose prompts are taken: quick, default, full."
-)
-@click.option("--guidance", type=click.FloatRange(1), help="Guidance of the sampler.  [default: the preset's]")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file; standard output if left out.")
+@click.option("--algorithms", help="As for compare.")
+@click.option("--size", default="default", show_default=True, help="As for compare.")
+@click.option("--seeds", type=click.IntRange(1), help="As for compare.")
+@click.option("--evaluations", type=int, help="As for compare.")
+@click.option("--controls", help="As for compare.")
 @reports_user_errors
-def evaluate(preset: str, adapter: Path | None, size: str, guidance: float | None, output: Path | None) -> None:
-    """Score an adapter with a preset's own evaluation, in domain and out of domain."""
-    from dgpo_plugin.common.files import write_text_atomically
+def plan(
+    preset: str,
+    algorithms: str | None,
+    size: str,
+    seeds: int | None,
+    evaluations: int | None,
+    controls: str | None,
+) -> None:
+    """Say what a comparison takes, training and measuring, and how small a difference it can show; nothing is run."""
+    from dgpo_plugin.common.tables import as_table
 
-    from .evaluate import evaluate_adapter
-    from .preset import load_preset
+    from .asked import asked_plan
+    from .expense import expense_rows
+    from .report.power import paired_deviation, power_sentence
 
-    text = json.dumps(evaluate_adapter(load_preset(preset), adapter, size, guidance), indent=1)
-    if output is None:
-        click.echo(text)
-    else:
-        write_text_atomically(output, text + "\n")
+    click.echo(as_table(expense_rows(asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1))))
+    click.echo(power_sentence(0.03, paired_deviation(0.5), 0.02))
+
+
+@main.command()
+@click.argument("preset")
+@click.option("--trials", default=16, show_default=True, type=click.IntRange(1), help="Of each algorithm.")
+@click.option("--algorithms", help="As for compare.")
+@click.option("--size", default="quick", show_default=True, help="Whose budget and validation prompts a trial has.")
+@click.option("--evaluations", type=int, help="Denoiser evaluations of training per trial.  [default: the size's]")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder; compare with the same one shows the trials.")
+@click.option("--jobs", type=click.IntRange(1), help="Trials at once.  [default: one per GPU; on a CPU 2]")
+@reports_user_errors
+def tune(
+    preset: str,
+    trials: int,
+    algorithms: str | None,
+    size: str,
+    evaluations: int | None,
+    output: Path | None,
+    jobs: int | None,
+) -> None:
+    """Try random settings from the preset's ranges, as many of each algorithm, on validation prompts alone.
+
+    What is drawn is written to tuning.json first; the same command goes on where it was stopped.
+    """
+    from rich.console import Console
+
+    from .asked import asked_plan
+    from .display import Display
+    from .tune import tune as search
+
+    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs)
+    folder = output or Path("runs") / f"compare-{plan.preset_name}"
+    console = Console()
+    with Display(console) as display:
+        tuning = search(plan, folder, trials, display)
+    for entry in plan.entries:
+        done = [trial for trial in tuning.done() if trial.entry == entry and trial.value is not None]
+        for trial in sorted(done, key=lambda trial: -(trial.value or 0))[:3]:
+            settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
+            console.print(f"{entry}: {trial.value:.3f} with {settings}", soft_wrap=True, highlight=False, markup=False)
+
+
+@main.command()
+@click.argument("task")
+@reports_user_errors
+def validate(task: str) -> None:
+    """Check a task before anything is spent on it: its fields, its prompts, its metrics. TASK: a name or a YAML file.
+
+    Prompts of one set that are in another too are refused, and metrics whose package or server is missing.
+    """
+    from .measures import check_metrics, relation
+    from .prompt_sets import check_prompts
+    from .task import load_task
+
+    loaded = load_task(task)
+    missing = check_metrics(loaded)
+    counts = check_prompts(loaded)
+    click.echo(f"{loaded.name}, version {loaded.version}: {loaded.description}".rstrip(": "))
+    for where, count in counts.items():
+        click.echo(f"  {where}: {count} prompts")
+    for name in loaded.metric_names():
+        note = f"; missing, and left out: {missing[name]}" if name in missing else ""
+        mark = ", the headline" if name == loaded.headline_metric else ""
+        click.echo(f"  metric {name}: {relation(loaded, name)}{mark}{note}")
+
+
+@main.command()
+@click.argument("source", metavar="PRESET_OR_TASK")
+@click.option(
+    "--adapter", "adapters", multiple=True, type=click.Path(path_type=Path), help="Adapter file or folder, repeatable."
+)
+@click.option("--base", is_flag=True, help="Measure the base alone, without any adapter.")
+@click.option("--model", help="Of a task: the base model's path, as in a run's configuration.")
+@click.option("--size", default="default", show_default=True, help="The size whose prompts are taken.")
+@click.option("--guidance", "guidances", multiple=True, type=click.FloatRange(1), help="To choose from, repeatable.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
+@reports_user_errors
+def evaluate(
+    source: str,
+    adapters: tuple[Path, ...],
+    base: bool,
+    model: str | None,
+    size: str,
+    guidances: tuple[float, ...],
+    output: Path | None,
+) -> None:
+    """Compare finished adapters, whoever made them, with the base and one another, and draw the report.
+
+    Each is applied at its true scale, and shown at the guidance that suits it best on validation prompts.
+    """
+    from .adapters import evaluate_adapters, named_adapters
+    from .plan import Plan
+    from .preset import bench_preset_names, load_preset, preset_of_task
+    from .task import task_names
+
+    if not adapters and not base:
+        raise UserError("nothing to measure; give --adapter FILE, or --base")
+    is_task = model is not None or (source in task_names() and source not in bench_preset_names())
+    preset, task = preset_of_task(source, model) if is_task else load_preset(source)
+    chosen = preset.sized(size, seeds=1, controls="none")
+    if guidances:
+        chosen = chosen.model_copy(update={"guidances": tuple(sorted({*guidances}))})
+        preset = preset.model_copy(update={"guidance": min(guidances)})
+    named = named_adapters(adapters)
+    name = Path(source).stem if source.endswith((".yaml", ".yml")) else source
+    plan = Plan.of(name, preset, task, size, chosen, [], jobs=1)  # type: ignore[arg-type]  # sized() knows the size
+    plan = plan.model_copy(update={"entries": list(named), "adapters": named})
+    folder = output or Path("runs") / f"evaluate-{name}"
+    results = evaluate_adapters(plan, folder)
+    click.echo(f"base: guidance {results.base_guidance:g} suits it best")
+    for cell in results.cells:
+        click.echo(f"{cell.entry}: guidance {cell.guidance:g}")
+    for line in _draw(folder):
+        click.echo(line)
 
 
 @main.command()
@@ -127,9 +261,15 @@ def throughput(config: str, overrides: tuple[str, ...], iterations: int, output:
 @click.argument("folder", type=click.Path(path_type=Path))
 @reports_user_errors
 def report(folder: Path) -> None:
-    """Draw a comparison's page and tables again from its results.json and pictures.csv.gz."""
+    """Gather the cells that are there, and draw the report of them again."""
+    from .compare import plan_of
+    from .gather import gather
+    from .plan import base_file
     from .report.page import write_report
 
+    plan = plan_of(folder)
+    if plan is not None and base_file(folder).exists():
+        gather(plan, folder)
     click.echo(str(write_report(folder)))
 
 
@@ -186,14 +326,22 @@ def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None
 
 
 @main.command("list")
+@click.argument("what", type=click.Choice(["comparisons", "tasks"]), default="comparisons")
 @reports_user_errors
-def list_() -> None:
-    """List the shipped comparisons."""
+def list_(what: str) -> None:
+    """List the shipped comparisons, or the tasks that they are made of."""
     from .preset import bench_preset_names, load_preset
+    from .task import load_task, task_names
 
+    if what == "tasks":
+        for name in task_names():
+            task = load_task(name)
+            metrics = ", ".join(each.metric for each in task.in_domain)
+            click.echo(f"{name} (version {task.version}): {task.description} ({', '.join(task.rewards)}; {metrics})")
+        return
     for name in bench_preset_names():
-        preset = load_preset(name)
-        click.echo(f"{name}: {preset.description} ({', '.join(preset.algorithms)})")
+        preset, _ = load_preset(name)
+        click.echo(f"{name}: {preset.description} (task {preset.task}; {', '.join(preset.algorithms)})")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,12 @@
-"""One comparison: every (algorithm, seed) from the same base, on the same prompts, with the same budget.
+"""One comparison: every (entry, seed) from the same base, on the same prompts, with the same budget.
 
-Each run is a process of its own with its own threads; what it finishes is kept, and a comparison that was stopped
-goes on with the runs that are missing.
+Each cell runs in a process of its own with its own threads; what it finishes is kept, and a comparison that was stopped
+goes on with the cells that are missing. A cell that fails is a result with its reason, and the others go on.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,50 +14,138 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 
-from .devices import gpu_names
-from .plan import Listener, Plan, base_file, run_file
-from .report.page import write_report
-from .results import Budget, Results, Run, read_base, read_run, write_results
-from .workers import Task, run_tasks, start_workers
+from .cell import read_cell, run_cell, write_failed
+from .gather import gather
+from .measures import check_metrics
+from .plan import Listener, Plan, base_file, cell_file, run_folder
+from .preset import CONTROLS
+from .prompt_sets import check_prompts
+from .records import Results
+from .workers import Job, run_jobs, start_workers
+
+BASE_CELL = "base"
+"""What ``--only`` calls the base's measurement."""
+FAILURE_FILE = "failure.txt"
+"""The traceback of a cell that failed by a bug, in its folder."""
 
 
-def compare(plan: Plan, folder: Path, listener: Listener) -> Path:
-    """Run what is missing and draw the report.
+def compare(plan: Plan, folder: Path, listener: Listener, *, retry: bool = False) -> Results:
+    """Run what is missing and gather everything.
 
-    Returns:
-        The report's path.
+    Args:
+        retry: do failed cells again, from where they were saved.
 
     Raises:
-        UserError: the folder was made by another plan, a budget too small for one iteration, ...
+        UserError: the folder was made by another plan, prompts that overlap, a metric that is missing, a budget too
+            small for one iteration, the base's measurement failed, or every single cell did.
     """
     with only_process(folder):
-        return _compare(plan, folder, listener)
+        plan = claim_folder(plan, folder)
+        if retry:
+            forget_failed(plan, folder)
+        missing = [cell for cell in plan.cells if not cell_file(folder, *cell).exists()]
+        if missing:
+            check_task(plan)
+            run_missing(plan, folder, missing, listener)
+        results = gather(plan, folder)
+    if results.cells and all(cell.status == "failed" for cell in results.cells):
+        raise UserError(f"every cell failed; {failures(results)[0]}")
+    return results
 
 
-def _compare(plan: Plan, folder: Path, listener: Listener) -> Path:
+def run_only(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener) -> None:
+    """Run one cell in this process, or the base's measurement; others of the folder may run elsewhere meanwhile.
+
+    Raises:
+        UserError: no such cell, the base was not measured yet, or what makes the cell fail, which is written down too.
+    """
     plan = claim_folder(plan, folder)
-    missing = [(algorithm, seed) for algorithm, seed in plan.runs if not run_file(folder, algorithm, seed).exists()]
-    if missing:
-        run_missing(plan, folder, missing, listener)
-    return collect(plan, folder)
+    if entry == BASE_CELL:
+        from .base import measure_base
+
+        check_task(plan)
+        measure_base(plan, folder)
+        return
+    if (entry, seed) not in plan.cells:
+        raise UserError(f"--only {entry}:{seed}: no such cell; entries are {', '.join(plan.entries)}")
+    if not base_file(folder).exists():
+        raise UserError(f"--only {entry}:{seed}: the base comes first; run the same command with --only base")
+    if cell_file(folder, entry, seed).exists():
+        return
+    try:
+        run_cell(plan, folder, entry, seed, listener)
+    except Exception as error:
+        write_failed(folder, entry, seed, " ".join(str(error).split()) or type(error).__name__)
+        raise
+
+
+def check_task(plan: Plan) -> None:
+    """Find out what is wrong with a task before anything is loaded.
+
+    Raises:
+        UserError: prompts that overlap, or a metric that is unknown or missing.
+    """
+    check_metrics(plan.task)
+    check_prompts(plan.task)
 
 
 def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listener: Listener) -> None:
-    """Measure the base and time each algorithm, say what the runs will take, and do them.
+    """Measure the base and time each algorithm, say what the cells will take, and do them.
 
     Raises:
-        UserError: a task that was refused, or whose process died.
+        UserError: the base or a timing that was refused, or whose process died.
     """
     from .forecast import forecast
 
-    first = [] if base_file(folder).exists() else [Task("base")]
-    first += [Task("timing", algorithm) for algorithm in plan.algorithms if algorithm in dict(missing)]
+    first = [] if base_file(folder).exists() else [Job("base")]
+    wanted = dict(missing)
+    timed = [entry for entry in plan.entries if entry in wanted and entry not in CONTROLS]
+    first += [Job("timing", entry) for entry in timed or [plan.entries[0]]]
     with start_workers(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
-        measured = run_tasks(workers, first, listener, lambda: None)
-        timings = {task.algorithm: timing for task, timing in measured.items() if task.kind == "timing"}
+        measured = run_jobs(workers, first, listener, lambda *_: None)
+        timings = {job.entry: timing for job, timing in measured.items() if job.kind == "timing"}
         listener.expect(forecast(plan, missing, timings))
-        runs = [Task("run", algorithm, seed) for algorithm, seed in missing]
-        run_tasks(workers, runs, listener, lambda: collect(plan, folder))
+        jobs = [Job("cell", entry, seed) for entry, seed in missing]
+
+        def failed(job: Job, reason: str) -> None:
+            lines = reason.strip().splitlines()
+            if len(lines) > 1:  # a bug's traceback
+                write_text_atomically(run_folder(folder, job.entry, job.seed) / FAILURE_FILE, reason)
+                reason = f"{lines[-1]} (a bug; {FAILURE_FILE} in its folder says where)"
+            write_failed(folder, job.entry, job.seed, reason)
+            gather(plan, folder)
+
+        run_jobs(workers, jobs, listener, lambda *_: gather(plan, folder), failed)
+
+
+def failures(results: Results) -> list[str]:
+    """A line for each cell that failed."""
+    return [
+        f"{cell.entry}, seed {cell.seed} failed: {cell.reason}; --retry tries it again"
+        for cell in results.cells
+        if cell.status == "failed"
+    ]
+
+
+def forget_failed(plan: Plan, folder: Path) -> None:
+    """Have failed cells done again; what they had saved is gone on from."""
+    for entry, seed in plan.cells:
+        file = cell_file(folder, entry, seed)
+        if file.exists() and read_cell(file).status == "failed":
+            file.unlink()
+
+
+def plan_of(folder: Path) -> Plan | None:
+    """The plan that a folder was made for; None where it has none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    file = folder / "plan.json"
+    try:
+        return Plan.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
+    except (ValidationError, ValueError) as error:
+        raise UserError(f"{file}: not a comparison's plan; choose another --output") from error
 
 
 def claim_folder(plan: Plan, folder: Path) -> Plan:
@@ -71,16 +154,10 @@ def claim_folder(plan: Plan, folder: Path) -> Plan:
     Raises:
         UserError: the folder was made by another plan, or holds something else.
     """
-    file = folder / "plan.json"
-    before: Plan | None = None
-    if file.exists():
-        try:
-            before = Plan.model_validate_json(file.read_text(encoding="utf-8"))
-        except (ValidationError, ValueError) as error:
-            raise UserError(f"{file}: not a comparison's plan; choose another --output") from error
+    before = plan_of(folder)
     plan = _with_precision(plan, before)
     if before is None:
-        write_text_atomically(file, plan.model_dump_json(indent=1) + "\n")
+        write_text_atomically(folder / "plan.json", plan.model_dump_json(indent=1) + "\n")
     elif before != plan:
         changed = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
         raise UserError(
@@ -91,7 +168,7 @@ def claim_folder(plan: Plan, folder: Path) -> Plan:
 
 
 def _with_precision(plan: Plan, before: Plan | None) -> Plan:
-    """The plan with one precision for all runs: that of the comparison to go on with, or one that is decided now."""
+    """The plan with one precision for all cells: that of the comparison to go on with, or one that is decided now."""
     model = plan.preset.shared.get("model", {})
     if model.get("precision") != "auto":
         return plan
@@ -102,89 +179,7 @@ def _with_precision(plan: Plan, before: Plan | None) -> Plan:
         from dgpo_plugin.distributed.processes import Processes
         from dgpo_plugin.training.build import settle_precision
 
-        config = plan.preset.run_config(plan.algorithms[0], plan.seeds[0])
+        config = plan.base_config()
         precision = settle_precision(config, best_device(), Processes(), plan.threads).model.precision
     shared = {**plan.preset.shared, "model": {**model, "precision": precision}}
     return plan.model_copy(update={"preset": plan.preset.model_copy(update={"shared": shared})})
-
-
-def collect(plan: Plan, folder: Path) -> Path:
-    """Gather the finished runs into results.json, curves.csv and report.html.
-
-    Returns:
-        The report's path.
-
-    Raises:
-        UserError: the base or a finished run cannot be read.
-    """
-    from dgpo_plugin.common.provenance import package_versions
-
-    from .metrics import PRIMARY, metric_definitions
-
-    base = read_base(base_file(folder))
-    gallery = {"base": base_file(folder).with_suffix(".png").name}
-    runs: list[Run] = []
-    for algorithm in plan.algorithms:
-        for seed in plan.seeds:
-            file = run_file(folder, algorithm, seed)
-            if file.exists():
-                runs.append(read_run(file))
-                gallery.setdefault(algorithm, (file.parent.relative_to(folder) / "gallery.png").as_posix())
-    results = Results(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        preset=plan.preset_name,
-        git_hash=_git_hash(),
-        packages=package_versions(),
-        machine=_machine(plan),
-        budget=Budget(size=plan.size_name, evaluations=plan.size.evaluations, caution=plan.size.caution),
-        seeds=plan.seeds,
-        algorithms=plan.algorithms,
-        challenger=plan.preset.challenger,
-        labels=plan.preset.labels,
-        colors=plan.preset.colors,
-        metrics=metric_definitions(base.tasks),
-        primary=PRIMARY,
-        settings={algorithm: _settings(plan, algorithm) for algorithm in plan.algorithms},
-        base=base.guided,
-        runs=runs,
-        gallery=gallery,
-        gallery_prompts=base.gallery_prompts,
-        complete=len(runs) == len(plan.algorithms) * len(plan.seeds),
-    )
-    write_results(results, folder / "results.json")
-    return write_report(folder)
-
-
-def _settings(plan: Plan, algorithm: str) -> dict[str, Any]:
-    """An algorithm's configuration, without what the comparison decides in its place."""
-    replaced: Any = {"logging": True, "training": {"iterations", "seed"}, "evaluation": True}
-    return plan.preset.run_config(algorithm, plan.seeds[0]).model_dump(mode="json", exclude=replaced)
-
-
-def _git_hash() -> str | None:
-    """The checkout's commit, with ``+`` where it has changes; None where the package is not in a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changed.strip() else "")
-
-
-def _machine(plan: Plan) -> dict[str, str]:
-    """The computer, and how much of it each run had."""
-    from dgpo_plugin.distributed.device import processor_name
-
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cpu": processor_name(),
-        "cores": str(os.cpu_count()),
-        **({"GPUs": ", ".join(gpus)} if (gpus := gpu_names()) else {}),
-        "runs at once": str(plan.jobs),
-        "threads per run": str(plan.threads),
-    }

@@ -1,175 +1,214 @@
-"""How every run is measured: the same prompts and noise every time, so that differences come from the weights alone."""
+"""How every cell is measured: the same prompts and noise every time, so that only the weights differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from dgpo_plugin.adapters.load import apply_adapter
-from dgpo_plugin.algorithms.dgpo import matching_error
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.seeding import seeded_noise
-from dgpo_plugin.distributed.device import best_device
-from dgpo_plugin.models import load_model
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate, sample_latents
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.text_cache import EncodedTexts
-from dgpo_plugin.prompts.registry import load_prompts
 
-from .metrics import mean, picture_metrics, task_types
-from .preset import EvaluationPlan, Preset, Size
-from .results import Guided
+from .measures import Measure
+from .pictures import Pictures, join
+from .prompt_sets import TEST, TEST_SEED, VALIDATION, SampledSet, counted_tags
+from .records import BASE, NO_SEED
 
 DRIFT_SIGMAS = (0.9, 0.7, 0.5, 0.3)
 DRIFT_IMAGES = 32
-NOISE_SEED = 1_000_003
-"""Seed of the evaluation pictures' noise; no training seed draws from it."""
+GALLERY_PROMPTS = 8
+GALLERY_SEED = 7
+"""Seed of the noise that the report's pictures start from."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose pictures are measured: the columns of their rows that say so."""
+
+    entry: str = BASE
+    seed: int = NO_SEED
+    checkpoint: int = 0
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The fixed prompts, noise and drift inputs of a comparison.
+    """The fixed prompts, noises and drift inputs of a comparison.
 
     Attributes:
-        held_out, out_of_domain: a prompt for each picture.
-        noise: where the sampler starts, a row per picture.
+        steps: of the sampler.
         encoded: the prompts' texts, encoded once.
         batch_size: images through the denoiser at once.
         drift_inputs: (sigma, noised latents, the base's velocity there) of its own pictures.
         drift_conditioning: for all of those.
     """
 
-    plan: EvaluationPlan
-    held_out: list[Prompt]
-    out_of_domain: list[Prompt]
-    noise: Tensor
+    steps: int
+    sets: Mapping[str, SampledSet]
+    measures: Mapping[str, Measure]
     encoded: EncodedTexts
     batch_size: int
     drift_inputs: list[tuple[float, Tensor, Tensor]]
     drift_conditioning: Conditioning
 
-    @property
-    def tasks(self) -> list[str]:
-        """Task types of the held-out prompts."""
-        return task_types(self.held_out)
-
-    def evaluations(self, guidance: float) -> int:
-        """Denoiser evaluations of one measurement."""
-        pictures = len(self.held_out) + len(self.out_of_domain)
-        drift = sum(len(noisy) for _, noisy, _ in self.drift_inputs)
-        return pictures * self.plan.steps * (1 if guidance == 1 else 2) + drift
-
-    def measure(self, policy: Policy, weights: Mapping[str, Tensor], guidance: float | None = None) -> dict[str, float]:
-        """All metrics of one copy of the adapter, sampled with ``guidance``; None for the plan's."""
-        prompts = self.held_out + self.out_of_domain
-        guidance = self.plan.guidance if guidance is None else guidance
-        with policy.with_weights(weights):
-            texts = [prompt.text for prompt in prompts]
-            pictures = generate(
-                policy.model, texts, self.noise, self.plan.steps, guidance, self.batch_size, self.encoded
-            )
-            drift = self._drift(policy)
-        images = pictures.numpy()
-        metrics = picture_metrics(images, self.held_out, self.out_of_domain, self.plan.images_per_prompt)
-        return {**metrics, "drift": drift}
-
-    def measure_guided(
+    def measure(
         self,
         policy: Policy,
-        weights: Mapping[str, Tensor],
-        guidances: Iterable[float],
-        known: Mapping[float, dict[str, float]],
-    ) -> list[Guided]:
-        """All metrics at each guidance, in the order given.
+        subject: Subject,
+        name: str,
+        guidance: float,
+        *,
+        prompts: Iterable[int] | None = None,
+        images: Sequence[int] | None = None,
+    ) -> Pictures:
+        """A row a picture of one set's prompts, drawn with the weights that are in place.
 
         Args:
-            known: metrics that were measured already, by guidance.
+            prompts: which of the set's; None for all.
+            images: which of each prompt's; None for as many as the set says.
         """
-        return [
-            Guided(
-                guidance=guidance,
-                metrics=known[guidance] if guidance in known else self.measure(policy, weights, guidance),
-            )
-            for guidance in guidances
+        chosen = self.sets[name]
+        images = list(range(chosen.images)) if images is None else images
+        numbers = list(range(len(chosen.prompts)) if prompts is None else prompts)
+        at_once = max(1, self.batch_size // max(1, len(images)))
+        parts = [
+            self._rows(policy, subject, chosen, guidance, numbers[start : start + at_once], images)
+            for start in range(0, len(numbers), at_once)
         ]
+        return join(parts)
 
-    def _drift(self, policy: Policy) -> float:
+    def curve(self, policy: Policy, subject: Subject, guidance: float) -> Pictures:
+        """The test and out-of-domain pictures of one checkpoint."""
+        tested = [each for each in self.sets.values() if each.role != "validation"]
+        return join(self.measure(policy, subject, each.name, guidance, prompts=each.curve) for each in tested)
+
+    def best_guidance(
+        self, policy: Policy, subject: Subject, guidances: Sequence[float], metric: str, least: int
+    ) -> tuple[float, Pictures]:
+        """The guidance whose validation pictures have the highest headline; of equal ones the lowest.
+
+        Args:
+            least: prompts of a kind from which on it counts.
+        """
+        rows = {each: self.measure(policy, subject, VALIDATION, each) for each in guidances}
+        sign = 1 if self.measures[metric].record.better == "higher" else -1
+        values = {each: sign * headline(found, self.sets[VALIDATION], metric, least) for each, found in rows.items()}
+        return max(guidances, key=lambda each: (values[each], -each)), join(rows.values())
+
+    def finished(self, policy: Policy, subject: Subject, guidance: float, seen: float | None) -> Pictures:
+        """All test and out-of-domain pictures at a guidance.
+
+        Args:
+            seen: the guidance of the curve, whose prompts are measured there already; None for none.
+        """
+        parts = []
+        for each in self.sets.values():
+            if each.role != "validation":
+                left = [n for n in range(len(each.prompts)) if seen != guidance or n not in set(each.curve)]
+                parts += [self.measure(policy, subject, each.name, guidance, prompts=left)] if left else []
+        return join(parts) if parts else empty()
+
+    @torch.no_grad()
+    def drift(self, policy: Policy) -> float:
         """The mean of (v_policy - v_base)^2 over the base's own pictures, noised; weights in place are the policy's."""
         errors = [
-            matching_error(policy.model.velocity(noisy, sigma, self.drift_conditioning), base).mean().item()
+            (policy.model.velocity(noisy, sigma, self.drift_conditioning).float() - base.float()).square().mean().item()
             for sigma, noisy, base in self.drift_inputs
         ]
-        return mean(errors)
+        return float(np.mean(errors))
+
+    @property
+    def gallery_prompts(self) -> list[Prompt]:
+        """At most eight prompts for the report: test ones of every kind first, and out-of-domain ones."""
+        test = self.sets[TEST]
+        kinds = [test.prompts[test.tags.index(tag)] for tag in dict.fromkeys(test.tags)]
+        outside = [each.prompts[0] for each in self.sets.values() if each.role == "out_of_domain"]
+        unique = {prompt.text: prompt for prompt in [*kinds[:5], *outside[:2], *reversed(test.prompts)]}
+        return list(unique.values())[:GALLERY_PROMPTS]
+
+    def gallery(self, policy: Policy, guidance: float) -> Tensor:
+        """The report's prompts drawn from fixed noise with the weights that are in place, (N, 3, H, W)."""
+        texts = [prompt.text for prompt in self.gallery_prompts]
+        noise = fixed_noise(policy.model, range(len(texts)), GALLERY_SEED)
+        return generate(policy.model, texts, noise, self.steps, guidance, self.batch_size, self.encoded)
+
+    def _rows(
+        self,
+        policy: Policy,
+        subject: Subject,
+        chosen: SampledSet,
+        guidance: float,
+        numbers: Sequence[int],
+        images: Sequence[int],
+    ) -> Pictures:
+        """Some prompts' pictures, measured."""
+        each_prompt = [number for number in numbers for _ in images]
+        prompts = [chosen.prompts[number] for number in each_prompt]
+        noises = [noise for number in numbers for noise in chosen.noise_numbers(number, images)]
+        noise, texts = fixed_noise(policy.model, noises, chosen.seed), [prompt.text for prompt in prompts]
+        pictures = generate(policy.model, texts, noise, self.steps, guidance, self.batch_size, self.encoded)
+        count = len(prompts)
+        present = [name for name in chosen.metrics if not self.measures[name].record.missing]
+        return Pictures(
+            entry=np.full(count, subject.entry),
+            seed=np.full(count, subject.seed, dtype=np.int64),
+            checkpoint=np.full(count, subject.checkpoint, dtype=np.int64),
+            guidance=np.full(count, guidance, dtype=np.float64),
+            set=np.full(count, chosen.name),
+            prompt=np.array(each_prompt, dtype=np.int64),
+            image=np.array([image for _ in numbers for image in images], dtype=np.int64),
+            metrics={name: self.measures[name].compute(pictures, prompts) for name in present},
+        )
 
 
-def make_evaluator(plan: EvaluationPlan, size: Size, policy: Policy, batch_size: int = BATCH_SIZE) -> Evaluator:
+def make_evaluator(
+    policy: Policy,
+    sets: Mapping[str, SampledSet],
+    measures: Mapping[str, Measure],
+    *,
+    steps: int,
+    guidance: float,
+    batch_size: int = BATCH_SIZE,
+) -> Evaluator:
     """Fix the inputs; runs the base once for the pictures that drift is measured on.
 
-    Raises:
-        UserError: a prompt set that is not there.
-    """
-    held_out = _slots(load_prompts(plan.held_out), size.prompts_per_task, plan.images_per_prompt)
-    out_of_domain = _slots(load_prompts(plan.out_of_domain), size.out_of_domain_prompts, plan.images_per_prompt)
-    model = policy.model
-    encoded = EncodedTexts(model, ["", *(prompt.text for prompt in (*held_out, *out_of_domain))])
-    noise = fixed_noise(model, range(len(held_out) + len(out_of_domain)), NOISE_SEED)
-    texts = [prompt.text for prompt in held_out[:: max(1, len(held_out) // DRIFT_IMAGES)]][:DRIFT_IMAGES]
-    conditioning = encoded[texts].on(model.device)
-    with policy.as_reference():
-        latents = sample_latents(model, texts, noise[: len(texts)], plan.steps, plan.guidance, batch_size, encoded)
-        inputs = []
-        for sigma in DRIFT_SIGMAS:
-            drawn = seeded_noise(latents.shape, NOISE_SEED, "drift", str(sigma)).to(latents)
-            noisy = (1 - sigma) * latents + sigma * drawn
-            inputs.append((sigma, noisy, model.velocity(noisy, sigma, conditioning)))
-    return Evaluator(plan, held_out, out_of_domain, noise, encoded, batch_size, inputs, conditioning)
-
-
-def _slots(prompts: list[Prompt], per_task: int, images: int) -> list[Prompt]:
-    """Choose for each task type ``per_task`` prompts spread over the set, each ``images`` times in a row."""
-    slots = []
-    for task in task_types(prompts):
-        members = [prompt for prompt in prompts if prompt.metadata["task"] == task]
-        spread = len(members) > per_task
-        for slot in range(per_task):
-            index = slot * len(members) // per_task if spread else slot % len(members)
-            slots += [members[index]] * images
-    return slots
-
-
-def gallery_prompts(evaluator: Evaluator) -> list[Prompt]:
-    """At most eight prompts for the report: held-out ones of every task type, and out-of-domain ones."""
-    per_task = len(evaluator.held_out) // len(evaluator.tasks)
-    firsts = evaluator.held_out[::per_task]
-    seconds = evaluator.held_out[per_task - 1 :: per_task]
-    outside = evaluator.out_of_domain[:: max(1, len(evaluator.out_of_domain) // 2)]
-    unique = {prompt.text: prompt for prompt in [*firsts, *outside[:2], *reversed(seconds)]}
-    return list(unique.values())[:8]
-
-
-def evaluate_adapter(preset: Preset, adapter: Path | None, size: str, guidance: float | None) -> dict[str, float]:
-    """All metrics of an adapter file on a preset's base, or of the base alone.
-
     Args:
-        size: the preset's size whose prompts are taken.
-        guidance: of the sampler; None for the preset's.
-
-    Raises:
-        UserError: no such size, or an adapter that is not one of this base.
+        sets: the validation set among them, whose prompts those pictures are of.
+        guidance: that they are drawn with.
     """
-    chosen, config = preset.sized(size), preset.run_config(next(iter(preset.algorithms)), 0)
-    # Not in half precision unless asked for: the same numbers on every processor.
-    precise = config.model.model_copy(update={"precision": "fp32"} if config.model.precision == "auto" else {})
-    base = Policy(load_model(precise, best_device()), config.lora, 0)
-    evaluator = make_evaluator(preset.evaluation, chosen, base)
-    policy = base
-    if adapter is not None:
-        model = load_model(precise, best_device())
-        apply_adapter(model, adapter)
-        # An untrained LoRA on top changes nothing.
-        policy = Policy(model, config.lora, 0)
-    return evaluator.measure(policy, policy.copy_weights(), guidance)
+    model = policy.model
+    encoded = EncodedTexts(model, ["", *(prompt.text for each in sets.values() for prompt in each.prompts)])
+    prompts = sets[VALIDATION].prompts
+    texts = [prompt.text for prompt in prompts[:: max(1, len(prompts) // DRIFT_IMAGES)]][:DRIFT_IMAGES]
+    conditioning = encoded[texts].on(model.device)
+    noise = fixed_noise(model, range(len(texts)), TEST_SEED)
+    with policy.as_reference():
+        latents = sample_latents(model, texts, noise, steps, guidance, batch_size, encoded)
+        inputs = []
+        with torch.no_grad():
+            for sigma in DRIFT_SIGMAS:
+                drawn = seeded_noise(latents.shape, TEST_SEED, "drift", str(sigma)).to(latents)
+                noisy = (1 - sigma) * latents + sigma * drawn
+                inputs.append((sigma, noisy, model.velocity(noisy, sigma, conditioning)))
+    return Evaluator(steps, sets, measures, encoded, batch_size, inputs, conditioning)
+
+
+def headline(pictures: Pictures, of: SampledSet, metric: str, least: int) -> float:
+    """The mean of a metric over the prompts of kinds with at least ``least`` of them, each prompt's mean first."""
+    tags = counted_tags(of.tags, least)
+    values, prompts = pictures.metrics[metric], pictures.prompt
+    means = [values[prompts == number].mean() for number in np.unique(prompts) if of.tags[number] in tags]
+    return float(np.mean(means))
+
+
+def empty() -> Pictures:
+    """No picture at all."""
+    none = np.empty(0)
+    text, count = none.astype(np.str_), none.astype(np.int64)
+    return Pictures(text, count, count, none, text, count, count, {})

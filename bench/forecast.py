@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .cell import evaluator_of, new_trainer
+from dgpo_plugin.training.build import build_trainer
+
+from .base import evaluator_of
+from .cell import check_budget
+from .evaluate import Subject
 from .plan import Forecast, Plan
+from .preset import CONTROLS
+from .prompt_sets import TEST, SampledSet, sampled_sets
 
 TIMED_ITERATIONS = 2
-FEW_PROMPTS = {"prompts_per_task": 2, "out_of_domain_prompts": 4}
+TIMED_PROMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Timing:
         start: until a run's first iteration.
         training: per denoiser evaluation of training, rewards and decoding included.
         sampling: per denoiser evaluation of measuring, decoding and metrics included.
-        evaluating: denoiser evaluations that measuring one run takes.
+        evaluating: denoiser evaluations that measuring one cell takes.
     """
 
     start: float
@@ -30,37 +37,73 @@ class Timing:
     evaluating: int
 
 
-def time_algorithm(plan: Plan, algorithm: str) -> Timing:
-    """Train for two iterations and take the quicker, then measure on a few of the prompts."""
+def time_entry(plan: Plan, entry: str) -> Timing:
+    """Train for two iterations and take the quicker, then measure a few of the test prompts.
+
+    Raises:
+        UserError: the budget does not cover the first iteration.
+    """
     started = time.perf_counter()
-    trainer = new_trainer(plan, algorithm, plan.seeds[0])
-    evaluator = evaluator_of(plan, trainer)
+    trainer = build_trainer(plan.run_config(entry, plan.seeds[0]))
+    sets = sampled_sets(plan.task, plan.size)
+    evaluator = evaluator_of(plan, trainer, missing=_no_optional(plan), sets=sets)
     ready = time.perf_counter()
     records = list(itertools.islice(trainer.iterations(share_done=lambda: 0.0), TIMED_ITERATIONS))
-    few = plan.model_copy(update={"size": plan.size.model_copy(update=FEW_PROMPTS)})
-    small_evaluator = evaluator_of(few, trainer)
+    check_budget(plan, entry, records[0])
+    few = range(min(TIMED_PROMPTS, len(sets[TEST].prompts)))
     trained = time.perf_counter()
-    small_evaluator.measure(trainer.policy, trainer.evaluation_weights)
-    guidance = plan.preset.evaluation.guidance
+    with trainer.policy.as_reference():
+        rows = evaluator.measure(trainer.policy, Subject(), TEST, plan.guidance, prompts=few)
+    spent = time.perf_counter() - trained
     return Timing(
         start=ready - started,
         training=min(record["seconds"] / record["denoiser_evaluations"] for record in records),
-        sampling=(time.perf_counter() - trained) / small_evaluator.evaluations(guidance),
-        evaluating=len(plan.size.schedule) * evaluator.evaluations(guidance)
-        + sum(evaluator.evaluations(each) for each in plan.adapter_guidances),
+        sampling=spent / (len(rows) * passes(plan, plan.guidance)),
+        evaluating=cell_evaluations(plan, sets),
     )
+
+
+def _no_optional(plan: Plan) -> dict[str, str]:
+    """Optional metrics are not timed."""
+    return {name: "not timed" for name in plan.task.metric_names() if plan.task.metric(name).optional}
+
+
+def passes(plan: Plan, guidance: float) -> int:
+    """Denoiser evaluations of one picture."""
+    return plan.task.sampling.steps * (1 if guidance == 1 else 2)
+
+
+def cell_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
+    """Denoiser evaluations of measuring one cell: its curve, every guidance on validation prompts, the rest at one."""
+    validation, tested = _pictures(sets)
+    curve = sum(len(each.curve) * each.images for each in sets.values())
+    dearest = max(passes(plan, each) for each in plan.guidances)
+    chosen = validation * sum(passes(plan, each) for each in plan.guidances)
+    return (len(plan.size.schedule) + 1) * curve * passes(plan, plan.guidance) + chosen + tested * dearest
+
+
+def base_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
+    """Denoiser evaluations of measuring the base: everything at every guidance."""
+    return sum(_pictures(sets)) * sum(passes(plan, each) for each in plan.guidances)
+
+
+def _pictures(sets: Mapping[str, SampledSet]) -> tuple[int, int]:
+    """Pictures of the validation set, and of all others together."""
+    counts = {each.name: len(each.prompts) * each.images for each in sets.values()}
+    validation = sum(counts[each.name] for each in sets.values() if each.role == "validation")
+    return validation, sum(counts.values()) - validation
 
 
 def forecast(plan: Plan, missing: list[tuple[str, int]], timings: dict[str, Timing]) -> Forecast:
-    """Forecast what the missing runs will take, from each algorithm's timing.
+    """Forecast what the missing cells will take, from each algorithm's timing.
 
     Args:
-        missing: (algorithm, seed) of each, at least one.
+        missing: (entry, seed) of each, at least one.
+        timings: by entry; a control takes what the challenger does, or the first that was timed.
     """
-    seconds = sum(
-        timing.start + timing.training * plan.size.evaluations + timing.sampling * timing.evaluating
-        for timing in (timings[algorithm] for algorithm, _ in missing)
-    )
+    usual = timings.get(plan.preset.challenger, next(iter(timings.values())))
+    each = [timings.get(entry, usual) if entry not in CONTROLS else usual for entry, _ in missing]
+    seconds = sum(t.start + t.training * plan.size.evaluations + t.sampling * t.evaluating for t in each)
     count = len(timings)
     return Forecast(
         runs=len(missing),

@@ -52,8 +52,8 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.entry)
 
-    def where(self, chosen: NDArray[np.bool_]) -> Pictures:
-        """The rows at which ``chosen``, (R,), is true, in order."""
+    def where(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Pictures:
+        """The rows at which ``chosen``, (R,), is true, in order; or those that it numbers, in its order."""
         keys = {key: column[chosen] for key, column in self._keys().items()}
         return Pictures(**keys, metrics={name: column[chosen] for name, column in self.metrics.items()})
 

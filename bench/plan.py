@@ -10,26 +10,46 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from .preset import Preset, Size, SizeName
+from dgpo_plugin.common.public_names import public_name
+from dgpo_plugin.config.fields import RunConfig
+
+from .preset import BEST_OF_N, CONTROLS, ControlName, Preset, Size, SizeName
+from .task import Task
 
 
 class Plan(BaseModel):
-    """What a comparison folder was made for; a folder is only continued by an equal plan."""
+    """What a comparison folder was made for; a folder is only continued by an equal plan.
+
+    Attributes:
+        entries: the algorithms and controls that are trained, or the adapters, in the order of the tables.
+        adapters: finished adapters' files by entry, where nothing is trained; else empty.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset_name: str
     preset: Preset
+    task: Task
     size_name: SizeName
     size: Size
-    algorithms: list[str]
+    entries: list[str]
+    adapters: dict[str, str] = {}
+    best_of_n: bool = False
     seeds: list[int]
     jobs: int
     threads: int
 
     @classmethod
     def of(
-        cls, name: str, preset: Preset, size_name: SizeName, size: Size, algorithms: Sequence[str], *, jobs: int
+        cls,
+        name: str,
+        preset: Preset,
+        task: Task,
+        size_name: SizeName,
+        size: Size,
+        algorithms: Sequence[str],
+        *,
+        jobs: int,
     ) -> Plan:
         """A plan with the size's seeds, from 0 on, that shares the computer's cores among as many runs at once.
 
@@ -37,34 +57,62 @@ class Plan(BaseModel):
             name: the preset's.
             jobs: runs at once.
         """
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        controls: Sequence[ControlName] = size.controls
         return cls(
             preset_name=name,
             preset=preset,
+            task=task,
             size_name=size_name,
             size=size,
-            algorithms=list(algorithms),
+            entries=[*algorithms, *(control for control in controls if control != BEST_OF_N)],
+            best_of_n=BEST_OF_N in controls,
             seeds=list(range(size.seeds)),
             jobs=jobs,
-            threads=threads,
+            threads=max(1, (os.cpu_count() or 1) // jobs),
         )
 
     @property
-    def base_guidances(self) -> list[float]:
-        """Guidances of the untrained base, rising; an evaluation's own is always among them."""
-        return sorted({*self.preset.evaluation.guidances, self.preset.evaluation.guidance})
+    def guidance(self) -> float:
+        """Guidance of the curves over training."""
+        return self.preset.guidance or self.task.sampling.guidance
 
     @property
-    def adapter_guidances(self) -> list[float]:
-        """Guidances of finished adapters, rising; an evaluation's own is always among them."""
-        if self.size.guidances is None:
-            return self.base_guidances
-        return sorted({*self.size.guidances, self.preset.evaluation.guidance})
+    def guidances(self) -> list[float]:
+        """What the best guidance is chosen from, rising; the curves' own is always among them."""
+        return sorted({*(self.size.guidances or self.task.sampling.guidances), self.guidance})
 
     @property
-    def runs(self) -> list[tuple[str, int]]:
-        """Every (algorithm, seed), in the order they are started in."""
-        return [(algorithm, seed) for seed in self.seeds for algorithm in self.algorithms]
+    def cells(self) -> list[tuple[str, int]]:
+        """Every (entry, seed), in the order they are started in."""
+        return [(entry, seed) for seed in self.seeds for entry in self.entries]
+
+    @property
+    def challenger(self) -> str:
+        """The entry that all others are compared with."""
+        return next(iter(self.adapters), self.preset.challenger)
+
+    @property
+    def command(self) -> str:
+        """The command that makes this comparison."""
+        if self.adapters or not self.entries:
+            adapters = [f"--adapter {public_name(path)}" for path in self.adapters.values()]
+            return " ".join([f"dgpo-bench evaluate {self.preset_name} --size {self.size_name}", *adapters])
+        algorithms = [entry for entry in self.entries if entry not in CONTROLS]
+        controls = [*(entry for entry in self.entries if entry in CONTROLS), *([BEST_OF_N] if self.best_of_n else [])]
+        parts = [f"dgpo-bench compare {self.preset_name} --size {self.size_name} --seeds {len(self.seeds)}"]
+        parts += [f"--evaluations {self.size.evaluations}"]
+        parts += [f"--algorithms {','.join(algorithms)}"] if algorithms != list(self.preset.algorithms) else []
+        parts += [f"--controls {','.join(controls) or 'none'}"]
+        return " ".join(parts)
+
+    def run_config(self, entry: str, seed: int) -> RunConfig:
+        """The complete configuration of one cell's training."""
+        return self.preset.run_config(self.task, entry, seed)
+
+    def base_config(self) -> RunConfig:
+        """A configuration to measure the base with: that of the first algorithm."""
+        trained = [entry for entry in self.entries if entry in self.preset.algorithms]
+        return self.run_config((trained or list(self.preset.algorithms))[0], self.seeds[0])
 
 
 @dataclass(frozen=True)
@@ -108,16 +156,16 @@ class Listener(Protocol):
         """Take an event, whenever a run moved on."""
 
 
-def run_folder(folder: Path, algorithm: str, seed: int) -> Path:
-    """Where one run of a comparison lies."""
-    return folder / "runs" / f"{algorithm}-seed{seed}"
+def run_folder(folder: Path, entry: str, seed: int) -> Path:
+    """Where one cell of a comparison lies."""
+    return folder / "runs" / f"{entry}-seed{seed}"
 
 
 def base_file(folder: Path) -> Path:
-    """Where the untrained base's metrics lie, measured once per comparison."""
+    """Where what was found of the untrained base lies, measured once per comparison; its pictures are beside it."""
     return folder / "base.json"
 
 
-def run_file(folder: Path, algorithm: str, seed: int) -> Path:
-    """Where the result of a run lies; it is there once the run is finished."""
-    return run_folder(folder, algorithm, seed) / "run.json"
+def cell_file(folder: Path, entry: str, seed: int) -> Path:
+    """Where the result of a cell lies; it is there once the cell is finished, or has failed."""
+    return run_folder(folder, entry, seed) / "cell.json"

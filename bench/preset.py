@@ -1,42 +1,60 @@
-"""A comparison preset: what all algorithms share, what each has of its own, and how all are evaluated."""
+"""A comparison preset: a task, a model, what all algorithms share, what each has of its own, and how much is spent."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from dgpo_plugin.common.errors import UserError, did_you_mean
+from dgpo_plugin.common.errors import UserError, did_you_mean, prefixed
 from dgpo_plugin.config.explain import explain
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import parse_config, read_yaml
 
+from .task import Guidance, Task, load_task
+
 SizeName = Literal["quick", "default", "full"]
-
-
-Guidance = Annotated[float, Field(ge=1)]
+ControlName = Literal["zero", "shuffled", "half", "best", "best-of-n"]
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "zero": ("No reward", {"training": {"control": "zero"}}),
+    "shuffled": ("Shuffled rewards", {"training": {"control": "shuffled"}}),
+    "half": ("Weight of a half", {"algorithm": {"beta": 1.0e-9}}),
+    "best": ("Best of each group", {"training": {"control": "best"}}),
+}
+"""Controls that are trained: label, and what each changes in the challenger's settings."""
+BEST_OF_N = "best-of-n"
+"""The control that trains nothing: more pictures of the base, for the best of several at equal inference cost."""
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00", "#5A4FCF")
+"""For entries without a color of their own; told apart by color-blind people too (Okabe and Ito, the first six)."""
+GRAYS = ("#555555", "#7A7A7A", "#9A9A9A", "#B5B5B5")
+"""For controls."""
 Color = Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")]
 
 
-class EvaluationPlan(BaseModel):
-    """How every run is evaluated, outside its budget."""
+class Range(BaseModel):
+    """What a setting is drawn from: one of some values, or between two numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    held_out: str = Field(description="Prompt set of the kind that is trained on, none of which is.")
-    out_of_domain: str = Field(description="Prompt set of another kind.")
-    images_per_prompt: int = Field(4, ge=2, description="Pictures of each prompt; at least two, for diversity.")
-    steps: int = Field(10, ge=1, description="Steps of the sampler, for base and adapters alike.")
-    guidance: Guidance = Field(1.0, description="Guidance of the curves and of the main tables.")
-    guidances: tuple[Guidance, ...] = Field(
-        (1.0, 2.0, 3.0, 4.0),
-        description="Guidances at which the base is measured besides, and finished adapters too unless the size has "
-        "its own: a reader can turn that knob.",
-    )
+    choices: tuple[Any, ...] = Field((), description="One of these, all alike.")
+    low: float | None = Field(None, description="The lowest.")
+    high: float | None = Field(None, description="The highest.")
+    log: bool = Field(False, description="Draw the logarithm evenly instead of the number.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Range:
+        bounds = (self.low, self.high)
+        if bool(self.choices) == (bounds != (None, None)) or (bounds != (None, None) and None in bounds):
+            raise ValueError("give choices, or low and high")
+        low, high = self.low, self.high
+        if low is not None and high is not None and not (low < high and (low > 0 or not self.log)):
+            raise ValueError("low must be below high, and above 0 for a logarithm")
+        return self
 
 
 class Size(BaseModel):
@@ -46,20 +64,27 @@ class Size(BaseModel):
 
     evaluations: int = Field(ge=1, description="The training budget of a run, in denoiser evaluations.")
     seeds: int = Field(3, ge=1, description="Runs of each algorithm.")
-    prompts_per_task: int = Field(
-        10, ge=1, description="Held-out prompts for each task type, taken in turn from the set."
+    test_prompts: int = Field(10, ge=1, description="Test prompts of each kind at most, evenly spread over the set.")
+    validation_prompts: int = Field(10, ge=1, description="Validation prompts of each kind, likewise.")
+    out_of_domain_prompts: int = Field(25, ge=1, description="Prompts of each kind of an out-of-domain set, likewise.")
+    curve_prompts: int | None = Field(
+        None,
+        ge=1,
+        description="Of those, test and out-of-domain ones of each kind that are measured at every evaluation during "
+        "training; null for all.",
     )
-    out_of_domain_prompts: int = Field(
-        25, ge=1, description="Prompts for each out-of-domain task type, in turn likewise."
+    images_per_prompt: int | None = Field(
+        None, ge=1, le=1000, description="Pictures of each prompt; null for the task's."
     )
     schedule: tuple[float, ...] = Field(
-        (0.2, 0.5),
+        (0.05, 0.1, 0.2, 0.4, 0.7),
         description="Shares of the budget at which to evaluate, rising, in (0, 1), besides the start and the end.",
     )
     guidances: tuple[Guidance, ...] | None = Field(
-        None,
-        description="Guidances at which finished adapters are measured besides the evaluation's own; null for all that "
-        "the base is.",
+        None, description="Guidances that the best is chosen from; null for the task's."
+    )
+    controls: tuple[ControlName, ...] = Field(
+        (), description="Controls besides the algorithms: `zero`, `shuffled`, `half`, `best`, `best-of-n`."
     )
     caution: str = Field("", description="What a reader must know of results of this size; empty for nothing.")
 
@@ -72,12 +97,16 @@ class Size(BaseModel):
 
 
 class Preset(BaseModel):
-    """One comparison: algorithms, what they share, what each has of its own, and how all are evaluated."""
+    """One comparison: a task, algorithms, what they share and what each has of its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: str = Field(description="One line for `dgpo-bench list`.")
-    shared: dict[str, Any] = Field(description="Sections of a run's configuration, the same for all.")
+    task: str = Field(description="What is asked of every method: a shipped task's name, or a task's YAML file.")
+    guidance: Guidance | None = Field(None, description="Guidance of the curves over training; null for the task's.")
+    shared: dict[str, Any] = Field(
+        description="Sections of a run's configuration, the same for all: the model, and what the task does not say."
+    )
     algorithms: dict[str, dict[str, Any]] = Field(
         min_length=1, description="What each entry overrides in `shared`, by its name in this comparison."
     )
@@ -86,7 +115,11 @@ class Preset(BaseModel):
     colors: dict[str, Color] = Field(
         {}, description="Entries' colors in the report, #RRGGBB; the others get one of a default palette each."
     )
-    evaluation: EvaluationPlan = Field(description="How every run is evaluated.")
+    search: dict[str, dict[str, Range]] = Field(
+        {},
+        description="What `dgpo-bench tune` draws settings from, by dotted key: under `shared` for every entry alike, "
+        "under an entry's name for that one.",
+    )
     sizes: dict[SizeName, Size] = Field(description="How much `quick`, `default` and `full` spend.")
     notes: dict[str, Any] = Field({}, description="Where the settings come from; for readers alone.")
 
@@ -104,6 +137,30 @@ class Preset(BaseModel):
         _refuse_unknown([challenger], info)
         return challenger
 
+    @field_validator("algorithms")
+    @classmethod
+    def _free_names(cls, algorithms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in algorithms:
+            if name in ("base", "shared", *CONTROLS) or not re.fullmatch(r"[\w.+-]+", name):
+                raise ValueError(
+                    f"{name!r} cannot name an entry: base, shared and controls' names are taken, and it names a folder"
+                )
+        return algorithms
+
+    @field_validator("search")
+    @classmethod
+    def _of_entries(cls, search: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        _refuse_unknown([name for name in search if name != "shared"], info)
+        return search
+
+    @field_validator("shared")
+    @classmethod
+    def _not_the_tasks(cls, shared: dict[str, Any]) -> dict[str, Any]:
+        for key in ("prompts", "rewards", "evaluation"):
+            if key in shared:
+                raise ValueError(f"{key}: the task says it; take it out here, or name another task")
+        return shared
+
     @field_validator("labels", "colors")
     @classmethod
     def _of_algorithms(cls, values: dict[str, str], info: ValidationInfo) -> dict[str, str]:
@@ -112,21 +169,24 @@ class Preset(BaseModel):
             raise ValueError("must differ from one another")
         return values
 
-    def run_config(self, algorithm: str, seed: int) -> RunConfig:
-        """The complete configuration of one run.
+    def run_config(self, task: Task, entry: str, seed: int, changes: Mapping[str, Any] | None = None) -> RunConfig:
+        """The complete configuration of one run, of an algorithm or of a control.
+
+        Args:
+            changes: sections on top.
 
         Raises:
             UserError: a mistake in it.
         """
-        return parse_config(self._values(algorithm, seed), f"preset, algorithm {algorithm}")
+        return parse_config(self._values(task, entry, seed, changes or {}), f"preset, entry {entry}")
 
-    def mistakes(self) -> list[str]:
+    def mistakes(self, task: Task) -> list[str]:
         """What is wrong with the algorithms' configurations, each with the entries that have it; empty for nothing."""
         found: dict[str, list[str]] = {}
         for algorithm in self.algorithms:
             where = f"algorithms.{algorithm}"
             try:
-                parse_config(self._values(algorithm, 0), where)
+                parse_config(self._values(task, algorithm, 0, {}), where)
             except UserError as error:
                 found.setdefault(str(error).removeprefix(f"{where}: "), []).append(where)
         every = len(self.algorithms) if len(self.algorithms) > 1 else 0
@@ -149,24 +209,42 @@ class Preset(BaseModel):
         if len(set(names)) != len(names):
             raise UserError("--algorithms: names one twice")
 
-    def sized(self, name: str, seeds: int | None = None, evaluations: int | None = None) -> Size:
-        """One of the sizes, with other seeds or another budget where they are given.
+    def sized(
+        self, name: str, seeds: int | None = None, evaluations: int | None = None, controls: str | None = None
+    ) -> Size:
+        """One of the sizes, with other seeds, another budget or other controls where they are given.
+
+        Args:
+            controls: names, comma-separated; ``all``, ``none``.
 
         Raises:
-            UserError: no such size, or a budget of nothing.
+            UserError: no such size or control, or a budget of nothing.
         """
         size = self.sizes.get(name)  # type: ignore[call-overload]
         if size is None:
             raise UserError(f"--size {name}: choose quick, default or full{did_you_mean(name, list(self.sizes))}")
         if evaluations is not None and evaluations <= 0:
             raise UserError(f"--evaluations {evaluations}: must be more than nothing")
-        changes = {"seeds": seeds, "evaluations": evaluations}
+        chosen = None if controls is None else _controls(controls)
+        changes = {"seeds": seeds, "evaluations": evaluations, "controls": chosen}
         changed: Size = size.model_copy(update={key: value for key, value in changes.items() if value is not None})
         return changed
 
-    def _values(self, algorithm: str, seed: int) -> dict[str, Any]:
+    def _values(self, task: Task, entry: str, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
         """One run's configuration before it is validated."""
-        values = _merged(self.shared, self.algorithms[algorithm])
+        of_task = {
+            "prompts": {"train": task.prompts.train, "held_out": task.prompts.validation},
+            "rewards": {label: term.model_dump(exclude_defaults=True) for label, term in task.rewards.items()},
+            "evaluation": {
+                "steps": task.sampling.steps,
+                "guidance": self.guidance or task.sampling.guidance,
+                "images": 2,
+            },
+        }
+        algorithm, control = (self.challenger, CONTROLS[entry][1]) if entry in CONTROLS else (entry, {})
+        values = _merged(of_task, self.shared)
+        for each in (self.algorithms[algorithm], control, changes):
+            values = _merged(values, each)
         training = values.setdefault("training", {})
         if isinstance(training, dict):  # or validation refuses it
             training["seed"] = seed
@@ -179,23 +257,63 @@ def bench_preset_names() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_preset(source: str) -> Preset:
-    """A shipped preset by name, or a YAML file.
+def load_preset(source: str) -> tuple[Preset, Task]:
+    """A shipped preset by name, or a YAML file, and its task; a task's file is looked for beside it.
 
     Raises:
-        UserError: neither, or what is wrong with the file, all of it in one line.
+        UserError: neither, or what is wrong with the files, all of it in one line.
     """
     values = read_yaml(source, bench_preset_names(), "comparison preset")
     try:
         preset = Preset.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {explain(error, Preset)}") from error
-    if mistakes := preset.mistakes():
+        raise UserError(f"{source}: {explain(error, Preset, values)}") from error
+    beside = Path(source).parent / preset.task
+    is_beside = preset.task.endswith((".yaml", ".yml")) and beside.is_file()
+    with prefixed(source):
+        task = load_task(str(beside) if is_beside else preset.task)
+    if mistakes := preset.mistakes(task):
         raise UserError(f"{source}: {'; '.join(mistakes)}")
-    configs = [preset.run_config(algorithm, 0) for algorithm in preset.algorithms]
+    configs = [preset.run_config(task, algorithm, 0) for algorithm in preset.algorithms]
     if any(config.model != configs[0].model for config in configs):
         raise UserError(f"{source}: all algorithms must start from one base; write model under shared alone")
-    return preset
+    return preset, task
+
+
+def preset_of_task(source: str, model: str | None) -> tuple[Preset, Task]:
+    """A comparison of nothing but a base on a task, to measure adapters with.
+
+    Raises:
+        UserError: no such task, or no model.
+    """
+    task = load_task(source)
+    if model is None:
+        raise UserError(f"{source}: a task knows no model; name it with --model, or name a comparison's preset")
+    size = Size(evaluations=1, seeds=1)
+    everything = {"test_prompts": 10**6, "out_of_domain_prompts": 10**6, "validation_prompts": 100}
+    preset = Preset(
+        description=task.description,
+        task=source,
+        shared={"model": {"path": model, "precision": "auto"}},
+        algorithms={"none": {}},
+        challenger="none",
+        sizes={
+            "quick": size,
+            "default": size.model_copy(update={"test_prompts": 60}),
+            "full": size.model_copy(update=everything),
+        },
+    )
+    return preset, task
+
+
+def _controls(text: str) -> tuple[str, ...]:
+    """Controls that a command line names."""
+    known = (*CONTROLS, BEST_OF_N)
+    names = known if text == "all" else () if text == "none" else tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in known:
+            raise UserError(f"--controls: no control {name!r}{did_you_mean(name, known)}; or all, or none")
+    return tuple(name for name in known if name in names)
 
 
 def _refuse_unknown(names: Iterable[str], info: ValidationInfo) -> None:

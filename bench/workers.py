@@ -1,4 +1,4 @@
-"""The processes of a comparison: each does one task after another, and of one that dies it is known what it was doing.
+"""The processes of a comparison: each does one job after another, and of one that dies it is known what it was doing.
 
 They talk through a pipe each. A worker ends with its comparison, however that went.
 """
@@ -6,6 +6,7 @@ They talk through a pipe each. A worker ends with its comparison, however that w
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -32,26 +33,32 @@ KEPT = "what is finished is kept, and the same command goes on with the rest"
 
 
 @dataclass(frozen=True)
-class Task:
-    """Something for a worker to do: measure the ``base``, time an algorithm, or do one of its runs."""
+class Job:
+    """Something for a worker to do: measure the ``base``, time an entry, do one of its cells or one of its trials.
 
-    kind: Literal["base", "timing", "run"]
-    algorithm: str = ""
+    Attributes:
+        seed: of a cell; of a trial its number.
+    """
+
+    kind: Literal["base", "timing", "cell", "trial"]
+    entry: str = ""
     seed: int = 0
 
     def __str__(self) -> str:
         if self.kind == "base":
             return "the base's evaluation"
-        return f"timing {self.algorithm}" if self.kind == "timing" else f"{self.algorithm}, seed {self.seed}"
+        if self.kind == "timing":
+            return f"timing {self.entry}"
+        return f"{self.entry}, {'trial' if self.kind == 'trial' else 'seed'} {self.seed}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a worker's task ended.
+    """How a worker's job ended.
 
     Attributes:
         status: ``refused`` for what the user can mend, ``failed`` for a bug.
-        result: of a task that is done: what it measured, or None for one that writes files.
+        result: of a job that is done: what it measured, or None for one that writes files.
         reason: a line for the user if it was refused, a traceback if it failed.
     """
 
@@ -62,11 +69,16 @@ class Outcome:
 
 @dataclass
 class Worker:
-    """A process, this end of its pipe, and the task that it was given."""
+    """A process, this end of its pipe, what it was given to do, and what starts another in its place."""
 
     process: Any
     pipe: Any
-    task: Task | None = None
+    start: Callable[[], tuple[Any, Any]]
+    job: Job | None = None
+
+    def start_again(self) -> None:
+        """Another process in the place of one that died."""
+        self.process, self.pipe = self.start()
 
 
 @contextlib.contextmanager
@@ -79,7 +91,8 @@ def start_workers(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]
     with sigterm_as_exit():
         try:
             for number in range(count):
-                workers.append(_start(plan, folder, number))
+                start = functools.partial(_start, plan, folder, number)
+                workers.append(Worker(*start(), start))
             yield workers
         finally:
             for worker in workers:
@@ -90,34 +103,51 @@ def start_workers(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]
                 worker.process.join()
 
 
-def run_tasks(
-    workers: Sequence[Worker], tasks: Sequence[Task], listener: Listener, after_each: Callable[[], object]
-) -> dict[Task, Any]:
-    """Have tasks done, in their order, each by the next worker that is free.
+def run_jobs(
+    workers: Sequence[Worker],
+    jobs: Sequence[Job],
+    listener: Listener,
+    after_each: Callable[[Job, Any], object],
+    failed: Callable[[Job, str], None] | None = None,
+) -> dict[Job, Any]:
+    """Have jobs done, in their order, each by the next worker that is free.
+
+    Args:
+        after_each: takes a job that is done and its result.
+        failed: takes a job that was refused, had a bug or whose process died, and the reason in a line; the others go
+            on. None to raise instead.
 
     Returns:
-        The result of each.
+        The result of each that is done.
 
     Raises:
-        UserError: a task that was refused, or whose process died.
-        RuntimeError: a bug in a task, with its traceback.
+        UserError: a job that was refused, or whose process died.
+        RuntimeError: a bug in a job, with its traceback.
     """
-    waiting, results = deque(tasks), dict[Task, Any]()
+    waiting, results = deque(jobs), dict[Job, Any]()
     for worker in workers:
         _assign(worker, waiting)
-    while busy := {worker.pipe: worker for worker in workers if worker.task is not None}:
+    while busy := {worker.pipe: worker for worker in workers if worker.job is not None}:
         for pipe in connection.wait(list(busy), timeout=1):
             worker = busy[pipe]
-            outcome = _receive(worker, listener)
-            if outcome is not None:
-                assert worker.task is not None
-                results[worker.task] = outcome.result
-                after_each()
-                _assign(worker, waiting)
+            try:
+                outcome = _receive(worker, listener)
+            except (UserError, RuntimeError) as error:
+                if failed is None:
+                    raise
+                assert worker.job is not None
+                failed(worker.job, str(error))
+            else:
+                if outcome is None:
+                    continue
+                assert worker.job is not None
+                results[worker.job] = outcome.result
+                after_each(worker.job, outcome.result)
+            _assign(worker, waiting)
     return results
 
 
-def _start(plan: Plan, folder: Path, number: int) -> Worker:
+def _start(plan: Plan, folder: Path, number: int) -> tuple[Any, Any]:
     from dgpo_plugin.distributed.processor import bf16_is_ready
 
     context = multiprocessing.get_context("spawn")
@@ -126,20 +156,22 @@ def _start(plan: Plan, folder: Path, number: int) -> Worker:
     process = context.Process(target=_serve, args=(theirs, plan, folder, bf16_is_ready(), gpu), daemon=True)
     process.start()
     theirs.close()  # or its end would not be seen here
-    return Worker(process, ours)
+    return process, ours
 
 
-def _assign(worker: Worker, waiting: deque[Task]) -> None:
-    worker.task = waiting.popleft() if waiting else None
-    if worker.task is not None:
+def _assign(worker: Worker, waiting: deque[Job]) -> None:
+    worker.job = waiting.popleft() if waiting else None
+    if worker.job is not None:
+        if not worker.process.is_alive():
+            worker.start_again()
         try:
-            worker.pipe.send(worker.task)
+            worker.pipe.send(worker.job)
         except OSError as error:
             raise _death_of(worker) from error
 
 
 def _receive(worker: Worker, listener: Listener) -> Outcome | None:
-    """The outcome of a worker's task if it is over, else None; an event goes to the listener."""
+    """The outcome of a worker's job if it is over, else None; an event goes to the listener."""
     try:
         message = worker.pipe.recv()
     except (EOFError, OSError) as error:
@@ -151,13 +183,13 @@ def _receive(worker: Worker, listener: Listener) -> Outcome | None:
     if message.status == "refused":
         raise UserError(message.reason)
     if message.status == "failed":
-        raise RuntimeError(f"{worker.task}:\n{message.reason}")
+        raise RuntimeError(f"{worker.job}:\n{message.reason}")
     return message
 
 
 def _death_of(worker: Worker) -> UserError:
     worker.process.join()
-    return UserError(f"{worker.task}: its process {how_it_ended(worker.process.exitcode)}; {KEPT}")
+    return UserError(f"{worker.job}: its process {how_it_ended(worker.process.exitcode)}; {KEPT}")
 
 
 def _leave(number: int, _frame: object) -> None:
@@ -222,27 +254,31 @@ def _end_with_comparison() -> None:
     os._exit(1)
 
 
-def _attempt(plan: Plan, folder: Path, task: Task, listener: Listener) -> Outcome:
+def _attempt(plan: Plan, folder: Path, job: Job, listener: Listener) -> Outcome:
     try:
-        return Outcome("done", _perform(plan, folder, task, listener))
+        return Outcome("done", _perform(plan, folder, job, listener))
     except UserError as error:
         return Outcome("refused", reason=str(error))
     except Exception as error:
         if is_out_of_memory(error):
             advice = "fewer --jobs, or a smaller training.micro_batch_size in the preset"
-            return Outcome("refused", reason=f"{task}: out of memory; give {advice}; {KEPT}")
+            return Outcome("refused", reason=f"{job}: out of memory; give {advice}; {KEPT}")
         return Outcome("failed", reason=traceback.format_exc())
 
 
-def _perform(plan: Plan, folder: Path, task: Task, listener: Listener) -> Any:
-    if task.kind == "base":
-        from .cell import measure_base
+def _perform(plan: Plan, folder: Path, job: Job, listener: Listener) -> Any:
+    if job.kind == "base":
+        from .base import measure_base
 
         return measure_base(plan, folder)
-    if task.kind == "timing":
-        from .forecast import time_algorithm
+    if job.kind == "timing":
+        from .forecast import time_entry
 
-        return time_algorithm(plan, task.algorithm)
+        return time_entry(plan, job.entry)
+    if job.kind == "trial":
+        from .tune import run_trial
+
+        return run_trial(plan, folder, job.entry, job.seed, listener)
     from .cell import run_cell
 
-    return run_cell(plan, folder, task.algorithm, task.seed, listener)
+    return run_cell(plan, folder, job.entry, job.seed, listener)

@@ -65,7 +65,7 @@ def test_its_world_is_made_again_by_its_own_function(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_its_algorithm_is_compared_and_reported(tmp_path: Path) -> None:
     environment = outside.install(tmp_path)
-    values = yaml.safe_load(bench_preset_names()["shapes"].read_text(encoding="utf-8"))
+    values = yaml.safe_load(bench_preset_names()["shapes-1"].read_text(encoding="utf-8"))
     values["shared"]["model"]["precision"] = "fp32"
     values["shared"]["training"] |= {"prompts_per_iteration": 2, "group_size": 4}
     values["shared"]["rollout"]["steps"] = 4
@@ -75,15 +75,16 @@ def test_its_algorithm_is_compared_and_reported(tmp_path: Path) -> None:
     }
     for shown in ("labels", "colors"):
         values[shown] = {"dgpo": values[shown]["dgpo"]}
-    values["evaluation"] |= {"images_per_prompt": 2, "steps": 3, "guidances": [1, 3]}
+    del values["search"]
+    few = {"test_prompts": 1, "validation_prompts": 1, "out_of_domain_prompts": 2, "curve_prompts": 1}
     for size in values["sizes"].values():
-        size |= {"prompts_per_task": 1, "out_of_domain_prompts": 2}
+        size |= {**few, "images_per_prompt": 2, "schedule": [0.5], "guidances": [1, 3], "controls": []}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
     output = ["--output", str(tmp_path / "out"), "--size", "quick", "--evaluations", "1200", "--jobs", "1"]
     compared = dgpo(environment, "compare", str(tmp_path / "own.yaml"), *output, program="dgpo_bench.commands")
     assert compared.returncode == 0, compared.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {run["algorithm"] for run in results["runs"]} == {"dgpo", "reward-weighted"}
+    assert {cell["entry"]: cell["status"] for cell in results["cells"]} == {"dgpo": "done", "reward-weighted": "done"}
     assert "reward-weighted" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 

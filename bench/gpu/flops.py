@@ -41,20 +41,29 @@ def count_flops(model: Published, config: ModelConfig, lora: LoraConfig) -> Flop
     """Count the operations of one image's passes at the configuration's resolution."""
     with tempfile.TemporaryDirectory() as name:
         model.write_configurations(Path(name))
-        plain = config.model_copy(update={"path": name, "quantization": None})
-        with torch.device("meta"), _written_out_attention():
-            skeleton = model_skeleton(plain)
-            policy = Policy(skeleton, lora, seed=0, unconditional=skeleton.blank_conditioning(1))
-            latents, conditioning = torch.zeros(1, *skeleton.latent_shape), skeleton.blank_conditioning(1)
-            with FlopCounterMode(display=False) as forward, torch.no_grad():
-                policy.velocity(latents, 0.5, conditioning)
-            with FlopCounterMode(display=False) as training:
-                policy.velocity(latents, 0.5, conditioning).square().mean().backward()
+        return skeleton_flops(config.model_copy(update={"path": name}), lora)
+
+
+def skeleton_flops(config: ModelConfig, lora: LoraConfig) -> Flops:
+    """Count the operations of one image's passes, from the model's configuration files alone.
+
+    Raises:
+        UserError: they are not here.
+    """
+    with torch.device("meta"), written_out_attention():
+        skeleton = model_skeleton(config.model_copy(update={"quantization": None}))
+        policy = Policy(skeleton, lora, seed=0, unconditional=skeleton.blank_conditioning(1))
+        latents, conditioning = torch.zeros(1, *skeleton.latent_shape), skeleton.blank_conditioning(1)
+        with FlopCounterMode(display=False) as forward, torch.no_grad():
+            policy.velocity(latents, 0.5, conditioning)
+        with FlopCounterMode(display=False) as training:
+            policy.velocity(latents, 0.5, conditioning).square().mean().backward()
     return Flops(forward.get_total_flops(), training.get_total_flops())
 
 
 @contextlib.contextmanager
-def _written_out_attention() -> Iterator[None]:
+def written_out_attention() -> Iterator[None]:
+    """Let fused attention be computed step by step in the block, as the counter knows it."""
     functional, name = torch.nn.functional, "scaled_dot_product_attention"
     original = getattr(functional, name)
 

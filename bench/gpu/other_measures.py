@@ -153,15 +153,14 @@ def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:
     from ..report.verdict import conclusions
 
     name: SizeName = "quick" if tiny else "default"
-    preset = load_preset("shapes")
+    preset, task = load_preset("shapes-1")
     size = preset.sized(name, seeds=row.options["seeds"])
     if tiny:
         few = {**preset.shared["training"], "prompts_per_iteration": 2, "group_size": 4}
-        evaluation = preset.evaluation.model_copy(update={"images_per_prompt": 2})
-        preset = preset.model_copy(update={"shared": {**preset.shared, "training": few}, "evaluation": evaluation})
-        cheap = {"seeds": 1, "evaluations": 6000, "prompts_per_task": 2, "out_of_domain_prompts": 2, "schedule": ()}
-        size = size.model_copy(update=cheap)
-    plan = Plan.of("shapes", preset, name, size, list(preset.algorithms), jobs=1)
+        preset = preset.model_copy(update={"shared": {**preset.shared, "training": few}})
+        prompts = {"test_prompts": 2, "validation_prompts": 1, "out_of_domain_prompts": 2, "images_per_prompt": 2}
+        size = size.model_copy(update={"seeds": 1, "evaluations": 6000, "schedule": (), **prompts})
+    plan = Plan.of("shapes-1", preset, task, name, size, list(preset.algorithms), jobs=1)
     # Half of the cores, as most computers count each twice.
     plan = plan.model_copy(update={"threads": max(1, plan.threads // 2)})
     started = time.perf_counter()

@@ -44,13 +44,20 @@ class Comparison:
         """1 where more of the headline is better, -1 where less is."""
         return -1.0 if self.results.metrics[self.results.task.headline].better == "lower" else 1.0
 
-    def scores(self, place: Place, set_name: str, metric: str) -> Array:
-        """What one cell's pictures of a set scored, (P, I), NaN where it was not measured."""
-        shape = len(self.results.sets[set_name].prompts), self.results.sets[set_name].images_per_prompt
-        scores = np.full(shape, np.nan)
+    def scores(self, place: Place, set_name: str, metric: str, more: bool = False) -> Array:
+        """What one cell's pictures of a set scored, (P, I), NaN where it was not measured.
+
+        Args:
+            more: with the pictures that the base has beyond those of every cell, for the best of N.
+        """
+        prompts, images = self.results.sets[set_name].prompts, self.results.sets[set_name].images_per_prompt
         entry, seed, checkpoint, guidance = place
-        rows = self.groups.get((entry, seed, set_name, checkpoint, guidance))
-        if rows is not None and metric in self.pictures.metrics:
+        rows = self.groups.get((entry, seed, set_name, checkpoint, guidance), np.empty(0, dtype=np.int64))
+        if more and len(rows):
+            images = max(images, int(self.pictures.image[rows].max()) + 1)
+        scores = np.full((len(prompts), images), np.nan)
+        if metric in self.pictures.metrics:
+            rows = rows[self.pictures.image[rows] < images]
             scores[self.pictures.prompt[rows], self.pictures.image[rows]] = self.pictures.metrics[metric][rows]
         return scores
 
@@ -173,9 +180,11 @@ def _check_rows(results: Results, pictures: Pictures, path: Path) -> None:
         if name not in results.sets:
             raise UserError(f"pictures {path}: set {str(name)!r} is none of the results'; {list(results.sets)} are")
         rows, prompts = pictures.set == name, results.sets[name]
-        for column, limit in ((pictures.prompt, len(prompts.prompts)), (pictures.image, prompts.images_per_prompt)):
-            if column[rows].min() < 0 or column[rows].max() >= limit:
-                raise UserError(f"pictures {path}: a prompt or image of set {name!r} that the results do not have")
+        cells = rows & (pictures.entry != BASE)  # the base may have more pictures, for the best of N
+        beyond = pictures.image[cells].max(initial=0) >= prompts.images_per_prompt
+        outside = pictures.prompt[rows].min() < 0 or pictures.prompt[rows].max() >= len(prompts.prompts)
+        if beyond or outside or pictures.image[rows].min() < 0:
+            raise UserError(f"pictures {path}: a prompt or image of set {str(name)!r} that the results do not have")
 
 
 def missing_cells(results: Results) -> list[tuple[str, int]]:

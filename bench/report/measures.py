@@ -165,7 +165,7 @@ def best_of(comparison: Comparison, entry: str, count: int) -> float | None:
     for place in comparison.finished(entry).values():
         found = []
         for name in comparison.sets_of("in_domain"):
-            scores = comparison.scores(place, name, metric)[comparison.counted(name)]
+            scores = comparison.scores(place, name, metric, more=True)[comparison.counted(name)]
             scores = scores[np.isfinite(scores).all(axis=1)]
             if scores.shape[1] >= count and len(scores):
                 found.append(expected_best(scores, count, comparison.sign))

@@ -162,10 +162,11 @@ def tags_table(comparison: Comparison, role: Role) -> Table:
 def best_of_table(comparison: Comparison) -> Table:
     """The headline in domain if the best of N pictures is kept, which costs N times as much to sample."""
     results = comparison.results
-    images = max((results.sets[name].images_per_prompt for name in comparison.sets_of("in_domain")), default=1)
-    counts = [number for number in (1, 2, 4, 8, 16, 32, 64) if number <= images]
+    entries = [BASE, *results.entries]
+    numbers = (1, 2, 4, 8, 16, 32, 64)
+    counts = [n for n in numbers if n == 1 or any(best_of(comparison, entry, n) is not None for entry in entries)]
     rows = []
-    for entry in [BASE, *results.entries]:
+    for entry in entries:
         found = [best_of(comparison, entry, number) for number in counts]
         guidances = {place[3] for place in comparison.finished(entry).values()}
         cost = ", ".join(f"{results.sampling.steps * (1 if g == 1 else 2)}" for g in sorted(guidances))

@@ -148,6 +148,9 @@ class AlgorithmConfig(Section):
         """
 
 
+Control = Literal["zero", "shuffled", "best"]
+
+
 class TrainingConfig(Section):
     """The loop. The number of processes changes none of it."""
 
@@ -215,6 +218,13 @@ class TrainingConfig(Section):
         ge=1,
         description="Times that a refresh is done at once. DGPO's released code does it once for every batch that a "
         "process cuts an iteration into: 2 in its GenEval and OCR settings, 4 in PickScore's.",
+    )
+
+    control: Control | None = Field(
+        None,
+        description="Train on something else than the reward, to see what a run owes to it: on no advantage at all "
+        "(zero), on those of each group dealt out at random (shuffled), or on the best picture of each group alone "
+        "(best).",
     )
 
     def rate_at(self, share_done: float) -> float:

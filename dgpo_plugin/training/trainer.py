@@ -26,6 +26,7 @@ from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.policy import Evaluations, Policy, move_towards
 from dgpo_plugin.rewards.scorer import Scorer
+from dgpo_plugin.training.control import controlled
 from dgpo_plugin.training.evaluation import HeldOut, gather_scores
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.unscored import HeldOutMean, refuse_too_many, reward_record
@@ -129,7 +130,9 @@ class Trainer:
             clock.lap("reward_wait_seconds")
             weights = self.scorer.rewards.weights.to(scores)
             std, how = self.config.algorithm.advantage_std, self.config.scoring.aggregate
-            logged = self._update(rollout, aggregate(scores, weights, std, how), random)
+            advantages = aggregate(scores, weights, std, how)
+            advantages = controlled(advantages, training.control, training.seed, iteration)
+            logged = self._update(rollout, advantages, random)
         counts = self._summed(sampling, every)
         clock.lap("training_seconds")
         return {

@@ -15,14 +15,17 @@ from dgpo_bench.commands import main
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compare", "shape"], "did you mean 'shapes'"),
-        (["compare", "shapes", "--algorithms", "dgpo,flowgrpo"], "did you mean 'flow-grpo'"),
-        (["compare", "shapes", "--algorithms", ""], "no algorithm ''"),
-        (["compare", "shapes", "--algorithms", "dgpo,"], "no algorithm ''"),
-        (["compare", "shapes", "--size", "ful"], "choose quick, default or full; did you mean 'full'"),
-        (["compare", "shapes", "--evaluations", "0"], "more than nothing"),
+        (["compare", "shape"], "did you mean 'shapes"),
+        (["compare", "shapes-1", "--algorithms", "dgpo,flowgrpo"], "did you mean 'flow-grpo'"),
+        (["compare", "shapes-1", "--algorithms", ""], "no algorithm ''"),
+        (["compare", "shapes-1", "--algorithms", "dgpo,"], "no algorithm ''"),
+        (["compare", "shapes-1", "--size", "ful"], "choose quick, default or full; did you mean 'full'"),
+        (["compare", "shapes-1", "--evaluations", "0"], "more than nothing"),
+        (["compare", "shapes-1", "--controls", "zeros"], "no control 'zeros'; did you mean 'zero'"),
+        (["compare", "shapes-1", "--only", "dgpo"], "--only dgpo: write it as ENTRY:SEED"),
+        (["compare", "shapes-1", "--only", "dgpo:x"], "--only dgpo:x: write it as ENTRY:SEED"),
+        (["validate", "genevall"], "no task 'genevall'; did you mean 'geneval'"),
         (["report", "nowhere"], "nowhere/results.json"),
-        (["evaluate", "shapes", "--adapter", "no.safetensors"], "no.safetensors"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:

@@ -1,22 +1,22 @@
-"""One run of a comparison, killed half way: it goes on as if it had not been."""
+"""One cell of a comparison, killed half way: it goes on as if it had not been."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dgpo_bench.cell import evaluator_of, measure_base, run_cell
-from dgpo_bench.plan import Event, Forecast, Plan, base_file, run_file, run_folder
+from dgpo_bench.base import base_pictures_file, measure_base
+from dgpo_bench.cell import read_cell, run_cell
+from dgpo_bench.pictures import PICTURES_FILE, read_pictures
+from dgpo_bench.plan import Event, Forecast, Plan, base_file, cell_file, run_folder
 from dgpo_bench.preset import load_preset
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.prompts.registry import load_prompts
 from tests.bench.test_compare import EVALUATIONS, small_preset
 
 
@@ -32,7 +32,7 @@ class Ear:
         self._kill_after = kill_after
 
     def expect(self, forecast: Forecast) -> None:
-        raise AssertionError("a run forecasts nothing")
+        raise AssertionError("a cell forecasts nothing")
 
     def listen(self, event: Event) -> None:
         self.heard.append(event)
@@ -41,24 +41,32 @@ class Ear:
 
 
 @pytest.mark.slow
-def test_a_run_killed_half_way_goes_on_from_its_last_evaluation(tmp_path: Path) -> None:
-    """Equal evaluations make it exact: the adapter is that of a run that was not killed, bit for bit."""
-    preset = load_preset(small_preset(tmp_path))
-    plan = Plan.of("small", preset, "quick", preset.sized("quick", 1, EVALUATIONS), ["dgpo"], jobs=1)
+def test_a_cell_killed_half_way_goes_on_from_its_last_evaluation(tmp_path: Path) -> None:
+    """Equal evaluations make it exact: adapter and pictures are those of a cell that was not killed, bit for bit."""
+    preset, task = load_preset(small_preset(tmp_path))
+    plan = Plan.of("small", preset, task, "quick", preset.sized("quick", 1, EVALUATIONS), ["dgpo"], jobs=1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     measure_base(plan, whole)
     broken.mkdir()
-    shutil.copy(base_file(whole), base_file(broken))
+    for file in (base_file(whole), base_pictures_file(whole)):
+        shutil.copy(file, broken / file.name)
     run_cell(plan, whole, "dgpo", 0, Ear())
     with pytest.raises(Killed):
         run_cell(plan, broken, "dgpo", 0, Ear(kill_after=1))
-    assert not run_file(broken, "dgpo", 0).exists()
+    assert not cell_file(broken, "dgpo", 0).exists()
     ear = Ear()
     run_cell(plan, broken, "dgpo", 0, ear)
     assert sum(event.evaluated for event in ear.heard) == 1  # the last; the one before is kept
     folders = [run_folder(folder, "dgpo", 0) for folder in (whole, broken)]
-    done = [json.loads((folder / "run.json").read_text())["evaluations"] for folder in folders]
-    assert [e["metrics"] for e in done[0]] == [e["metrics"] for e in done[1]]
+    timed = {"seconds"}
+    done = [
+        [each.model_dump(exclude=timed) for each in read_cell(folder / "cell.json").checkpoints] for folder in folders
+    ]
+    assert done[0] == done[1]
+    tables = [read_pictures(folder / PICTURES_FILE) for folder in folders]
+    assert len(tables[0]) == len(tables[1]) > 0
+    for name in tables[0].metrics:
+        np.testing.assert_array_equal(tables[0].metrics[name], tables[1].metrics[name])
     lines = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders]
     assert [line["reward"] for line in lines[0]] == [line["reward"] for line in lines[1]]
     adapters = [load_file(folder / "adapter.safetensors") for folder in folders]
@@ -67,11 +75,7 @@ def test_a_run_killed_half_way_goes_on_from_its_last_evaluation(tmp_path: Path) 
 
 
 @pytest.mark.fast
-def test_a_held_out_set_that_is_trained_on_is_refused(tmp_path: Path) -> None:
-    preset = load_preset(small_preset(tmp_path))
-    plan = Plan.of("small", preset, "quick", preset.sized("quick", 1, EVALUATIONS), ["dgpo"], jobs=1)
-    prompts = load_prompts("shapes/held-out")
-    config = SimpleNamespace(training=SimpleNamespace(micro_batch_size=None))
-    trainer: Any = SimpleNamespace(groups=SimpleNamespace(prompts=prompts[:3]), config=config)
-    with pytest.raises(UserError, match=rf"evaluation.held_out shapes/held-out: 3 of {len(prompts)} prompts are in"):
-        evaluator_of(plan, trainer)
+def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "cell.json").write_text("{")
+    with pytest.raises(UserError, match=r"cell\.json: not a finished cell; remove it"):
+        read_cell(tmp_path / "cell.json")

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import pytest
 
-from dgpo_bench.forecast import Timing, forecast
+from dgpo_bench.forecast import Timing, base_evaluations, cell_evaluations, forecast
 from dgpo_bench.plan import Plan
 from dgpo_bench.preset import load_preset
+from dgpo_bench.prompt_sets import sampled_sets
 
 pytestmark = pytest.mark.fast
 
 
+def two_seeds() -> Plan:
+    preset, task = load_preset("shapes-1")
+    changes = {"evaluations": 1000, "seeds": 2, "schedule": (0.5,), "guidances": (1.0, 2.0), "controls": ("zero",)}
+    size = preset.sizes["quick"].model_copy(update=changes)
+    return Plan.of("shapes-1", preset, task, "quick", size, ["dgpo", "flow-grpo"], jobs=2)
+
+
 def test_a_forecast_adds_up_what_was_timed() -> None:
-    """3 runs of 1,000 evaluations, two at once: (5 + 1 + .2) twice for dgpo, (5 + 2 + .2) for flow-grpo."""
-    preset = load_preset("shapes")
-    size = preset.sizes["quick"].model_copy(update={"evaluations": 1000})
-    two_seeds = size.model_copy(update={"seeds": 2})
-    plan = Plan.of("shapes", preset, "quick", two_seeds, ["dgpo", "flow-grpo"], jobs=2)
+    """4 cells of 1,000 evaluations, two at once: (5 + 1 + .2) for dgpo and its control, (5 + 2 + .2) for flow-grpo."""
     timings = {
         "dgpo": Timing(start=5, training=0.001, sampling=0.0005, evaluating=400),
         "flow-grpo": Timing(start=5, training=0.002, sampling=0.0005, evaluating=400),
     }
-    found = forecast(plan, [("dgpo", 0), ("flow-grpo", 0), ("dgpo", 1)], timings)
-    assert found.seconds == pytest.approx((6.2 + 7.2 + 6.2) / 2)
-    assert (found.runs, found.training, found.sampling) == (3, pytest.approx(1.5), pytest.approx(0.5))
+    found = forecast(two_seeds(), [("dgpo", 0), ("flow-grpo", 0), ("zero", 0), ("dgpo", 1)], timings)
+    assert found.seconds == pytest.approx((6.2 + 7.2 + 6.2 + 6.2) / 2)
+    assert (found.runs, found.training, found.sampling) == (4, pytest.approx(1.5), pytest.approx(0.5))
+
+
+def test_evaluations_of_measuring_are_counted_by_picture_step_and_guidance() -> None:
+    """10 steps at guidances 1, 2 and 3 are 10, 20 and 20 evaluations a picture."""
+    plan = two_seeds()
+    sets = sampled_sets(plan.task, plan.size)
+    pictures = {name: 2 * len(each.prompts) for name, each in sets.items()}
+    validation = pictures.pop("validation")
+    assert base_evaluations(plan, sets) == (validation + sum(pictures.values())) * 50
+    curve = 2 * sum(len(each.curve) for each in sets.values())
+    assert 0 < curve < sum(pictures.values())
+    assert cell_evaluations(plan, sets) == 2 * curve * 20 + validation * 50 + sum(pictures.values()) * 20

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +17,7 @@ from dgpo_bench import compare as comparing
 from dgpo_bench import workers
 from dgpo_bench.plan import Event, Forecast, Plan
 from dgpo_bench.preset import load_preset
-from dgpo_bench.results import read_results
+from dgpo_bench.records import read_results
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.distributed import processor
 from dgpo_plugin.distributed.processor import ISA_VARIABLE
@@ -41,10 +43,10 @@ def run_cell(plan, folder, algorithm, seed, listener):
 
 
 def plan(**changes: object) -> Plan:
-    preset = load_preset("shapes")
-    values = {"algorithms": ["dgpo", "flow-grpo"], "seeds": [0, 1], "jobs": 2, "threads": 1, **changes}
+    preset, task = load_preset("shapes-1")
+    values = {"entries": ["dgpo", "flow-grpo"], "seeds": [0, 1], "jobs": 2, "threads": 1, **changes}
     size = preset.sizes["quick"]
-    return Plan(preset_name="shapes", preset=preset, size_name="quick", size=size, **values)
+    return Plan(preset_name="shapes-1", preset=preset, task=task, size_name="quick", size=size, **values)
 
 
 class Ear:
@@ -60,7 +62,13 @@ class Ear:
         self.heard.append(event)
 
 
-def do_all(folder: Path, monkeypatch: pytest.MonkeyPatch, happens: str, **changes: object) -> list[Event]:
+def do_all(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    happens: str,
+    failed: Callable[[workers.Job, str], None] | None = None,
+    **changes: object,
+) -> list[Event]:
     """All runs of a plan, in real processes that do something else than train: a module in the place of ``cell``."""
     stand_in = folder / "stand_in"
     stand_in.mkdir(parents=True)
@@ -79,9 +87,9 @@ sys.meta_path.insert(0, Finder())
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     chosen, ear = plan(**changes), Ear()
-    tasks = [workers.Task("run", algorithm, seed) for algorithm, seed in chosen.runs]
-    with workers.start_workers(chosen, folder, min(chosen.jobs, len(tasks))) as started:
-        workers.run_tasks(started, tasks, ear, lambda: None)
+    jobs = [workers.Job("cell", entry, seed) for entry, seed in chosen.cells]
+    with workers.start_workers(chosen, folder, min(chosen.jobs, len(jobs))) as started:
+        workers.run_jobs(started, jobs, ear, lambda *_: None, failed)
     return ear.heard
 
 
@@ -112,7 +120,7 @@ def test_a_worker_that_dies_is_one_line(
 ) -> None:
     happens = f"import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n    if seed == 1: {happens}"
     with pytest.raises(UserError) as refused:
-        do_all(tmp_path, monkeypatch, happens, algorithms=["dgpo"], jobs=1)
+        do_all(tmp_path, monkeypatch, happens, entries=["dgpo"], jobs=1)
     line = str(refused.value)
     assert line.startswith("dgpo, seed 1: its process ")
     assert message in line
@@ -134,7 +142,20 @@ def test_an_error_in_a_worker_is_that_of_the_comparison(
     happens: str, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(kind, match=message):
-        do_all(tmp_path, monkeypatch, happens, algorithms=["dgpo"], seeds=[0], jobs=1)
+        do_all(tmp_path, monkeypatch, happens, entries=["dgpo"], seeds=[0], jobs=1)
+
+
+@pytest.mark.slow
+def test_the_others_go_on_where_one_fails_or_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process takes the place of one that died."""
+    happens = "if seed == 0: os._exit(7)\n    if seed == 1: raise KeyError('a bug')"
+    told: dict[workers.Job, str] = {}
+    do_all(tmp_path, monkeypatch, happens, told.__setitem__, entries=["dgpo"], seeds=[0, 1, 2, 3], jobs=1)
+    assert done(tmp_path) == {"dgpo-seed2", "dgpo-seed3"}
+    assert [job.seed for job in told] == [0, 1]
+    died, bug = told.values()
+    assert died.startswith("dgpo, seed 0: its process ended with exit code 7")
+    assert bug.splitlines()[-1] == "KeyError: 'a bug'"
 
 
 def alive(pid: int) -> bool:
@@ -194,13 +215,15 @@ def test_a_comparison_decides_once(imitate: Imitate, tmp_path: Path, monkeypatch
     """It is told to the workers in the plan, stands in the folder, and is kept by the same command later."""
     told: list[Plan] = []
     monkeypatch.setattr(comparing, "run_missing", lambda plan, *_: told.append(plan))
-    monkeypatch.setattr(comparing, "collect", lambda plan, folder: folder)
+    nothing = SimpleNamespace(cells=[])
+    monkeypatch.setattr(comparing, "gather", lambda plan, folder: nothing)
+    monkeypatch.setattr(comparing, "check_task", lambda plan: None)
     asked = plan()
     assert asked.preset.shared["model"]["precision"] == "auto"
     for says, precision, name in ((SLOW, "fp32", "a"), (FAST, "bf16", "b")):
         imitate(says)
         comparing.compare(asked, tmp_path / name, Ear())
-        assert {told[-1].preset.run_config(a, 0).model.precision for a in asked.algorithms} == {precision}
+        assert {told[-1].run_config(entry, 0).model.precision for entry in asked.entries} == {precision}
     imitate(FAST)
     comparing.compare(asked, tmp_path / "a", Ear())
     assert told[-1] == told[0]
@@ -224,6 +247,7 @@ from dgpo_plugin.distributed import processor
 processor.TRIAL, processor.cache_folder = Path(sys.argv[1]), lambda: Path(sys.argv[1]).with_name("kept")
 if __name__ == "__main__":
     from dgpo_bench import commands
+    commands._draw = lambda folder: []
     commands.main(sys.argv[2:])
 """
 
@@ -242,4 +266,4 @@ def test_a_comparison_where_bf16_is_refused(says: str, precision: str, tmp_path:
     assert ended.returncode == 0, ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if "model.precision auto" in line]
     assert ("is masked" in line) == (precision == "bf16")
-    assert read_results(tmp_path / "out" / "results.json").settings["dgpo"]["model"]["precision"] == precision
+    assert read_results(tmp_path / "out" / "results.json").entries["dgpo"].settings["model"]["precision"] == precision

@@ -13,7 +13,7 @@ import pytest
 from dgpo_bench.pictures import Pictures, join
 from dgpo_bench.records import TaskRecord
 from dgpo_bench.report.comparison import comparison_of
-from dgpo_bench.report.measures import curve_values, difference, expected_best, value
+from dgpo_bench.report.measures import best_of, curve_values, difference, expected_best, value
 from dgpo_plugin.common.errors import UserError
 from tests.bench.report.synthetic import METRICS, World, pictures_of, records, synthetic
 
@@ -146,3 +146,23 @@ def test_the_expected_best_is_the_mean_over_all_choices(count: int, sign: float)
         np.mean([sign * max(sign * row[list(c)]) for c in itertools.combinations(range(5), count)]) for row in scores
     ]
     assert expected_best(scores, count, sign) == pytest.approx(best)
+
+
+def test_more_pictures_of_the_base_are_for_the_best_of_n_alone() -> None:
+    """The harness gives the base more pictures of a prompt; its mean stays that of those which every cell has."""
+    pictures = pictures_of(records(WORLD), WORLD)
+    chosen = (pictures.entry == "base") & (pictures.set == "held-out")
+    more = pictures.where(chosen)
+    high = {name: column + 1 for name, column in more.metrics.items()}
+    extra = [replace(more, image=more.image + 2 * i, metrics=high) for i in (1, 2)]
+    comparison = comparison_of(records(WORLD), join([pictures, *extra]), PATH)
+    base = value(comparison, "base", "in_domain", "accuracy")
+    assert base is not None
+    assert base.mean == pytest.approx(0.4)
+    # Two of six pictures are at .4, four at 1.4: a draw of two has none of the four in 1 of 15.
+    assert best_of(comparison, "base", 2) == pytest.approx(1.4 - 1 / 15)
+    assert best_of(comparison, "base", 6) == pytest.approx(1.4)
+    assert best_of(comparison, "ours", 4) is None
+    elsewhere = replace(extra[0], entry=np.full(len(more), "ours"), seed=np.zeros(len(more), dtype=np.int64))
+    with pytest.raises(UserError, match="a prompt or image of set 'held-out'"):
+        comparison_of(records(WORLD), join([pictures, elsewhere]), PATH)

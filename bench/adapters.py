@@ -1,0 +1,102 @@
+"""Finished adapters, whoever made them, measured as the cells of a comparison are: the same prompts and noise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dgpo_plugin.adapters.load import apply_adapter, read_adapter
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.folder_lock import only_process
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.distributed.device import best_device, runs_on_cpu
+from dgpo_plugin.models import load_model
+from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.training.build import build_trainer
+
+from .base import evaluator_of, least_prompts, measure_base, read_base
+from .cell import START, gallery_file, missing_metrics, save_gallery
+from .compare import check_task, claim_folder
+from .evaluate import Evaluator, Subject
+from .gather import gather
+from .pictures import PICTURES_FILE, join, write_pictures
+from .plan import Plan, cell_file, run_folder
+from .prompt_sets import VALIDATION
+from .records import CellRecord, Results
+from .throughput import peak_bytes
+
+SEED = 0
+"""An adapter's, which was trained elsewhere with one that is not known."""
+
+
+def evaluate_adapters(plan: Plan, folder: Path) -> Results:
+    """Measure the base and every adapter of a plan, at the guidance that suits each best on validation prompts.
+
+    What is measured already is kept. One model is in memory at a time.
+
+    Raises:
+        UserError: a file that is no adapter of this base or whose scale cannot be told, a folder of another plan,
+            prompts that overlap, or a metric that is missing.
+    """
+    for path in plan.adapters.values():
+        read_adapter(Path(path))
+    with only_process(folder):
+        plan = claim_folder(plan, folder)
+        missing = [entry for entry in plan.entries if not cell_file(folder, entry, SEED).exists()]
+        check_task(plan)
+        measure_base(plan, folder)
+        if missing:
+            config = plan.base_config()
+            base = build_trainer(config)
+            evaluator = evaluator_of(plan, base, missing=missing_metrics(read_base(folder)))
+            del base  # the evaluator has what it needs of it
+            for entry in missing:
+                _measure(plan, folder, entry, config, evaluator)
+        return gather(plan, folder)
+
+
+def _measure(plan: Plan, folder: Path, entry: str, config: RunConfig, evaluator: Evaluator) -> None:
+    """One adapter's rows, pictures and record, at its true scale."""
+    started, cell = time.perf_counter(), run_folder(folder, entry, SEED)
+    model = load_model(config.model, best_device())
+    apply_adapter(model, Path(plan.adapters[entry]))
+    # An untrained LoRA beside it, which is switched off.
+    policy, subject = Policy(model, config.lora, SEED), Subject(entry, SEED, 1)
+    with policy.as_reference():
+        drift = evaluator.drift(policy)
+        best, rows = evaluator.best_guidance(
+            policy, subject, plan.guidances, plan.task.headline_metric, least_prompts(plan, VALIDATION)
+        )
+        curve = evaluator.curve(policy, subject, plan.guidance)
+        rest = evaluator.finished(policy, subject, best, plan.guidance)
+        save_gallery(evaluator, policy, plan.guidance, gallery_file(cell, subject.checkpoint))
+    write_pictures(join([rows, curve, rest]), cell / PICTURES_FILE)
+    record = CellRecord(
+        entry=entry,
+        seed=SEED,
+        status="done",
+        checkpoints=[START, START.model_copy(update={"drift": drift, "flops": None})],
+        guidance=best,
+        peak_memory=peak_bytes(runs_on_cpu()),
+        evaluation_seconds=round(time.perf_counter() - started, 4),
+    )
+    write_text_atomically(cell_file(folder, entry, SEED), record.model_dump_json(indent=1) + "\n")
+
+
+def named_adapters(paths: Sequence[Path]) -> dict[str, str]:
+    """Adapters' files by a name each: the file's, or its folder's where the file's says nothing.
+
+    Raises:
+        UserError: one stands there twice.
+    """
+    named: dict[str, str] = {}
+    for path in paths:
+        usual = path.stem in ("adapter", "adapter_model", "pytorch_lora_weights")
+        name = path.resolve().parent.name if usual else path.stem
+        if str(path) in named.values():
+            raise UserError(f"--adapter {path}: stands there twice")
+        number = sum(each == name or each.startswith(f"{name}-") for each in named)
+        named[f"{name}-{number + 1}" if number else name] = str(path)
+    return named

@@ -1,0 +1,178 @@
+"""The untrained base, measured once per comparison, before anything is trained: the rival of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import atomic_path, write_text_atomically
+from dgpo_plugin.common.folder_lock import only_process
+from dgpo_plugin.common.pictures import image_grid
+from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.models.generate import BATCH_SIZE
+from dgpo_plugin.training.build import build_trainer
+from dgpo_plugin.training.trainer import Trainer
+
+from .evaluate import Evaluator, Subject, make_evaluator
+from .measures import load_measures, try_measures
+from .pictures import PICTURES_FILE, Pictures, join, write_pictures
+from .plan import Plan, base_file
+from .prompt_sets import TEST, VALIDATION, SampledSet, check_prompts, sampled_sets
+from .records import MetricRecord, PromptSetRecord, Sampling
+
+BEST_OF = 8
+"""Pictures of a prompt that the best is taken from, in the control ``best-of-n``."""
+
+
+class BaseRecord(BaseModel):
+    """What is known once the base is measured.
+
+    Attributes:
+        guidance: chosen on the validation prompts.
+        denoiser_evaluations: that measuring it took.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    guidance: float
+    metrics: dict[str, MetricRecord]
+    sets: dict[str, PromptSetRecord]
+    sampling: Sampling
+    gallery_prompts: list[str]
+    denoiser_evaluations: int
+
+
+def read_base(folder: Path) -> BaseRecord:
+    """What was found of a comparison's base.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = base_file(folder)
+    try:
+        return BaseRecord.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{file}: cannot be read; remove it and start the comparison again") from error
+
+
+def base_pictures_file(folder: Path) -> Path:
+    """Where the base's rows lie."""
+    return folder / f"base-{PICTURES_FILE}"
+
+
+def measure_base(plan: Plan, folder: Path) -> None:
+    """Measure the untrained base at every guidance and write what was found, its pictures' rows and its gallery.
+
+    Raises:
+        UserError: prompts that are trained on too, or a metric that is not there: nothing has been trained by then.
+    """
+    with only_process(folder / "base"):
+        if base_file(folder).exists():
+            return
+        check_prompts(plan.task)
+        trainer = build_trainer(plan.base_config())
+        evaluator = evaluator_of(plan, trainer, missing={})
+        with trainer.policy.as_reference():
+            gallery = evaluator.gallery(trainer.policy, plan.guidance)
+            evaluator = _with_what_is_there(plan, evaluator, gallery)
+            record, rows = _measured(plan, trainer, evaluator, gallery)
+        with atomic_path(folder / "base.png") as temporary:
+            image_grid(gallery, columns=len(gallery), gap=4).save(temporary)
+        write_pictures(rows, base_pictures_file(folder))
+        write_text_atomically(base_file(folder), record.model_dump_json(indent=1) + "\n")
+
+
+def evaluator_of(
+    plan: Plan, trainer: Trainer, *, missing: Mapping[str, str], sets: Mapping[str, SampledSet] | None = None
+) -> Evaluator:
+    """The evaluator that measures all cells of a plan alike.
+
+    Args:
+        missing: why optional metrics are missing, by name.
+        sets: other prompts than the plan's.
+
+    Raises:
+        UserError: a metric that is not optional is not there.
+    """
+    sets = sampled_sets(plan.task, plan.size) if sets is None else sets
+    loaded = {label: member.reward for label, member in trainer.scorer.rewards.members.items()}
+    prompts = _prompts_of(plan, sets)
+    measures = load_measures(plan.task, trainer.config.scoring, prompts, loaded, missing, list(prompts))
+    return make_evaluator(
+        trainer.policy,
+        sets,
+        measures,
+        steps=plan.task.sampling.steps,
+        guidance=plan.guidance,
+        batch_size=trainer.config.training.micro_batch_size or BATCH_SIZE,
+    )
+
+
+def _prompts_of(plan: Plan, sets: Mapping[str, SampledSet]) -> dict[str, list[Prompt]]:
+    """What each metric judges."""
+    found = {
+        name: [prompt for each in sets.values() if name in each.metrics for prompt in each.prompts]
+        for name in plan.task.metric_names()
+    }
+    return {name: prompts for name, prompts in found.items() if prompts}
+
+
+def _with_what_is_there(plan: Plan, evaluator: Evaluator, gallery: Tensor) -> Evaluator:
+    """The evaluator without the optional metrics that cannot judge even noise of a picture's size.
+
+    Raises:
+        UserError: one that is not optional cannot.
+    """
+    height, width = gallery.shape[-2:]
+    measures = dict(evaluator.measures)
+    for name, reason in try_measures(measures, _prompts_of(plan, evaluator.sets), (height, width)).items():
+        if not plan.task.metric(name).optional:
+            raise UserError(f"task {plan.task.name}, metric {name}, tried on two pictures of noise: {reason}")
+        record = measures[name].record.model_copy(update={"missing": reason})
+        measures[name] = replace(measures[name], record=record)
+    return replace(evaluator, measures=measures)
+
+
+def least_prompts(plan: Plan, name: str) -> int:
+    """How many prompts of a kind count for the headline: the task's number, or all that the size takes of a kind."""
+    taken = plan.size.validation_prompts if name == VALIDATION else plan.size.test_prompts
+    return min(plan.task.prompts_per_tag, taken)
+
+
+def _measured(plan: Plan, trainer: Trainer, evaluator: Evaluator, gallery: Tensor) -> tuple[BaseRecord, Pictures]:
+    policy, subject = trainer.policy, Subject()
+    best, validation = evaluator.best_guidance(
+        policy, subject, plan.guidances, plan.task.headline_metric, least_prompts(plan, VALIDATION)
+    )
+    rows = [validation, *(evaluator.finished(policy, subject, each, None) for each in plan.guidances)]
+    if plan.best_of_n:
+        more = range(evaluator.sets[TEST].images, BEST_OF)
+        rows += [evaluator.measure(policy, subject, TEST, best, images=more)] if more else []
+    height, width = gallery.shape[-2:]
+    table = join(rows)
+    cost = plan.task.sampling.steps * sum(1 if each == 1 else 2 for each in table.guidance.tolist())
+    sampling = Sampling(
+        sampler="euler",
+        steps=plan.task.sampling.steps,
+        guidance=plan.guidance,
+        guidances=plan.guidances,
+        precision=trainer.config.model.precision,
+        width=width,
+        height=height,
+    )
+    return (
+        BaseRecord(
+            guidance=best,
+            metrics={name: measure.record for name, measure in evaluator.measures.items()},
+            sets={name: each.record() for name, each in evaluator.sets.items()},
+            sampling=sampling,
+            gallery_prompts=[prompt.text for prompt in evaluator.gallery_prompts],
+            denoiser_evaluations=cost,
+        ),
+        table,
+    )

@@ -1,0 +1,42 @@
+"""What a comparison is said to take, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from dgpo_bench.expense import expense_rows
+from dgpo_bench.plan import Plan
+from dgpo_bench.preset import load_preset
+from dgpo_bench.prompt_sets import sampled_sets
+
+pytestmark = pytest.mark.fast
+
+
+def plan(**shared: object) -> Plan:
+    preset, task = load_preset("shapes-1")
+    changes = {"evaluations": 1000, "seeds": 2, "schedule": (0.5,), "guidances": (1.0, 2.0), "controls": ("zero",)}
+    size = preset.sizes["quick"].model_copy(update=changes)
+    preset = preset.model_copy(update={"shared": {**preset.shared, **shared}})
+    return Plan.of("shapes-1", preset, task, "quick", size, ["dgpo"], jobs=1)
+
+
+def test_everything_is_counted_before_it_is_done() -> None:
+    """Two entries with two seeds; pictures at 10 steps and guidances 1, 2, 3: 10, 20 and 20 evaluations."""
+    small = plan()
+    rows, sets = dict(expense_rows(small)), sampled_sets(small.task, small.size)
+    counts = {name: 2 * len(each.prompts) for name, each in sets.items()}
+    assert rows["cells"] == "4: dgpo, zero; 2 seeds"
+    assert rows["training"].startswith("4,000 denoiser evaluations, 1,000 a cell")
+    assert rows["measuring the base"] == f"{sum(counts.values()) * 50:,} (3 guidances)"
+    curve = 2 * sum(len(each.curve) for each in sets.values())
+    tested = sum(counts.values()) - counts["validation"]
+    pictures = 3 * sum(counts.values()) + 4 * (2 * curve + 3 * counts["validation"] + tested)
+    assert rows["pictures measured"] == f"{pictures:,}"
+    assert rows["memory"].endswith("metrics not counted")
+    assert "floating-point operations" in rows["operations"]
+
+
+def test_a_model_that_is_not_here_costs_only_the_rows_that_need_it() -> None:
+    rows = dict(expense_rows(plan(model={"path": "no/such-model"})))
+    assert rows["memory"].startswith("cannot be told here: ")
+    assert "operations" not in rows

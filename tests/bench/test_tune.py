@@ -1,0 +1,151 @@
+"""Settings searched for alike: drawn and written before the first trial, gone on with where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_bench import tune as tuning_module
+from dgpo_bench.gather import TUNING_FILE, read_tuning
+from dgpo_bench.plan import Event, Forecast, Plan
+from dgpo_bench.preset import Range, load_preset
+from dgpo_bench.tune import drawn, nested, tune
+from dgpo_plugin.common.errors import UserError
+
+pytestmark = pytest.mark.fast
+
+
+class Ear:
+    """A listener that notes."""
+
+    def __init__(self) -> None:
+        self.heard: list[Event] = []
+
+    def expect(self, forecast: Forecast) -> None:
+        raise AssertionError("nothing is forecast here")
+
+    def listen(self, event: Event) -> None:
+        self.heard.append(event)
+
+
+def plan(**changes: Any) -> Plan:
+    preset, task = load_preset("shapes-1")
+    preset = preset.model_copy(update=changes)
+    return Plan.of("shapes-1", preset, task, "quick", preset.sized("quick", 1), ["dgpo", "flow-grpo"], jobs=1)
+
+
+def test_a_trial_is_drawn_from_its_ranges_and_stays_what_it_is() -> None:
+    ranges = {"a.b": Range(low=1e-4, high=1e-2, log=True), "c": Range(choices=(1, 2, 3)), "d": Range(low=-1, high=1)}
+    trials = [drawn(ranges, "dgpo", number) for number in range(300)]
+    assert trials[7] == drawn(ranges, "dgpo", 7)
+    assert trials[7]["c"] == drawn({"c": ranges["c"]}, "dgpo", 7)["c"]
+    assert trials[:5] != [drawn(ranges, "other", number) for number in range(5)]
+    assert {trial["c"] for trial in trials} == {1, 2, 3}
+    assert all(1e-4 <= trial["a.b"] <= 1e-2 and -1 <= trial["d"] <= 1 for trial in trials)
+    # Half of a logarithmic range is below its geometric mean.
+    assert sum(trial["a.b"] < math.sqrt(1e-4 * 1e-2) for trial in trials) == pytest.approx(150, abs=40)
+
+
+def test_dotted_settings_are_sections() -> None:
+    assert nested({"training.learning_rate": 1, "training.seed": 2, "x": 3}) == {
+        "training": {"learning_rate": 1, "seed": 2},
+        "x": 3,
+    }
+
+
+def test_all_is_written_before_the_first_trial_and_kept_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(BaseException):
+        pass
+
+    asked: list[tuple[str, int]] = []
+
+    def run_jobs(_workers: Any, jobs: Any, _listener: Any, after_each: Any, failed: Any) -> None:
+        for job in jobs:
+            before = read_tuning(tmp_path / TUNING_FILE)
+            assert len(before.trials) == 6
+            assert all(trial.settings for trial in before.trials)
+            asked.append((job.entry, job.seed))
+            if len(asked) == 4:
+                raise Stopped
+            if job.entry == "flow-grpo" and job.seed == 0:
+                failed(job, "out of memory")
+            else:
+                after_each(job, (0.1 * job.seed + 0.5, 1000))
+
+    class Workers:
+        def __enter__(self) -> Any:
+            return []
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(tuning_module, "run_jobs", run_jobs)
+    monkeypatch.setattr(tuning_module, "start_workers", lambda *_: Workers())
+    with pytest.raises(Stopped):
+        tune(plan(), tmp_path, 3, Ear())
+    tuning = tune(plan(), tmp_path, 3, Ear())
+    assert asked == [
+        ("dgpo", 0),
+        ("flow-grpo", 0),
+        ("dgpo", 1),
+        ("flow-grpo", 1),  # here it was stopped
+        ("flow-grpo", 1),
+        ("dgpo", 2),
+        ("flow-grpo", 2),
+    ]
+    values = {(trial.entry, trial.number): trial.value for trial in tuning.done()}
+    assert values == {
+        ("dgpo", 0): 0.5,
+        ("flow-grpo", 0): None,
+        ("dgpo", 1): 0.6,
+        ("flow-grpo", 1): 0.6,
+        ("dgpo", 2): 0.7,
+        ("flow-grpo", 2): 0.7,
+    }
+    assert tuning.ranges["dgpo"]["training.learning_rate"] == tuning.ranges["flow-grpo"]["training.learning_rate"]
+    assert tune(plan(), tmp_path, 3, Ear()) == tuning
+    with pytest.raises(UserError, match="holds another search"):
+        tune(plan(), tmp_path, 4, Ear())
+
+
+def test_a_preset_without_ranges_and_ranges_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no ranges to draw from"):
+        tune(plan(search={}), tmp_path, 1, Ear())
+    with pytest.raises(UserError, match="learning_rate"):
+        tune(plan(search={"shared": {"training.learning_rate": Range(choices=(-1.0,))}}), tmp_path, 1, Ear())
+    assert not (tmp_path / TUNING_FILE).exists()
+
+
+def test_a_trial_sees_validation_prompts_and_a_seed_from_100_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset, task = load_preset("shapes-1")
+    few = {"evaluations": 400, "validation_prompts": 1, "images_per_prompt": 1, "guidances": (1.0,)}
+    values = {**preset.shared, "rollout": {"steps": 4}}
+    values["training"] = {**values["training"], "prompts_per_iteration": 2, "group_size": 2}
+    size = preset.sizes["quick"].model_copy(update=few)
+    ranges = {"shared": {"algorithm.noisiest_steps": Range(choices=(3,))}}
+    preset = preset.model_copy(update={"shared": values, "search": ranges, "guidance": 1.0})
+    small = Plan.of("shapes-1", preset, task, "quick", size, ["dgpo"], jobs=1)
+    monkeypatch.setattr(tuning_module, "run_jobs", lambda *_: None)
+    monkeypatch.setattr(tuning_module, "start_workers", lambda *_: contextlib.nullcontext([]))
+    tune(small, tmp_path, 1, Ear())
+    built: list[Any] = []
+    real = tuning_module.build_trainer
+
+    def noted(config: Any) -> Any:
+        built.append(config)
+        return real(config)
+
+    monkeypatch.setattr(tuning_module, "build_trainer", noted)
+    value, cost = tuning_module.run_trial(small, tmp_path, "dgpo", 0, Ear())
+    assert 0 <= value <= 1
+    assert 0 < cost <= 400
+    assert built[0].training.seed >= 100
+    assert built[0].algorithm.model_dump()["noisiest_steps"] == 3
