@@ -139,7 +139,7 @@ _COUNTS = ("iteration", "steps", "denoiser_evaluations", "flops", "images_scored
 
 
 def _end(axis: str) -> Callable[[CellRecord], float | None]:
-    return lambda cell: getattr(cell.checkpoints[-1], axis)  # type: ignore[no-any-return]
+    return lambda cell: getattr(cell.checkpoints[-1], axis)
 
 
 def _part(part: str) -> Callable[[CellRecord], float | None]:

@@ -209,9 +209,9 @@ def _paths(comparison: Comparison, at: Callable[[CellRecord], tuple[Array, Array
         length = min((len(x) for x, _ in curves), default=0)
         if not curves or (length == 0 and not single):
             continue
-        x, y = (np.stack([curve[axis][:length] for curve in curves]).mean(axis=0) for axis in (0, 1))
+        mean: Array = np.stack([np.stack(curve)[:, :length] for curve in curves]).mean(axis=0)
         points = _seeds(curves) if len(curves) > 1 else None
-        found.append(Path(record.label, index, x, y, points, entry == comparison.results.challenger))
+        found.append(Path(record.label, index, mean[0], mean[1], points, entry == comparison.results.challenger))
     return found
 
 
