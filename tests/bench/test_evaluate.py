@@ -41,7 +41,7 @@ def make(policy: Policy, steps: int, **size: Any) -> Evaluator:
 
 
 @pytest.mark.slow
-def test_base_accuracy_is_between_half_and_seven_tenths() -> None:
+def test_the_base_is_good_but_imperfect_without_guidance() -> None:
     policy = Policy(load_model(ModelConfig(path="shapes", max_sequence_length=1)), LoraConfig(rank=1), seed=0)
     evaluator = make(policy, 10, test_prompts=12, out_of_domain_prompts=25)
     with policy.as_reference():
@@ -49,10 +49,10 @@ def test_base_accuracy_is_between_half_and_seven_tenths() -> None:
     test = evaluator.sets[TEST]
     found = rows.where(rows.set == TEST)
     tags = np.array(test.tags)[found.prompt]
-    by_kind = {tag: found.metrics["accuracy"][tags == tag].mean() for tag in dict.fromkeys(test.tags)}
-    assert len(by_kind) == 5
-    assert min(by_kind.values()) > 0.2
-    assert 0.45 <= headline(found, test, "accuracy", 1) <= 0.7
+    assert len(set(test.tags)) == 5
+    for kind in ("counting", "colour_attribution"):  # those of more than two prompts
+        assert 0.2 < found.metrics["accuracy"][tags == kind].mean() < 0.8
+    assert 0.35 <= headline(found, test, "accuracy", 1) <= 0.6
     assert rows.where(rows.set == "shapes/out-of-domain").metrics["accuracy"].mean() > 0.2
 
 
