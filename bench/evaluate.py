@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dgpo_plugin.adapters.load import apply_adapter
-from dgpo_plugin.algorithms.dgpo import matching_error
+from dgpo_plugin.algorithms.forward import matching_error
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.seeding import seeded_noise
 from dgpo_plugin.distributed.device import best_device
