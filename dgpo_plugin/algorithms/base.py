@@ -182,7 +182,8 @@ def initial_noise(policy: Policy, batch: Batch, random: Random) -> Tensor:
 
 def log_norm(velocity: Tensor) -> Tensor:
     """The log of the norm over all but the batch axis, (N,), without gradient."""
-    return velocity.detach().flatten(1).norm(dim=1).log()
+    norm: Tensor = torch.linalg.vector_norm(velocity.detach().flatten(1), dim=1)
+    return norm.log()
 
 
 GROWTH = Metric(

@@ -271,7 +271,7 @@ def test_in_later_updates_v_grpos_ratio_has_the_mean_over_the_times_in_its_expon
                     e = i.x - s * v - i.x0
                     pair.append(mean_square(e) / mean_size(e))
                 surrogates.append(pair)
-            new, before = (sum(pair[k] for pair in surrogates) / 2 for k in (0, 1))
+            new, before = (torch.stack([pair[k] for pair in surrogates]).mean() for k in (0, 1))
             ratio = torch.exp(before - new)
             a = float(advantages[p, g])
             losses.append(-torch.minimum(ratio * a, ratio.clamp(0.9998, 1.0002) * a))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgpo_plugin.algorithms import Random
 from dgpo_plugin.algorithms.flow_dppo import dppo_loss, outside
-from dgpo_plugin.algorithms.flow_grpo import FlowGRPOFastConfig
+from dgpo_plugin.algorithms.flow_grpo import FlowGRPOFast, FlowGRPOFastConfig
 from dgpo_plugin.algorithms.flow_grpo_guard import normalized_ratio
 from dgpo_plugin.algorithms.trajectories import TrajectoryRollout
 from dgpo_plugin.common.errors import UserError
@@ -56,10 +56,9 @@ def test_guards_ratio_and_its_gradient() -> None:
     ],
 )
 def test_dppo_drops_what_would_go_further(ratio: float, divergence: float, advantage: float, out: bool) -> None:
-    given = [torch.tensor([x], dtype=torch.float64) for x in (ratio, divergence, advantage)]
-    assert outside(*given, threshold=1e-5).tolist() == [out]
-    leaf = given[0].clone().requires_grad_()
-    loss = dppo_loss(leaf, given[2], torch.tensor([out]))
+    leaf, moved, good = (torch.tensor([x], dtype=torch.float64) for x in (ratio, divergence, advantage))
+    assert outside(leaf, moved, good, threshold=1e-5).tolist() == [out]
+    loss = dppo_loss(leaf.requires_grad_(), good, torch.tensor([out]))
     assert torch.autograd.grad(loss.sum(), leaf)[0].item() == (0 if out else -advantage)
 
 
@@ -156,12 +155,14 @@ def test_the_gradient_is_that_of_the_formulas(
 def test_a_moving_window_goes_from_the_noisiest_step_to_the_end_of_its_range_and_anew(policy: Policy) -> None:
     settings = ["algorithm.window=2", "algorithm.window_range=3", "algorithm.window_every=2"]
     algorithm = make_algorithm(config_for("flow-grpo-fast", *settings), policy)
+    assert isinstance(algorithm, FlowGRPOFast)
     windows = [algorithm._choose_steps(4, Random(0, iteration))[0] for iteration in range(8)]  # noqa: SLF001
     assert windows == [[0, 1], [0, 1], [1, 2], [1, 2], [0, 1], [0, 1], [1, 2], [1, 2]]
 
 
 def test_without_it_the_window_is_drawn_as_before(policy: Policy) -> None:
     algorithm = make_algorithm(config_for("flow-grpo-fast", "algorithm.window=2"), policy)
+    assert isinstance(algorithm, FlowGRPOFast)
     firsts = [algorithm._choose_steps(4, Random(0, iteration))[0][0] for iteration in range(40)]  # noqa: SLF001
     assert firsts == [Random(0, iteration).choose(1, 2, "window")[0] for iteration in range(40)]
     assert 10 < np.sum(firsts) < 30

@@ -10,7 +10,13 @@ from dgpo_plugin.algorithms import Layout, Random
 from dgpo_plugin.algorithms.rollout import holds_whole_groups
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.policy import Policy
-from tests.dgpo_plugin.algorithm_cases import config_for, in_float64, make_algorithm, rollout_and_advantages
+from tests.dgpo_plugin.algorithm_cases import (
+    FORWARD,
+    config_for,
+    in_float64,
+    make_algorithm,
+    rollout_and_advantages,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -69,3 +75,35 @@ def test_whole_groups_are_dealt_where_they_divide(groups: int, updates: int, cou
 
 def test_alone_a_process_has_all_samples_in_their_order() -> None:
     assert Layout(3, 4).share(Processes()).tolist() == list(range(12))
+
+
+class Silent(Processes):
+    """One of several that hears nothing of the others, as none has to where no group is cut."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+@pytest.mark.parametrize(
+    ("name", "dealt_whole"),
+    [*[(name, True) for name in FORWARD], *[(name, False) for name in ("nft", "elbo", "awm", "ram")]],
+)
+def test_the_processes_gradients_add_up_to_that_of_one(policy: Policy, name: str, dealt_whole: bool) -> None:
+    in_float64(policy)
+    config = config_for(name)
+    rollout, advantages = rollout_and_advantages(config, policy)
+
+    def gradient(ranks: list[Processes]) -> list[Tensor]:
+        for parameter in policy.parameters.values():
+            parameter.grad = None
+        for processes in ranks:
+            algorithm = make_algorithm(config, policy, processes)
+            algorithm.micro_batch_size = 4
+            share = rollout.layout.share(processes) if dealt_whole else processes.share(8)
+            algorithm.gradient(rollout.select(share), advantages, Random(0, 0))
+        return [parameter.grad.clone() for parameter in policy.parameters.values()]  # type: ignore[union-attr]
+
+    whole = gradient([Processes()])
+    assert max(float(slope.abs().max()) for slope in whole) > 1e-6
+    for a, b in zip(gradient([Silent(0, 2), Silent(1, 2)]), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
