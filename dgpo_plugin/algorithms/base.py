@@ -77,7 +77,9 @@ class Random:
 
     def sample_noise(self, shape: Sequence[int], sample_ids: Tensor, layout: Layout, *purpose: int | str) -> Tensor:
         """Standard normal noise, (N, ...), one draw for each sample."""
-        return torch.stack([self.noise(shape, *purpose, *index) for index in layout.indices_of(sample_ids)])
+        drawn = [self.noise(shape, *purpose, *index) for index in layout.indices_of(sample_ids)]
+        # A process may have no sample of a small update.
+        return torch.stack(drawn) if drawn else torch.zeros(0, *shape)
 
     def group_noise(self, shape: Sequence[int], sample_ids: Tensor, layout: Layout, *purpose: int | str) -> Tensor:
         """Standard normal noise, (N, ...), one draw for each prompt group, the same for all its samples."""
@@ -156,6 +158,14 @@ class Algorithm(ABC, Generic[C, R]):
     def after_step(self, step: int) -> None:
         """Take notice of optimizer step ``step`` (from 0)."""
 
+    def after_iteration(self, iteration: int, steps: int) -> None:
+        """Take notice of an iteration's end.
+
+        Args:
+            iteration: its number, from 0.
+            steps: optimizer steps done by then.
+        """
+
     def state(self) -> Mapping[str, dict[str, Tensor]]:
         """Copies of the adapter to checkpoint, by name; they are restored in place."""
         return {}
@@ -168,6 +178,22 @@ def initial_noise(policy: Policy, batch: Batch, random: Random) -> Tensor:
     """The samples' noise at the first sigma, (N, ...)."""
     noise = random.sample_noise(policy.model.latent_shape, batch.sample_ids, batch.layout, "initial noise")
     return noise.to(policy.device) * policy.model.initial_scale(batch.sigmas[0])
+
+
+def log_norm(velocity: Tensor) -> Tensor:
+    """The log of the norm over all but the batch axis, (N,), without gradient."""
+    norm: Tensor = torch.linalg.vector_norm(velocity.detach().flatten(1), dim=1)
+    return norm.log()
+
+
+GROWTH = Metric(
+    "velocity_growth",
+    "1",
+    "Mean log of the norm of the policy's velocity over that of the frozen base's on the same noisy latents, where "
+    "the loss looks at the base (at its guidance, if it has one of its own); absent where it does not.",
+    "Near 0. A steady rise is a model that overshoots: contrast and brightness rise with it at equal reward.",
+    optional=True,
+)
 
 
 class Totals:

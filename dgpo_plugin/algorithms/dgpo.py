@@ -16,27 +16,26 @@ It follows the authors' released code, which is not their paper:
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dgpo_plugin.algorithms.base import Algorithm, Backward, Cost, Metric, Random, Totals, initial_noise
-from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
+from dgpo_plugin.algorithms.base import GROWTH, Cost, Metric, Random, Totals, log_norm
+from dgpo_plugin.algorithms.flow_times import FlowTime, noisiest_steps, uniform_times
+from dgpo_plugin.algorithms.forward import (
+    Noised,
+    OdeForwardConfig,
+    forward_cost,
+    matching_error,
+)
+from dgpo_plugin.algorithms.forward_groups import GROUP_PASS, GroupAlgorithm, needs_group_pass
+from dgpo_plugin.algorithms.rollout import Rollout
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.config.fields import AlgorithmConfig, OdeSampler, RunConfig, Schedule
-from dgpo_plugin.distributed.processes import Processes
-from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.policy import Policy, move_towards
-from dgpo_plugin.samplers.ode import sample_ode
-
-
-def matching_error(predicted: Tensor, target: Tensor) -> Tensor:
-    """d, (N,): mean over all but the batch axis of (target velocity - predicted velocity)^2."""
-    return (target - predicted).square().flatten(1).mean(1)
+from dgpo_plugin.config.fields import RunConfig, Schedule
 
 
 def group_weight(error: Tensor, reference_error: Tensor, advantages: Tensor, beta: float) -> Tensor:
@@ -66,11 +65,10 @@ def dgpo_loss(error: Tensor, weight: Tensor, advantages: Tensor, is_clipped: Ten
     return weight.detach() * advantages * kept
 
 
-class DGPOConfig(AlgorithmConfig):
+class DGPOConfig(OdeForwardConfig):
     """DGPO; the defaults are its GenEval setting with a guided rollout."""
 
     name: Literal["dgpo"] = "dgpo"
-    sampler: OdeSampler = Field("dpm-solver++", description="Deterministic sampler of the rollout.")
     beta: float = Field(
         100.0, gt=0, description="Sharpness of the group weight w = sigmoid(S); it shapes the weight, not the step."
     )
@@ -114,11 +112,6 @@ class DGPOConfig(AlgorithmConfig):
         1.0, ge=1, description="Classifier-free guidance of the frozen base's velocity; 1 is none."
     )
 
-    @property
-    def default_schedule(self) -> Schedule:
-        """DPM-Solver++ is stable on its own scheduler's noise levels; Euler was made for the pipeline's."""
-        return "dpm" if self.sampler == "dpm-solver++" else "native"
-
     def check_rollout(self, steps: int, schedule: Schedule) -> None:
         if self.t_min is None and steps < self.noisiest_steps:
             raise ValueError(
@@ -133,37 +126,16 @@ class DGPOConfig(AlgorithmConfig):
 
 
 @dataclass(frozen=True)
-class Noised:
-    """This process's samples at one flow time, N of them.
-
-    Attributes:
-        latents: noisy, (N, ...).
-        target: the velocity to predict, times ``unit``, (N, ...).
-        unit: the error of the model's own prediction over that of its velocity, of which the matching error is the
-            square.
-    """
-
-    latents: Tensor
-    target: Tensor
-    sigma: float
-    unit: float
-    conditioning: Conditioning
-
-    def predict(self, policy: Policy, rows: Tensor, guidance: float = 1.0) -> Tensor:
-        """The velocity of some rows under the weights in place, times ``unit``."""
-        return self.unit * policy.velocity(self.latents[rows], self.sigma, self.conditioning[rows], guidance)
-
-
-@dataclass(frozen=True)
 class _Frozen:
     """What is measured of a micro-batch without gradient at one flow time, all (N,) but the velocity."""
 
     reference_error: Tensor
     old_error: Tensor | None
     base_velocity: Tensor | None
+    base_log_norm: Tensor | None
 
 
-class DGPO(Algorithm[DGPOConfig, Rollout]):
+class DGPO(GroupAlgorithm[DGPOConfig, _Frozen]):
     """The policy, its old copy, and the frozen base, measured on the same noised samples."""
 
     Config = DGPOConfig
@@ -196,163 +168,110 @@ class DGPO(Algorithm[DGPOConfig, Rollout]):
             "Mean of w = sigmoid(S) over the prompt groups, S = (beta / G) times the sum of A (d - d_ref).",
             "Around 0.5 at the start. Below it the groups are ranked better than by the reference, above it worse.",
         ),
+        GROUP_PASS,
+        GROWTH,
     )
-
-    def __init__(
-        self,
-        config: DGPOConfig,
-        policy: Policy,
-        processes: Processes,
-        micro_batch_size: int | None,
-        backward: Backward = torch.autograd.backward,
-    ) -> None:
-        super().__init__(config, policy, processes, micro_batch_size, backward)
-        self.old_weights = policy.copy_weights()
-        self._steps_done = 0
+    SUMMARY = 2
 
     @staticmethod
     def cost(config: RunConfig) -> Cost:
-        algorithm, training = config.algorithm, config.training
+        algorithm = config.algorithm
         assert isinstance(algorithm, DGPOConfig)
         passes = 3
         if algorithm.reference == "base" or algorithm.kl_weight > 0:
             passes += 2 if algorithm.reference_guidance > 1 else 1
         if algorithm.reference == "old_policy" or algorithm.clip is not None:
             passes += 1
-        if training.micro_batch_size is not None and training.micro_batch_size < training.images:
-            passes += 1  # the group's weight needs a pass of its own
-        return Cost(
-            sampling=config.rollout.steps * (2 if algorithm.rollout_guidance > 1 else 1),
-            training=algorithm.timesteps * passes,
-            trained_steps=algorithm.timesteps,
-            adapter_copies=1,
-            latents=4,  # clean, noise, noisy, target
-            rollout_guidance=algorithm.rollout_guidance,
-            training_guidance=1.0,
-        )
+        if needs_group_pass(config):
+            passes += 1
+        return forward_cost(config, algorithm.timesteps, passes)
+
+    _steps_done = 0
 
     @property
     def _old_is_policy(self) -> bool:
         """Before the first step, and after it with mu = 0, the old copy is the policy itself."""
         return self._steps_done <= 1
 
-    @torch.no_grad()
-    def sample(self, batch: Batch, random: Random) -> Rollout:
-        policy, guidance = self.policy, self.config.rollout_guidance
-        from_old = self._steps_done > self.config.old_policy_after and not self._old_is_policy
+    @property
+    def rollout_weights(self) -> Mapping[str, Tensor] | None:
+        switched = self._steps_done > self.config.old_policy_after and not self._old_is_policy
+        return self.old_weights if switched else None
 
-        def velocity(x: Tensor, sigma: float) -> Tensor:
-            return policy.velocity(x, sigma, batch.conditioning, guidance)
+    @property
+    def group_noise(self) -> bool:
+        """One noise for a whole prompt group: its samples then differ in the picture alone."""
+        return True
 
-        noise = initial_noise(policy, batch, random)
-        with policy.with_weights(self.old_weights) if from_old else contextlib.nullcontext():
-            latents = sample_ode(velocity, noise, batch.sigmas, self.config.sampler)
-        return Rollout(batch.sample_ids, batch.conditioning, latents, batch.sigmas, batch.layout)
+    def flow_times(self, rollout: Rollout, random: Random) -> list[FlowTime]:
+        """The flow times to train on, the same for every sample."""
+        config, sigmas = self.config, rollout.sigmas
+        if config.t_min is None:
+            return noisiest_steps(sigmas, config.timesteps, config.noisiest_steps, random)
+        if config.t_min >= sigmas[0]:
+            raise UserError(f"algorithm.t_min {config.t_min}: the rollout starts at {sigmas[0]:.4f}; set it lower")
+        return uniform_times(sigmas[0], config.t_min, config.timesteps, random)
 
-    def gradient(self, rollout: Rollout, advantages: Tensor, random: Random) -> dict[str, float]:
-        device = rollout.latents.device
-        positions = rollout.positions.to(device)
-        groups, own_advantages = positions // advantages.shape[1], advantages.flatten()[positions]
-        batches = self._micro_batches(rollout, advantages)
-        totals = Totals(device, "loss", "kl", "clip_fraction", "group_weight")
-        times = self.flow_times(rollout.sigmas, random)
-        count = len(times) * advantages.numel()
-        for number, sigma in times.items():
-            noised = self.noised(rollout, number, sigma, random)
-            frozen = [self._measure_frozen(noised, rows) for rows in batches]
-            # The group's weight needs every d of the group before any gradient: a first pass without one, which a
-            # single micro-batch saves by using the pass it differentiates.
-            only = noised.predict(self.policy, batches[0]) if len(batches) == 1 else None
-            weights = self._group_weights(noised, batches, frozen, only, positions, advantages)[groups]
-            for rows, measured in zip(batches, frozen, strict=True):
-                predicted = noised.predict(self.policy, rows) if only is None else only
-                given = (weights[rows], own_advantages[rows])
-                self.backward(self._loss(predicted, noised.target[rows], measured, *given, totals) / count)
-            totals.add("group_weight", weights.sum())
-        return totals.means(count, self.processes)
+    def noised(self, rollout: Rollout, number: int, sigma: float, random: Random) -> Noised:
+        """As in the family; the texts that are dropped are drawn by the number too."""
+        noised = super().noised(rollout, number, sigma, random)
+        share = self.config.text_dropout
+        if share == 0:
+            return noised
+        groups = rollout.layout.groups_of(rollout.sample_ids).tolist()
+        lost = {g for g in set(groups) if random.uniform(1, "text dropout", number, g)[0] < share}
+        dropped = torch.tensor([group in lost for group in groups], dtype=torch.bool, device=noised.latents.device)
+        return replace(noised, conditioning=noised.conditioning.replaced(dropped, self.policy.unconditional))
 
-    def _loss(
-        self, predicted: Tensor, target: Tensor, measured: _Frozen, weights: Tensor, advantages: Tensor, totals: Totals
+    def keeps(self, advantages: Tensor) -> list[bool]:
+        """A group of equal rewards moves nothing, only the KL term would need it."""
+        everyone = self.config.kl_weight > 0 or self.processes.lockstep
+        return [True] * len(advantages) if everyone else (advantages != 0).any(1).tolist()
+
+    def totals(self, device: torch.device) -> Totals:
+        looks_at_base = self.config.reference == "base" or self.config.kl_weight > 0
+        growth = ("velocity_growth",) if looks_at_base else ()
+        return Totals(device, "loss", "kl", "clip_fraction", "group_weight", *growth)
+
+    def add_number(self, totals: Totals, numbers: Tensor) -> None:
+        totals.add("group_weight", numbers.sum())
+
+    def summary(self, predicted: Tensor, target: Tensor, frozen: _Frozen) -> Tensor:
+        return torch.stack([matching_error(predicted, target), frozen.reference_error], dim=1)
+
+    def group_number(self, summary: Tensor, advantages: Tensor) -> Tensor:
+        error, reference = summary
+        return group_weight(error, reference, advantages, self.config.beta)
+
+    def loss(
+        self,
+        predicted: Tensor,
+        target: Tensor,
+        frozen: _Frozen,
+        numbers: Tensor,
+        advantages: Tensor,
+        totals: Totals,
     ) -> Tensor:
-        """The sum of a micro-batch's losses, which is also added to the totals."""
         config, error = self.config, matching_error(predicted, target)
         out = torch.zeros_like(error, dtype=torch.bool)
-        if measured.old_error is not None and config.clip is not None:
-            out = clipped(error.detach(), measured.old_error, advantages, config.clip)
-        loss = dgpo_loss(error, weights, advantages, out).sum()
-        if measured.base_velocity is not None:
-            kl = matching_error(predicted, measured.base_velocity).sum()
+        if frozen.old_error is not None and config.clip is not None:
+            out = clipped(error.detach(), frozen.old_error, advantages, config.clip)
+        loss = dgpo_loss(error, numbers, advantages, out).sum()
+        if frozen.base_velocity is not None:
+            kl = matching_error(predicted, frozen.base_velocity).sum()
             loss = loss + config.kl_weight * kl
             totals.add("kl", kl.detach())
+        if frozen.base_log_norm is not None:
+            totals.add("velocity_growth", (log_norm(predicted) - frozen.base_log_norm).sum())
         totals.add("loss", loss.detach())
         totals.add("clip_fraction", out.sum())
         return loss
 
     @torch.no_grad()
-    def _group_weights(
-        self,
-        noised: Noised,
-        batches: tuple[Tensor, ...],
-        frozen: list[_Frozen],
-        only: Tensor | None,
-        positions: Tensor,
-        advantages: Tensor,
-    ) -> Tensor:
-        """w of every prompt group of the update, (P,), from all processes' matching errors.
-
-        Args:
-            only: the prediction of the one micro-batch, if there is but one.
-        """
-        errors = noised.target.new_zeros(len(positions), 2)
-        for rows, measured in zip(batches, frozen, strict=True):
-            predicted = noised.predict(self.policy, rows) if only is None else only
-            errors[rows, 0] = matching_error(predicted, noised.target[rows])
-            errors[rows, 1] = measured.reference_error
-        everyone = self.processes.assemble(errors, positions, advantages.numel())
-        error, reference = everyone.T.reshape(2, *advantages.shape)
-        return group_weight(error, reference, advantages, self.config.beta)
-
-    def _micro_batches(self, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, ...]:
-        """The rows to run; a group of equal rewards moves nothing, only the KL term would need it."""
-        groups = (rollout.positions // advantages.shape[1]).tolist()
-        everyone = self.config.kl_weight > 0 or self.processes.lockstep
-        moving = [True] * len(advantages) if everyone else (advantages != 0).any(1).tolist()
-        rows = [row for row, group in enumerate(groups) if moving[group]]
-        return micro_batches(torch.tensor(rows, dtype=torch.int64, device=advantages.device), self.micro_batch_size)
-
-    def flow_times(self, sigmas: list[float], random: Random) -> dict[int, float]:
-        """The flow times to train on, the same for every sample, each by the number that its noise is drawn with."""
-        config = self.config
-        if config.t_min is None:
-            chosen = random.choose(config.timesteps, config.noisiest_steps, "timesteps")
-            return {step: sigmas[step] for step in chosen}
-        if config.t_min >= sigmas[0]:
-            raise UserError(f"algorithm.t_min {config.t_min}: the rollout starts at {sigmas[0]:.4f}; set it lower")
-        drawn = random.uniform(config.timesteps, "timesteps")
-        return {number: sigmas[0] - u * (sigmas[0] - config.t_min) for number, u in enumerate(drawn)}
-
-    def noised(self, rollout: Rollout, number: int, sigma: float, random: Random) -> Noised:
-        """The rollout's samples at a flow time, by the number that its noise and dropped texts are drawn with."""
-        ids, layout, clean = rollout.sample_ids, rollout.layout, rollout.latents
-        # One noise for a whole prompt group: its samples then differ in the picture alone.
-        noise = random.group_noise(clean.shape[1:], ids, layout, "training noise", number).to(clean)
-        # The matching error is that of the model's own prediction: its velocity's, times a weight.
-        unit = self.policy.model.error_weight(sigma) ** 0.5
-        noisy, target = (1 - sigma) * clean + sigma * noise, unit * (noise - clean)
-        conditioning = rollout.conditioning
-        if self.config.text_dropout > 0:
-            groups = layout.groups_of(ids).tolist()
-            share = self.config.text_dropout
-            lost = {g for g in set(groups) if random.uniform(1, "text dropout", number, g)[0] < share}
-            dropped = torch.tensor([group in lost for group in groups], dtype=torch.bool, device=noisy.device)
-            conditioning = conditioning.replaced(dropped, self.policy.unconditional)
-        return Noised(noisy, target, sigma, unit, conditioning)
-
-    @torch.no_grad()
-    def _measure_frozen(self, noised: Noised, rows: Tensor) -> _Frozen:
+    def frozen(self, noised: Noised, rows: Tensor) -> _Frozen:
         """Matching errors under the reference and the old policy; forwards whose result is known are skipped."""
         config, policy, target = self.config, self.policy, noised.target[rows]
-        old_error = base_velocity = None
+        old_error = base_velocity = base_log_norm = None
         needs_old = config.clip is not None or config.reference == "old_policy"
         if needs_old and not self._old_is_policy:
             with policy.with_weights(self.old_weights):
@@ -362,22 +281,20 @@ class DGPO(Algorithm[DGPOConfig, Rollout]):
         if config.reference == "base" or config.kl_weight > 0:
             with policy.as_reference():
                 base_velocity = noised.predict(policy, rows, config.reference_guidance)
+            base_log_norm = log_norm(base_velocity)
         if config.reference == "old_policy":
             assert old_error is not None
             reference_error = old_error
         else:
             assert base_velocity is not None
             reference_error = matching_error(base_velocity, target)
-        return _Frozen(reference_error, old_error, base_velocity if config.kl_weight > 0 else None)
+        kept = base_velocity if config.kl_weight > 0 else None
+        return _Frozen(reference_error, old_error, kept, base_log_norm)
 
     def after_step(self, step: int) -> None:
         """Move the old policy: old <- mu old + (1 - mu) policy, mu = min(0.3, 0.001 step)."""
-        keep = min(0.3, 0.001 * step)
-        move_towards(self.old_weights, self.policy.parameters, keep)
+        self.move_old(min(0.3, 0.001 * step))
         self.resume(step + 1)
-
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        return {"old": self.old_weights}
 
     def resume(self, steps: int) -> None:
         self._steps_done = steps

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.conditioning import Conditioning
 
 
@@ -36,6 +37,22 @@ class Layout:
     def indices_of(self, sample_ids: Tensor) -> list[tuple[int, int]]:
         """Prompt group and number in it of each sample, N pairs."""
         return [divmod(sample, self.group_size) for sample in sample_ids.tolist()]
+
+    def share(self, processes: Processes, updates: int = 1) -> Tensor:
+        """A process's samples, rising, (n,), int64: whole prompt groups where they can be dealt, else one by one.
+
+        Args:
+            updates: of the iteration, each of as many groups.
+        """
+        if not holds_whole_groups(self.groups // updates, processes.count):
+            return processes.share(self.samples)
+        groups = processes.share(self.groups)
+        return (groups[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
+
+
+def holds_whole_groups(groups: int, processes: int) -> bool:
+    """Whether an update of so many prompt groups is dealt to processes in whole ones; known to all of them."""
+    return groups % processes == 0
 
 
 @dataclass(frozen=True)

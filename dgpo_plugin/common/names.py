@@ -13,9 +13,22 @@ ALGORITHMS = Registry(
     "algorithms",
     {
         "dgpo": Entry("dgpo_plugin.algorithms.dgpo:DGPO", "preferences of prompt groups, deterministic rollouts"),
+        "nft": Entry(
+            "dgpo_plugin.algorithms.nft:NFT", "DiffusionNFT: towards good pictures, away from bad ones' mirror"
+        ),
+        "elbo": Entry("dgpo_plugin.algorithms.elbo:Elbo", "policy gradients on the likelihood's bound, as in V-GRPO"),
+        "awm": Entry("dgpo_plugin.algorithms.awm:AWM", "advantage weighted matching, stochastic rollouts"),
+        "ram": Entry("dgpo_plugin.algorithms.ram:RAM", "a regression on the base's velocity, bent by the reward"),
+        "crd": Entry("dgpo_plugin.algorithms.crd:CRD", "the policy's implied reward, regressed on the real one"),
         "flow-grpo": Entry("dgpo_plugin.algorithms.flow_grpo:FlowGRPO", "policy gradients through stochastic steps"),
         "flow-grpo-fast": Entry(
             "dgpo_plugin.algorithms.flow_grpo:FlowGRPOFast", "the same through a window of a few steps"
+        ),
+        "flow-grpo-guard": Entry(
+            "dgpo_plugin.algorithms.flow_grpo_guard:FlowGRPOGuard", "Flow-GRPO, its ratio alike at every step"
+        ),
+        "flow-dppo": Entry(
+            "dgpo_plugin.algorithms.flow_dppo:FlowDPPO", "stochastic steps within a divergence, no ratio clipped"
         ),
     },
     Entry,

@@ -1,8 +1,8 @@
 """How an iteration's images are split over processes, and what the processes tell each other.
 
-The number of processes never changes the result (docs/architecture.md, section 5). Image n of an iteration belongs to
-process n modulo their number, so that every prompt group is spread over all of them. Whatever depends on a whole group
-(advantages, DGPO's weight) is computed from the whole group everywhere.
+The number of processes never changes the result (docs/architecture.md, section 5). Where an update's prompt groups
+divide by the processes each has whole groups (``Layout.share``); else image n belongs to process n modulo their number.
+Whatever depends on a whole group that is spread (DGPO's weight) is computed from the whole group everywhere.
 """
 
 from __future__ import annotations

@@ -133,6 +133,7 @@ class Trainer:
             advantages = aggregate(scores, weights, std, how)
             advantages = controlled(advantages, training.control, training.seed, iteration)
             logged = self._update(rollout, advantages, random)
+            self.algorithm.after_iteration(iteration, self.steps)
         counts = self._summed(sampling, every)
         clock.lap("training_seconds")
         return {
@@ -153,7 +154,8 @@ class Trainer:
         layout, size = self._layout, self.config.training.micro_batch_size
         conditioning = self.groups.encoded[[prompt.text for prompt in prompts]].on(self.accelerator.device)
         sampled, futures = list[Rollout](), []
-        for sample_ids in micro_batches(self.processes.share(layout.samples), size):
+        share = layout.share(self.processes, self.config.training.updates_per_iteration)
+        for sample_ids in micro_batches(share, size):
             group = layout.groups_of(sample_ids)
             batch = Batch(sample_ids, layout, conditioning[group], self._sigmas)
             sampled.append(self.algorithm.sample(batch, random))

@@ -16,14 +16,23 @@ from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.policy import Policy
 from tests.conftest import SMALL
 
-ALGORITHMS = ["dgpo", "flow-grpo", "flow-grpo-fast"]
+FORWARD = ["dgpo", "nft", "elbo", "awm", "ram", "crd"]
+TRAJECTORY = ["flow-grpo", "flow-grpo-fast", "flow-grpo-guard", "flow-dppo"]
+ALGORITHMS = [*FORWARD, *TRAJECTORY]
 PLAIN = [override for override in SMALL if not override.startswith("algorithm.")]
 
 
 def config_for(algorithm: str, *overrides: str) -> RunConfig:
     own = {
         "dgpo": ["algorithm.timesteps=2", "algorithm.noisiest_steps=3"],
+        "nft": ["algorithm.name=nft", "algorithm.timesteps=3"],
+        "elbo": ["algorithm.name=elbo", "algorithm.timesteps=2"],
+        "awm": ["algorithm.name=awm", "algorithm.timesteps=2", "algorithm.last_step=3"],
+        "ram": ["algorithm.name=ram", "algorithm.timesteps=2", "algorithm.rollout_guidance=1"],
+        "crd": ["algorithm.name=crd", "algorithm.timesteps=2", "algorithm.noisiest_steps=3"],
         "flow-grpo": ["algorithm.name=flow-grpo", "algorithm.guidance=1", "algorithm.kl_weight=0.04"],
+        "flow-grpo-guard": ["algorithm.name=flow-grpo-guard", "algorithm.guidance=1"],
+        "flow-dppo": ["algorithm.name=flow-dppo", "algorithm.window_range=3", "algorithm.kl_weight=0.01"],
         "flow-grpo-fast": ["algorithm.name=flow-grpo-fast", "algorithm.window_range=3"],
     }
     return load_config("shapes", [*PLAIN, *own.get(algorithm, [f"algorithm.name={algorithm}"]), *overrides])

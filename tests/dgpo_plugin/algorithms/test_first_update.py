@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.algorithms import Batch, Random, Rollout
-from dgpo_plugin.algorithms.flow_grpo import TrajectoryRollout
 from dgpo_plugin.algorithms.rollout import join, micro_batches
+from dgpo_plugin.algorithms.trajectories import TrajectoryRollout
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig, RunConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy

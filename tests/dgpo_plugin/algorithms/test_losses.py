@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dgpo_plugin.algorithms.dgpo import clipped, dgpo_loss, group_weight, matching_error
-from dgpo_plugin.algorithms.flow_grpo import kl_divergence, policy_loss
+from dgpo_plugin.algorithms.dgpo import clipped, dgpo_loss, group_weight
+from dgpo_plugin.algorithms.flow_grpo import policy_loss
+from dgpo_plugin.algorithms.forward import matching_error
+from dgpo_plugin.algorithms.trajectories import kl_divergence
 
 pytestmark = pytest.mark.fast
 

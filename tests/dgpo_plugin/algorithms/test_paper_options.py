@@ -41,6 +41,12 @@ def algorithm_for(**options: float) -> DGPO:
     return DGPO(config, fake_policy(), Processes(), None)  # type: ignore[arg-type]
 
 
+def times(algorithm: DGPO, iteration: int, seed: int = 0) -> dict[int, float]:
+    drawn = algorithm.flow_times(fake_rollout(1, 2), Random(seed, iteration))
+    assert all(time.rows is None for time in drawn)  # the same for every sample
+    return {time.number: time.sigma for time in drawn}
+
+
 def fake_rollout(groups: int, size: int) -> Rollout:
     layout = Layout(groups, size)
     ids = torch.arange(layout.samples)
@@ -58,25 +64,24 @@ def texts(algorithm: DGPO, rollout: Rollout, random: Random, number: int = 0) ->
 
 def test_flow_times_are_uniform_between_t_min_and_the_rollouts_start() -> None:
     algorithm = algorithm_for(t_min=0.5)
-    drawn = [list(algorithm.flow_times(SIGMAS, Random(0, iteration)).values()) for iteration in range(1000)]
-    assert all(len(times) == 2 for times in drawn)
-    for times in (*zip(*drawn, strict=True), [a for pair in drawn for a in pair]):
-        assert 0.5 < min(times) < max(times) <= SIGMAS[0]
-        assert stats.kstest(times, stats.uniform(0.5, SIGMAS[0] - 0.5).cdf).pvalue > 1e-3
+    drawn = [list(times(algorithm, iteration).values()) for iteration in range(1000)]
+    assert all(len(pair) == 2 for pair in drawn)
+    for some in (*zip(*drawn, strict=True), [a for pair in drawn for a in pair]):
+        assert 0.5 < min(some) < max(some) <= SIGMAS[0]
+        assert stats.kstest(some, stats.uniform(0.5, SIGMAS[0] - 0.5).cdf).pvalue > 1e-3
     assert abs(np.corrcoef(np.array(drawn).T)[0, 1]) < 4 / math.sqrt(1000)
-    assert algorithm.flow_times(SIGMAS, Random(0, 3)) == algorithm.flow_times(SIGMAS, Random(0, 3))
-    assert algorithm.flow_times(SIGMAS, Random(0, 3)) != algorithm.flow_times(SIGMAS, Random(1, 3))
+    assert times(algorithm, 3) == times(algorithm, 3)
+    assert times(algorithm, 3) != times(algorithm, 3, seed=1)
 
 
 def test_without_t_min_they_are_the_samplers_steps() -> None:
     for iteration in range(20):
-        times = algorithm_for().flow_times(SIGMAS, Random(0, iteration))
-        assert times == {0: SIGMAS[0], 1: SIGMAS[1]}
+        assert times(algorithm_for(), iteration) == {0: SIGMAS[0], 1: SIGMAS[1]}
 
 
 def test_a_t_min_that_the_rollout_never_reaches_is_refused() -> None:
     with pytest.raises(UserError, match=r"algorithm.t_min 0.95: the rollout starts at 0.9000; set it lower"):
-        algorithm_for(t_min=0.95).flow_times(SIGMAS, Random(0, 0))
+        times(algorithm_for(t_min=0.95), 0)
 
 
 def test_noisiest_steps_has_no_say_beside_t_min() -> None:

@@ -116,6 +116,13 @@ def test_the_count_sees_what_waits(waits: Callable[[torch.Tensor], object]) -> N
         ("flow-grpo", []),
         ("flow-grpo", ["algorithm.guidance=2"]),
         ("flow-grpo-fast", []),
+        ("flow-grpo-guard", []),
+        ("flow-dppo", []),
+        ("nft", []),
+        ("elbo", ["algorithm.ratio_clip=0.1", "algorithm.soft_clip=3", "algorithm.old_weight=0.1"]),
+        ("awm", []),
+        ("ram", []),
+        ("crd", []),
     ],
 )
 def test_waits_do_not_grow_with_micro_batches(policy: Policy, algorithm: str, extra: list[str]) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.names import FAMILIES
-from dgpo_plugin.config.load import preset_names
+from dgpo_plugin.config.load import load_config, preset_names
 from tests.conftest import SMALL
 
 SMALL_FLAGS = [flag for override in SMALL for flag in ("--set", override)]
@@ -143,7 +143,9 @@ def test_list_presets_says_what_is_published_and_what_is_not() -> None:
     assert list(says) == list(preset_names())
     assert all(says.values())
     for name, about in says.items():
-        if name.startswith("sd35-"):
+        assert ("UNCONFIRMED" in about) == name.endswith("-unconfirmed"), name
+        assert ("guess" in about) == name.endswith("-unconfirmed"), name
+        if name.startswith("sd35-") and load_config(name).algorithm.name == "dgpo":
             nowhere = name in ("sd35-pickscore-unguided", "sd35-pickscore-old-policy")
             assert ("AN EXTRAPOLATION: nothing is published" in about) == nowhere, name
             assert ("DGPO's published settings" in about) != nowhere, name

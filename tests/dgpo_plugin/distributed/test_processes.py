@@ -37,6 +37,8 @@ ODD = (
     "checkpoint.every=2",
 )
 """Nothing here divides by 2 or 4: 15 images, 3 images an update, 7 evaluation pictures."""
+WHOLE = "training.micro_batch_size=3"
+"""A prompt group: with four of them in two updates each process has whole ones, and looks at them once."""
 CLOSE = 1e-3
 """Of the adapter's norm. A forward's last float32 bits depend on how many images share a matrix product, and a sum's
 on its order; AdamW's steps, each about as long as the learning rate whatever the gradient's size, pass those bits on
@@ -87,6 +89,8 @@ def rewards(folder: Path) -> list[tuple[float, ...]]:
     [
         ("dgpo", ["algorithm.clip=0.01", "algorithm.old_policy_after=3", "training.micro_batch_size=4"], (1, 2, 4)),
         ("dgpo", ["algorithm.t_min=0.4", "algorithm.text_dropout=0.3"], (1, 2)),
+        ("dgpo", ["training.prompts_per_iteration=4", "training.updates_per_iteration=2", WHOLE], (1, 2)),
+        ("nft", ["algorithm.name=nft", "algorithm.timesteps=2"], (1, 2)),
         ("flow-grpo", ["algorithm.name=flow-grpo", "algorithm.guidance=1"], (1, 2)),
     ],
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgpo_plugin.adapters.load import apply_adapter, read_adapter
 from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
-from dgpo_plugin.algorithms.dgpo import matching_error
+from dgpo_plugin.algorithms.forward import matching_error
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.config.load import parse_config

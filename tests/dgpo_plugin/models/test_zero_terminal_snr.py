@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgpo_plugin.algorithms.dgpo import matching_error
+from dgpo_plugin.algorithms.forward import matching_error
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.config.load import parse_config

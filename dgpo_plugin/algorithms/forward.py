@@ -1,0 +1,262 @@
+"""What the forward-process algorithms share: finished pictures are noised anew, and a loss made of the velocity there.
+
+They differ in the loss, in whose noise it is, in the flow times and in which copies of the adapter look beside the
+policy. A member is a file that says those; here are the rollout, the noising, the old copy, and the way through an
+update image by image, for a loss that needs nothing of its group (:class:`ForwardAlgorithm`). For one that does there
+is :mod:`~dgpo_plugin.algorithms.forward_groups`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dgpo_plugin.algorithms.base import Algorithm, Backward, Cost, Metric, Random, Totals, initial_noise, log_norm
+from dgpo_plugin.algorithms.flow_times import FlowTime
+from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
+from dgpo_plugin.config.fields import AlgorithmConfig, OdeSampler, RunConfig, Schedule
+from dgpo_plugin.distributed.processes import Processes
+from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.policy import Policy, move_towards
+from dgpo_plugin.samplers.ode import Velocity, sample_ode
+
+FLOOR = 1e-5
+"""Below it no mean absolute error is divided by."""
+
+
+def matching_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """d, (N,): mean over all but the batch axis of (target velocity - predicted velocity)^2."""
+    return (target - predicted).square().flatten(1).mean(1)
+
+
+def absolute_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """The mean over all but the batch axis of |target velocity - predicted velocity|, (N,), without gradient."""
+    return (target - predicted.detach()).abs().flatten(1).mean(1)
+
+
+def normalized_error(predicted: Tensor, target: Tensor, sigma: float) -> Tensor:
+    """How far off the clean picture is, divided by its own size, (N,): mean e^2 / mean |e| of e = sigma (v - target).
+
+    The clean picture that a velocity predicts is x - sigma v, so its error is sigma times the velocity's. No gradient
+    flows through the division, which is by FLOOR at least (DiffusionNFT's released code, its ``weight_factor``).
+    """
+    scale = (sigma * absolute_error(predicted, target)).clamp(min=FLOOR)
+    return sigma**2 * matching_error(predicted, target) / scale
+
+
+KL = Metric(
+    "kl",
+    "velocity squared",
+    "Mean squared distance of the policy's velocity from the frozen base's; 0 where the loss does not look at that.",
+    "Rises from its start and levels off; one that runs away leaves the base behind: hold it tighter or lower the "
+    "learning rate. With a guided base the start is not 0.",
+    shown="kl {:.4f}",
+)
+
+
+class ForwardConfig(AlgorithmConfig):
+    """What every algorithm of the family is told."""
+
+    rollout_guidance: float = Field(1.0, ge=1, description="Classifier-free guidance of the rollout; 1 is none.")
+
+
+class OdeForwardConfig(ForwardConfig):
+    """What those are told whose rollout is deterministic."""
+
+    sampler: OdeSampler = Field("dpm-solver++", description="Deterministic sampler of the rollout.")
+
+    @property
+    def default_schedule(self) -> Schedule:
+        """DPM-Solver++ is stable on its own scheduler's noise levels; Euler was made for the pipeline's."""
+        return "dpm" if self.sampler == "dpm-solver++" else "native"
+
+
+@dataclass(frozen=True)
+class Noised:
+    """This process's samples at one flow time, N of them.
+
+    Attributes:
+        latents: noisy, (N, ...).
+        target: the velocity to predict, times ``unit``, (N, ...).
+        unit: the error of the model's own prediction over that of its velocity, of which the matching error is the
+            square.
+    """
+
+    latents: Tensor
+    target: Tensor
+    sigma: float
+    unit: float
+    conditioning: Conditioning
+
+    def predict(self, policy: Policy, rows: Tensor, guidance: float = 1.0) -> Tensor:
+        """The velocity of some rows under the weights in place, times ``unit``."""
+        return self.unit * policy.velocity(self.latents[rows], self.sigma, self.conditioning[rows], guidance)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A micro-batch at one flow time, n samples; velocities are (n, ...), times the noised samples' ``unit``.
+
+    Attributes:
+        sigma: the flow time.
+        target: what is to be predicted.
+        predicted: by the policy, with its graph.
+        old: by the old copy; None where the loss does not ask for it.
+        base: by the frozen base, likewise.
+    """
+
+    sigma: float
+    target: Tensor
+    predicted: Tensor
+    old: Tensor | None
+    base: Tensor | None
+
+
+F = TypeVar("F", bound=ForwardConfig)
+
+
+class Forward(Algorithm[F, Rollout], Generic[F]):
+    """A policy and its old copy, and finished pictures noised anew."""
+
+    def __init__(
+        self,
+        config: F,
+        policy: Policy,
+        processes: Processes,
+        micro_batch_size: int | None,
+        backward: Backward = torch.autograd.backward,
+    ) -> None:
+        super().__init__(config, policy, processes, micro_batch_size, backward)
+        self.old_weights = policy.copy_weights()
+
+    @property
+    def rollout_weights(self) -> Mapping[str, Tensor] | None:
+        """The copy of the adapter that the rollout comes from; None for the policy's own."""
+        return None
+
+    @property
+    def group_noise(self) -> bool:
+        """Whether a prompt group shares its noise; else each image has its own at every flow time."""
+        return False
+
+    @abstractmethod
+    def flow_times(self, rollout: Rollout, random: Random) -> list[FlowTime]:
+        """What to train on; every sample of the update as often as any other."""
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, random: Random) -> Rollout:
+        policy, guidance = self.policy, self.config.rollout_guidance
+
+        def velocity(x: Tensor, sigma: float) -> Tensor:
+            return policy.velocity(x, sigma, batch.conditioning, guidance)
+
+        noise, copy = initial_noise(policy, batch, random), self.rollout_weights
+        with contextlib.nullcontext() if copy is None else policy.with_weights(copy):
+            latents = self.integrate(velocity, noise, batch, random)
+        return Rollout(batch.sample_ids, batch.conditioning, latents, batch.sigmas, batch.layout)
+
+    def integrate(self, velocity: Velocity, noise: Tensor, batch: Batch, random: Random) -> Tensor:
+        """Clean latents from noise, (N, ...)."""
+        assert isinstance(self.config, OdeForwardConfig)
+        return sample_ode(velocity, noise, batch.sigmas, self.config.sampler)
+
+    def noised(self, rollout: Rollout, number: int, sigma: float, random: Random) -> Noised:
+        """The rollout's samples at a flow time, by the number that its noise is drawn with."""
+        ids, layout, clean = rollout.sample_ids, rollout.layout, rollout.latents
+        draw = random.group_noise if self.group_noise else random.sample_noise
+        noise = draw(clean.shape[1:], ids, layout, "training noise", number).to(clean)
+        # The matching error is that of the model's own prediction: its velocity's, times a weight.
+        unit = self.policy.model.error_weight(sigma) ** 0.5
+        noisy, target = (1 - sigma) * clean + sigma * noise, unit * (noise - clean)
+        return Noised(noisy, target, sigma, unit, rollout.conditioning)
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        return {"old": self.old_weights}
+
+    def move_old(self, keep: float) -> None:
+        """Move the old copy: old <- keep old + (1 - keep) policy."""
+        move_towards(self.old_weights, self.policy.parameters, keep)
+
+
+class ForwardAlgorithm(Forward[F], Generic[F]):
+    """One whose loss of an image needs nothing of its group but the advantage."""
+
+    @property
+    def looks_at_old(self) -> bool:
+        """Whether the loss asks for the old copy's velocity."""
+        return True
+
+    @property
+    def base_guidance(self) -> float | None:
+        """Guidance of the frozen base's velocity in the loss; None where the loss does not look at it."""
+        return 1.0
+
+    @abstractmethod
+    def trained_times(self, steps: int) -> int:
+        """Flow times that each sample is trained on, of a rollout of so many sampler steps."""
+
+    @abstractmethod
+    def losses(self, seen: Seen, advantages: Tensor) -> Tensor:
+        """The losses of a micro-batch's samples, (n,), from their advantages, (n,)."""
+
+    def gradient(self, rollout: Rollout, advantages: Tensor, random: Random) -> dict[str, float]:
+        device = rollout.latents.device
+        of_base = ("velocity_growth",) if self.base_guidance is not None else ()
+        totals = Totals(device, "loss", "kl", *of_base)
+        count = self.trained_times(len(rollout.sigmas) - 1) * advantages.numel()
+        for time in self.flow_times(rollout, random):
+            part = rollout if time.rows is None else rollout.select(time.rows)
+            own = advantages.flatten()[part.positions.to(device)]
+            noised = self.noised(part, time.number, time.sigma, random)
+            for rows in micro_batches(torch.arange(len(own), device=device), self.micro_batch_size):
+                seen = self.look(noised, rows)
+                counts = 1.0 if time.counts is None else time.counts.to(device)[rows]
+                losses = (self.losses(seen, own[rows]) * counts).sum()
+                totals.add("loss", losses.detach())
+                if seen.base is not None:
+                    growth = log_norm(seen.predicted) - log_norm(seen.base)
+                    totals.add("kl", (matching_error(seen.predicted.detach(), seen.base) * counts).sum())
+                    totals.add("velocity_growth", (growth * counts).sum())
+                self.backward(losses / count)
+        return totals.means(count, self.processes)
+
+    def look(self, noised: Noised, rows: Tensor) -> Seen:
+        """What the policy, and before it the copies that the loss asks for, make of some rows."""
+        policy, old, base = self.policy, None, None
+        if self.looks_at_old:
+            with policy.with_weights(self.old_weights):
+                old = noised.predict(policy, rows)
+        if self.base_guidance is not None:
+            with policy.as_reference():
+                base = noised.predict(policy, rows, self.base_guidance)
+        return Seen(noised.sigma, noised.target[rows], noised.predict(policy, rows), old, base)
+
+
+def forward_cost(config: RunConfig, times: int, passes: int, copies: int = 1, *, sampling: int | None = None) -> Cost:
+    """The cost of a forward-process algorithm.
+
+    Args:
+        times: flow times that a sample is trained on.
+        passes: denoiser evaluations at each, the differentiated pass (3) included.
+        copies: of the adapter, besides the policy.
+        sampling: evaluations of a sample in the rollout; None for a step's one, or two with guidance.
+    """
+    algorithm = config.algorithm
+    assert isinstance(algorithm, ForwardConfig)
+    guided = 2 if algorithm.rollout_guidance > 1 else 1
+    return Cost(
+        sampling=config.rollout.steps * guided if sampling is None else sampling,
+        training=times * passes,
+        trained_steps=times,
+        adapter_copies=copies,
+        latents=4,  # clean, noise, noisy, target
+        rollout_guidance=algorithm.rollout_guidance,
+        training_guidance=1.0,
+    )
