@@ -104,9 +104,10 @@ def serve_reward(
     try:
         from dgpo_plugin.rewards.served.server import serve
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("starlette", "uvicorn"):
             raise
-        raise UserError(f"serve-reward needs {error.name}; pip install 'dgpo-plugin[server]'") from error
+        raise UserError(f"serve-reward needs {missing}; pip install 'dgpo-plugin[server]'") from error
     if log_requests:
         show_notes_of("dgpo_plugin.rewards.served.answers")
     token = secret("--token-variable", token_variable)

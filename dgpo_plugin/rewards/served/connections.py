@@ -116,7 +116,8 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """What the protocol refuses by itself, in JSON as everything else."""
         # Called while h11's error is handled, which knows better: 431 for a head that is too long.
-        status = HTTPStatus(getattr(sys.exc_info()[1], "error_status_hint", HTTPStatus.BAD_REQUEST))
+        hint = getattr(sys.exc_info()[1], "error_status_hint", HTTPStatus.BAD_REQUEST)
+        status = HTTPStatus(hint if hint < 500 else HTTPStatus.BAD_REQUEST)
         if self.cycle is not None and self.cycle.response_started:
             self.transport.abort()
             return

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from http import HTTPStatus
@@ -34,7 +34,8 @@ class Worker:
 
     def __init__(self, device: torch.device, timeout: float | None = None) -> None:
         self.timeout = timeout
-        self._queue: queue.Queue[tuple[Future[Any], Callable[[], Any]] | None] = queue.Queue(WAITING)
+        self._waiting: deque[tuple[Future[Any], Callable[[], Any]] | None] = deque()
+        self._came = threading.Condition()
         self._busy_since: float | None = None
         self._last_took = 0.0
         threading.Thread(target=self._work, args=(device,), name="reward", daemon=True).start()
@@ -47,7 +48,9 @@ class Worker:
         """
         self.refuse_if_full()  # the event loop's thread alone puts something in
         future: Future[Result] = Future()
-        self._queue.put_nowait((future, work))
+        with self._came:
+            self._waiting.append((future, work))
+            self._came.notify()
         return future
 
     def refuse_if_full(self) -> None:
@@ -58,7 +61,11 @@ class Worker:
         """
         if overdue := self.overdue():
             raise overdue
-        if self._queue.full():
+        with self._came:
+            # Whose client went away takes no place.
+            self._waiting = deque(each for each in self._waiting if each and not each[0].cancelled())
+            full = len(self._waiting) >= WAITING
+        if full:
             retry = min(max(math.ceil(self._last_took), 1), LONGEST_RETRY)
             raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, f"{WAITING} requests wait already; come again", retry)
 
@@ -80,17 +87,15 @@ class Worker:
 
     def close(self) -> None:
         """Let the thread end after the work under way; what still waits is left undone."""
-        while True:
-            try:
-                self._queue.put_nowait(None)
-                return
-            except queue.Full:
-                left = self._queue.get_nowait()
-                if left is not None:
-                    left[0].cancel()
+        with self._came:
+            for each in self._waiting:
+                if each:
+                    each[0].cancel()
+            self._waiting = deque([None])
+            self._came.notify()
 
     def _work(self, device: torch.device) -> None:
-        while (given := self._queue.get()) is not None:
+        while (given := self._next()) is not None:
             future, work = given
             if not future.set_running_or_notify_cancel():
                 continue
@@ -103,3 +108,9 @@ class Worker:
             else:
                 future.set_result(result)
             self._busy_since, self._last_took = None, time.monotonic() - began
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        """What is to be done, once there is something; None for the end."""
+        with self._came:
+            self._came.wait_for(lambda: bool(self._waiting))
+            return self._waiting.popleft()
