@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -319,8 +318,8 @@ def serve(
     ((label, term),) = rewards.items()
     serves = identity(label, term, scoring)
     reward = load_reward(label, term, scoring)
-    # Pictures are measured before they are decoded; Pillow's own warning would only be noise.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    # Of pictures that are odd or large; what is wrong with one is told to its client.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     timeout = term.scoring(scoring).timeout
     server = RewardServer(
         reward, serves, address=address, token=token, most_bytes=most_bytes, timeout=timeout, tell=tell
