@@ -163,7 +163,7 @@ class Server(uvicorn.Server):
         self._tell = tell
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Have signals drain the server; uvicorn's own would raise them again once it has ended."""
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -208,7 +208,8 @@ class RewardServer:
             Refusal: it is malformed or too large, or the reward refuses or fails.
         """
         images, prompts = read_request(body)
-        return self._asked(lambda: checked_rewards(self.reward, images, prompts, self._name).tolist())
+        values = self._asked(lambda: checked_rewards(self.reward, images, prompts, self._name))
+        return [float(value) for value in values]
 
     def _problems(self, body: bytearray) -> list[str]:
         """What the reward says of a request's prompts.
