@@ -59,7 +59,7 @@ def test_comfyuis_requirements_are_those_that_it_does_not_bring() -> None:
 
 def test_every_lower_bound_is_the_version_that_the_tests_run_at() -> None:
     lowest = dict(line.split("==") for line in lines("constraints-lowest.txt"))
-    bounds = declared("rewards", "quantization", "test", "dev")
+    bounds = declared("rewards", "server", "quantization", "test", "dev")
     assert all(bounds.values()), "a dependency without a lower bound cannot be run at it"
     for name, oldest in bounds.items():
         if name not in LINTERS | NEEDS_A_GPU | NO_LOWEST_BUILD:
@@ -76,7 +76,12 @@ def test_the_tests_at_the_lower_bounds_have_the_torch_of_all_others() -> None:
 
 @pytest.mark.parametrize("package", ["dgpo_plugin", "bench"])
 def test_every_package_that_is_imported_is_declared(package: str) -> None:
-    known = {*declared("rewards", "quantization", "test"), *sys.stdlib_module_names, "dgpo_plugin", "dgpo_bench"}
+    known = {
+        *declared("rewards", "server", "quantization", "test"),
+        *sys.stdlib_module_names,
+        "dgpo_plugin",
+        "dgpo_bench",
+    }
     for file in (ROOT / package).rglob("*.py"):
         for name in imported(file):
             assert MODULES.get(name, name) in known, f"{file}: {name}"

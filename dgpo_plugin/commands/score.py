@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from dgpo_plugin.commands.terminal import Changes, reports_user_errors, set_option
+from dgpo_plugin.commands.terminal import Changes, reports_user_errors, set_option, show_notes_of
 from dgpo_plugin.common.errors import UserError
 
 PROMPTS_HELP = (
@@ -82,15 +82,33 @@ def score(
 @click.option(
     "--max-megabytes", default=64, show_default=True, type=click.IntRange(1), help="Largest body of a request, in MiB."
 )
+@click.option("--log-requests", is_flag=True, help="A line for each request on standard error.")
 @set_option(help="Set a field of the reward, as device=cpu or options.x=1, repeatable.")
 @reports_user_errors
 def serve_reward(
-    name: str, host: str, port: int, token_variable: str | None, max_megabytes: int, overrides: Changes
+    name: str,
+    host: str,
+    port: int,
+    token_variable: str | None,
+    max_megabytes: int,
+    log_requests: bool,
+    overrides: Changes,
 ) -> None:
-    """Serve a reward to other processes and machines. NAME as in `dgpo list rewards`, or your own file.py:name."""
+    """Serve a reward to other processes and machines. NAME as in `dgpo list rewards`, or your own file.py:name.
+
+    SIGTERM and Ctrl-C end it once the requests in flight are answered; a second one at once.
+    """
     from dgpo_plugin.config.load import reward_terms
-    from dgpo_plugin.rewards.served.server import serve
     from dgpo_plugin.rewards.served.wire import secret
 
+    try:
+        from dgpo_plugin.rewards.served.server import serve
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("starlette", "uvicorn"):
+            raise
+        raise UserError(f"serve-reward needs {missing}; pip install 'dgpo-plugin[server]'") from error
+    if log_requests:
+        show_notes_of("dgpo_plugin.rewards.served.answers")
     token = secret("--token-variable", token_variable)
     serve(*reward_terms([name], overrides), (host, port), token, max_megabytes * 2**20, click.echo)

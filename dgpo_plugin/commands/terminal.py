@@ -36,10 +36,15 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # They say what `auto` is, and why; and how far a long reading is.
     for name in ("dgpo_plugin.distributed.processor", "dgpo_plugin.common.content"):
-        speaks = logging.getLogger(name)
-        if not speaks.handlers:
-            speaks.setLevel(logging.INFO)
-            speaks.addHandler(_StandardError())
+        show_notes_of(name)
+
+
+def show_notes_of(name: str) -> None:
+    """Write what a logger notes on standard error, a line each."""
+    speaks = logging.getLogger(name)
+    if not speaks.handlers:
+        speaks.setLevel(logging.INFO)
+        speaks.addHandler(_StandardError())
 
 
 class _StandardError(logging.Handler):

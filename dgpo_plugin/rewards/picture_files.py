@@ -44,7 +44,7 @@ def read_picture(path: Path) -> Tensor:
                 )
             if opened.mode == "I" and opened.format not in SIXTEEN_BITS:
                 raise UserError(f"{path}: its numbers have 32 bits; convert it to 8 bits")
-            pixels = _values(ImageOps.exif_transpose(opened), path)
+            pixels = as_seen(opened, str(path))
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: more than the {MOST_PIXELS:,} pixels that are read; make it smaller") from error
     except (UserError, MemoryError):
@@ -54,21 +54,26 @@ def read_picture(path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
-def _values(picture: Image.Image, path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A picture's values, (H, W, 3) in [0, 1]."""
+def as_seen(opened: Image.Image, where: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A picture's values, (H, W, 3) in [0, 1], as people see it: turned upright, what is transparent on white.
+
+    Raises:
+        UserError: they are numbers that mean no color.
+    """
+    picture = ImageOps.exif_transpose(opened)
     if picture.mode.startswith("I"):  # grey in 16 bits: Pillow's own conversion would cut it off at 255
-        return _gray(np.asarray(picture, dtype=np.float32) / np.float32(65535), path)
+        return _gray(np.asarray(picture, dtype=np.float32) / np.float32(65535), where)
     if picture.mode == "F":
-        return _gray(np.asarray(picture, dtype=np.float32), path)
+        return _gray(np.asarray(picture, dtype=np.float32), where)
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
     return np.asarray(picture.convert("RGB"), dtype=np.float32) / np.float32(255)
 
 
-def _gray(values: np.ndarray[Any, np.dtype[np.float32]], path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _gray(values: np.ndarray[Any, np.dtype[np.float32]], where: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-        raise UserError(f"{path}: its numbers are not those of 16-bit grey, or of [0, 1]; convert it to 8 bits")
+        raise UserError(f"{where}: its numbers are not those of 16-bit grey, or of [0, 1]; convert it to 8 bits")
     return np.repeat(values[:, :, None], 3, axis=2)
 
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from http import HTTPStatus
+from threading import Event
 from typing import Any
 
 import torch
@@ -17,12 +18,22 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import ScoringConfig
 from dgpo_plugin.rewards.base import Reward
-from dgpo_plugin.rewards.served.wire import RequestFailed, as_png, ask, checked_urls, secret
+from dgpo_plugin.rewards.served.endpoint import Endpoint
+from dgpo_plugin.rewards.served.http_client import (
+    RequestFailed,
+    ask,
+    checked_number,
+    checked_seconds,
+    checked_urls,
+)
+from dgpo_plugin.rewards.served.wire import as_png, secret
 
 HEALTH_SECONDS = 10.0
 """Within which a server must say that it is well."""
 PROMPTS_PER_CHECK = 1000
 """In one request."""
+PATIENCE = 600.0
+"""Seconds that a server may ask to be left alone, before it counts as one that failed."""
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +44,16 @@ class RemoteReward(Reward):
     Pictures travel as 8-bit PNG, so rewards are those of the pictures rounded to multiples of 1/255. Each server takes
     the next batch when it is free. One that cannot be reached, does not answer in time or fails (5xx) is left out with
     a warning, and its batch sent to another; it is asked for its health in the next call, or when no other is left. So
-    is one that was restarted with another reward or version, which every answer tells. A request that a server refuses
-    (4xx: the token, the size, or the reward's own error) is an error at once, as every server would refuse it.
+    is one that was restarted with another reward or version, which every answer tells. One that is busy (429, or 503
+    with ``Retry-After``) is left alone for as long as it asks, while others go on. A request that a server refuses
+    (other 4xx: the token, the size, or the reward's own error) is an error at once, as every server would refuse it.
 
     Args:
         urls: of servers that give the same reward in the same version, such as ``http://127.0.0.1:8000``.
         token_variable: the environment variable that holds their token.
         batch_size: pictures a request; ``scoring.batch_size`` if left out.
-        timeout: seconds a request may take, its wait for other clients' requests included.
+        timeout: seconds a request may take, from the first byte sent to the last one read, its wait for other
+            clients' requests included.
 
     Raises:
         UserError: a server is not well, or they do not all serve the same.
@@ -57,9 +70,8 @@ class RemoteReward(Reward):
     ) -> None:
         usual = ScoringConfig() if config is None else config
         self.batch_size = usual.batch_size if batch_size is None else batch_size
-        if self.batch_size < 1 or timeout <= 0:
-            raise UserError("batch_size must be at least 1 and timeout more than 0 seconds")
-        self.timeout = timeout
+        checked_number("batch_size", self.batch_size)
+        self.timeout = checked_seconds("timeout", timeout)
         self.urls = checked_urls("option urls", urls)
         self._token = secret("option token_variable", token_variable)
         self._left_out: dict[str, str] = {}
@@ -83,8 +95,9 @@ class RemoteReward(Reward):
         answers: dict[int, Tensor] = {}
         waiting = deque(range(len(batches)))
         free = deque(url for url in self.urls if url not in self._left_out)
-        # What each server is at: a batch, by its number, or saying how it is.
+        # What each server is at: a batch, by its number, or None for saying how it is, or being left alone.
         running: dict[Future[Tensor | None], tuple[str, int | None]] = {}
+        pauses = _Pauses(self.urls)
         last_chance = False
         pool = ThreadPoolExecutor(len(self.urls), thread_name_prefix="remote reward")
         try:
@@ -104,17 +117,21 @@ class RemoteReward(Reward):
                     try:
                         answer = done.result()
                     except RequestFailed as error:
-                        self._failed(server, batch, error)
                         if batch is not None:
                             waiting.appendleft(batch)
+                            if pauses.begin(server, error):
+                                running[pool.submit(pauses.wait, server)] = server, None
+                                continue
+                        self._failed(server, batch, error)
                         continue
                     free.append(server)
                     if answer is not None and batch is not None:
                         answers[batch] = answer
-                    else:
+                        pauses.answered(server)
+                    elif self._left_out.pop(server, None) is not None:
                         log.warning("reward remote: %s is back", server)
-                        self._left_out.pop(server, None)
         finally:
+            pauses.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
         return torch.cat([torch.empty(0), *(answers[number] for number in sorted(answers))])
 
@@ -147,13 +164,13 @@ class RemoteReward(Reward):
         Raises:
             UserError: no server answers.
         """
-        reasons = []
+        reasons, pauses = [], _Pauses(self.urls)
         for url in self.urls:
             try:
                 return [
                     problem
                     for at in range(0, len(prompts), PROMPTS_PER_CHECK)
-                    for problem in self._problems(url, prompts[at : at + PROMPTS_PER_CHECK])
+                    for problem in self._problems(url, prompts[at : at + PROMPTS_PER_CHECK], pauses)
                 ]
             except RequestFailed as error:
                 if not error.temporary:
@@ -161,14 +178,17 @@ class RemoteReward(Reward):
                 reasons.append(f"{url}: {error}")
         raise UserError(f"no server answers ({'; '.join(reasons)}); start them again")
 
-    def _problems(self, url: str, prompts: Sequence[Prompt]) -> list[str]:
-        """What one server's reward says of prompts."""
+    def _problems(self, url: str, prompts: Sequence[Prompt], pauses: _Pauses) -> list[str]:
+        """What one server's reward says of prompts, once it is not busy."""
         try:
             answer = ask(f"{url}/check", {"prompts": _as_json(prompts)}, token=self._token, timeout=self.timeout)
         except RequestFailed as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return []
-            raise
+            if not pauses.begin(url, error):
+                raise
+            pauses.wait(url)
+            return self._problems(url, prompts, pauses)
         self._check_serves(url, answer)
         problems = answer.get("problems") if isinstance(answer, dict) else None
         if not isinstance(problems, list):
@@ -200,6 +220,36 @@ class RemoteReward(Reward):
             raise RequestFailed(
                 None, f"{url} now serves {' '.join(found)}, before {' '.join(self.serves)}; start it as it was"
             )
+
+
+class _Pauses:
+    """How long busy servers are left alone in one call, each up to :data:`PATIENCE` without an answer in between.
+
+    Attributes:
+        stop: ends every pause.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self.stop = Event()
+        self._endpoints = {url: Endpoint(url) for url in urls}
+        self._waited = dict.fromkeys(urls, 0.0)
+
+    def begin(self, url: str, error: RequestFailed) -> bool:
+        """Leave a server alone if it asks for that, and has not asked for too long."""
+        if not error.busy or self._waited[url] > PATIENCE:
+            return False
+        endpoint = self._endpoints[url]
+        self._waited[url] += max(endpoint.leave_alone(endpoint.clock(), error.retry_after), 1.0)
+        return True
+
+    def wait(self, url: str) -> None:
+        """Sleep until a server's pause is over."""
+        self._endpoints[url].wait(self.stop)
+
+    def answered(self, url: str) -> None:
+        """Note that a server works again."""
+        self._endpoints[url].answered()
+        self._waited[url] = 0.0
 
 
 def _as_json(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:

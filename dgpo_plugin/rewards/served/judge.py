@@ -21,7 +21,14 @@ from dgpo_plugin.rewards.base import Reward
 from dgpo_plugin.rewards.served.answer_score import Scale, matched_score, score_in
 from dgpo_plugin.rewards.served.answer_text import answer_text
 from dgpo_plugin.rewards.served.endpoint import Endpoint
-from dgpo_plugin.rewards.served.wire import RequestFailed, as_png, ask, checked_urls, secret
+from dgpo_plugin.rewards.served.http_client import (
+    RequestFailed,
+    ask,
+    checked_number,
+    checked_seconds,
+    checked_urls,
+)
+from dgpo_plugin.rewards.served.wire import as_png, secret
 
 RETRY_PAUSE = 1.0
 """Seconds before the second attempt; doubled before each further one."""
@@ -63,7 +70,7 @@ class JudgeReward(Reward):
         headers: further headers of the request, in the same way; ``{key}`` in one is the endpoint's key.
         concurrency: requests at once.
         attempts: for each picture.
-        timeout: seconds an attempt may take.
+        timeout: seconds an attempt may take, from the first byte sent to the last one read.
         key_variable: the environment variable that holds the endpoint's key.
 
     Raises:
@@ -90,9 +97,10 @@ class JudgeReward(Reward):
                 raise UserError(f"option {option} is missing; give it")
         if not self.lowest < self.highest:
             raise UserError("options lowest and highest: give both, the smaller first")
-        if self.concurrency < 1 or self.attempts < 1 or self.timeout <= 0:
-            raise UserError("options concurrency and attempts must be at least 1, and timeout more than 0 seconds")
-        if self.max_tokens is not None and self.max_tokens < 1:
+        checked_number("concurrency", self.concurrency)
+        checked_number("attempts", self.attempts)
+        checked_seconds("timeout", self.timeout)
+        if self.max_tokens is not None and (isinstance(self.max_tokens, bool) or self.max_tokens < 1):
             raise UserError("option max_tokens must be at least 1, or null to leave it to the endpoint")
         self._endpoints = [Endpoint(url, RETRY_PAUSE) for url in checked_urls("option url", self.url)]
         self._key = secret("option key_variable", self.key_variable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +16,11 @@ from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import ModelConfig, ScoringConfig
 from dgpo_plugin.distributed.device import best_device, numbered
 from dgpo_plugin.models.load import load_model
-from dgpo_plugin.rewards import as_reward
 from dgpo_plugin.rewards.networks.base import NeuralReward
 from dgpo_plugin.rewards.scorer import Scorer
-from dgpo_plugin.rewards.served.server import RewardServer
 from dgpo_plugin.rewards.served.wire import as_png
 from tests.conftest import one_reward
+from tests.dgpo_plugin.served_rewards import serving
 
 pytestmark = pytest.mark.fast
 
@@ -115,10 +115,8 @@ def test_a_served_reward_means_the_gpu_that_its_file_chose(gpus: FourGPUs, monke
         return torch.zeros(len(images))
 
     body = '{"images": ["' + as_png(torch.zeros(3, 4, 4)) + '"], "prompts": [{"text": "a"}]}'
-    with RewardServer(as_reward(reward), "own", "1") as server:
-        request = threading.Thread(target=server.score, args=[body.encode()])
-        request.start()
-        request.join()
+    with serving(reward) as url:
+        urllib.request.urlopen(f"{url}/score", body.encode()).close()
     assert seen == [3]
 
 

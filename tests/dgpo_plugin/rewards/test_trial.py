@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,8 +15,8 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
 from dgpo_plugin.rewards import RewardSet, WeightedReward, as_reward, load_rewards
-from dgpo_plugin.rewards.served.server import RewardServer
 from dgpo_plugin.rewards.trial import try_out
+from tests.dgpo_plugin.served_rewards import serving
 
 pytestmark = pytest.mark.fast
 
@@ -27,13 +26,8 @@ PROMPTS = [Prompt("one"), Prompt("two"), Prompt("three")]
 @contextlib.contextmanager
 def served(reward: Callable[..., Any]) -> Iterator[RewardSet]:
     """A function behind a server, as the reward of a run."""
-    with RewardServer(as_reward(reward), "own", "1") as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        try:
-            yield load_rewards({"far": RewardTerm(reward="remote", options={"urls": url})}, ScoringConfig(retries=0))
-        finally:
-            server.shutdown()
+    with serving(reward) as url:
+        yield load_rewards({"far": RewardTerm(reward="remote", options={"urls": url})}, ScoringConfig(retries=0))
 
 
 def test_a_served_reward_is_tried_over_the_wire() -> None:

@@ -11,7 +11,7 @@ import pytest
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.rewards.served import judge
 from dgpo_plugin.rewards.served.endpoint import JITTER, LONGEST_PAUSE, Endpoint
-from dgpo_plugin.rewards.served.wire import RequestFailed, seconds_to_wait
+from dgpo_plugin.rewards.served.http_client import RequestFailed, seconds_to_wait
 from tests.dgpo_plugin.rewards.served.test_judge import PICTURES, PROMPTS, endpoint, says, unified
 
 pytestmark = pytest.mark.fast

@@ -17,7 +17,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from torch import Tensor
 
 from dgpo_plugin.commands.main import main
@@ -37,13 +39,14 @@ from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.config.load import load_config, reward_terms
 from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.rewards import REWARDS, Reward, as_reward, load_reward, load_rewards
-from dgpo_plugin.rewards.served import client, server
+from dgpo_plugin.rewards.served import client, connections
 from dgpo_plugin.rewards.served.client import RemoteReward
 from dgpo_plugin.rewards.served.server import RewardServer, identity
 from dgpo_plugin.rewards.served.wire import as_png, is_loopback
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.worlds.shapes.reward import ShapesReward
 from tests.conftest import SMALL
+from tests.dgpo_plugin import served_rewards
 
 pytestmark = pytest.mark.fast
 
@@ -55,18 +58,9 @@ def plain(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     return torch.stack([(image * places).sum() for image in images]) + extra
 
 
-@contextmanager
-def serving(reward: Any = plain, version: str = "1", **options: Any) -> Iterator[str]:
+def serving(reward: Any = plain, version: str = "1", **options: Any) -> AbstractContextManager[str]:
     """A server in a thread; its address."""
-    made = RewardServer(as_reward(reward), "plain", version, **options)
-    thread = threading.Thread(target=made.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{made.server_address[1]}"
-    finally:
-        made.shutdown()
-        made.server_close()
-        thread.join()
+    return served_rewards.serving(reward, version, **options)
 
 
 @pytest.fixture(scope="module")
@@ -226,10 +220,13 @@ def test_a_check_goes_to_a_server_that_answers(url: str) -> None:
 
 
 def test_a_server_by_others_that_has_no_check_finds_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def not_there(self: RewardServer, request: Request) -> None:
+        raise HTTPException(404)
+
+    monkeypatch.setattr(RewardServer, "_check", not_there)
     with serving(Titled()) as address:
-        remote = RemoteReward(urls=address)
-        monkeypatch.delitem(server.METHODS, "/check")
-        assert remote.check([Prompt("ü")]) == []
+        assert call(address, {"prompts": []}, path="/check")[0] == 404
+        assert RemoteReward(urls=address).check([Prompt("ü")]) == []
 
 
 @pytest.mark.parametrize(
@@ -315,17 +312,13 @@ def test_a_server_killed_in_the_middle_is_left_out_and_its_work_done_by_others(
             started.wait()
             return plain(images, prompts)
 
-        made = RewardServer(as_reward(kills), name, version)
-        threading.Thread(target=made.serve_forever, daemon=True).start()
-        surviving = f"http://127.0.0.1:{made.server_address[1]}"
-        reward = RemoteReward(urls=[dying, surviving], batch_size=2)
-        assert torch.equal(reward(pictures(6), asked(6)), plain(pictures(6), asked(6)))
-        warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert [text for text in warnings if "left out" in text and dying in text]
-        assert len(warnings) == 1
-        assert torch.equal(reward(pictures(6), asked(6)), plain(pictures(6), asked(6)))  # without the dead one
-        made.shutdown()
-        made.server_close()
+        with served_rewards.serving(kills, version, name=name) as surviving:
+            reward = RemoteReward(urls=[dying, surviving], batch_size=2)
+            assert torch.equal(reward(pictures(6), asked(6)), plain(pictures(6), asked(6)))
+            warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+            assert [text for text in warnings if "left out" in text and dying in text]
+            assert len(warnings) == 1
+            assert torch.equal(reward(pictures(6), asked(6)), plain(pictures(6), asked(6)))  # without the dead one
         with pytest.raises(UserError, match="no server is left") as error:
             reward(pictures(6), asked(6))
         assert dying in str(error.value)
@@ -546,7 +539,7 @@ def test_without_the_token_nothing_is_served(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.0.2.1", "example.org"])
 def test_others_may_not_reach_it_without_a_token(host: str) -> None:
     with pytest.raises(UserError, match="others can reach it, so it needs a token"):
-        RewardServer(as_reward(plain), "plain", "1", host=host)
+        RewardServer(as_reward(plain), ("plain", "1"), address=(host, 0))
 
 
 def test_which_addresses_are_this_machines() -> None:
@@ -630,7 +623,7 @@ def test_what_is_not_scored(url: str, body: Any, status: int, message: str) -> N
         ("POST", "/health", 405),
         ("DELETE", "/score", 405),
         ("OPTIONS", "/score", 405),
-        ("BREW", "/score", 501),
+        ("BREW", "/score", 405),
     ],
 )
 def test_paths_and_methods(url: str, method: str, path: str, status: int) -> None:
@@ -658,33 +651,38 @@ def raw(address: str, request: bytes) -> bytes:
     [
         ("", b"411"),
         ("Transfer-Encoding: chunked\r\n", b"411"),
-        ("Content-Length: -1\r\n", b"411"),
-        ("Content-Length: 1_0\r\n", b"411"),
-        ("Content-Length: " + "9" * 5000 + "\r\n", b"411"),
+        ("Content-Length: -1\r\n", b"400"),
+        ("Content-Length: 1_0\r\n", b"400"),
+        ("Content-Length: 1\r\nContent-Length: 2\r\n", b"400"),
+        ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", b"411"),
+        ("Content-Length: " + "9" * 5000 + "\r\n", b"400"),
         ("Content-Length: 99999999999999\r\n", b"413"),
-        ("X: y\r\n" * 300, b"431"),
+        ("X: y\r\n" * 30_000, b"431"),
+        ("X\x00: y\r\n", b"400"),
     ],
 )
 def test_heads_that_are_refused(url: str, lines: str, status: bytes) -> None:
-    answer = raw(url, f"POST /score HTTP/1.1\r\n{lines}\r\n".encode())
+    answer = raw(url, f"POST /score HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode())
     assert answer.split(b" ")[1] == status
     assert json.loads(answer.rpartition(b"\r\n\r\n")[2]).keys() == {"error"}
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.Handler, "timeout", 0.2)
-    answer = raw(url, b"POST /score HTTP/1.1\r\nContent-Length: 10\r\n\r\n12345")
+    monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    answer = raw(url, b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345")
     assert b" 408 " in answer
     assert raw(url, b"") == b""
     assert raw(url, b"POST /score HT") == b""
 
 
 @pytest.mark.parametrize(
-    "start", [b"GET /health HTTP/1.1\r\nX: ", b"POST /score HTTP/1.1\r\nContent-Length: 99999\r\n\r\n"]
+    "start", [b"GET /health HTTP/1.1\r\nX: ", b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n"]
 )
 def test_a_request_that_comes_in_drops_is_cut_off(url: str, start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte every now and then keeps no connection: it must be whole in a given time."""
-    monkeypatch.setattr(server, "READ_SECONDS", 0.4)
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.4)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.4)
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=0.05) as connection:
         connection.sendall(start)
@@ -702,18 +700,16 @@ def test_a_request_that_comes_in_drops_is_cut_off(url: str, start: bytes, monkey
     assert call(url, path="/health")[0] == 200
 
 
-def test_connections_are_limited_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS", 2)
+def test_the_oldest_connection_without_a_request_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "CONNECTIONS", 2)
     with serving() as address:
         host, port = address.removeprefix("http://").split(":")
-        idle = [socket.create_connection((host, int(port)), timeout=0.3) for _ in range(3)]
-        idle[2].sendall(b"GET /health HTTP/1.0\r\n\r\n")
-        with pytest.raises(TimeoutError):
-            idle[2].recv(1)  # the two others hold the places
-        idle[0].close()
-        idle[2].settimeout(60)
-        assert idle[2].recv(12) == b"HTTP/1.0 200"
-        for connection in idle[1:]:
+        idle = [socket.create_connection((host, int(port)), timeout=60) for _ in range(2)]
+        idle.append(socket.create_connection((host, int(port)), timeout=60))
+        assert idle[0].recv(1) == b""
+        idle[1].sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert idle[1].recv(12) == b"HTTP/1.1 200"
+        for connection in idle:
             connection.close()
         assert [call(address, good())[0] for _ in range(6)] == [200] * 6
 
@@ -751,7 +747,7 @@ def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
         assert torch.allclose(found, pictures(3).mean((1, 2, 3)))
         started.send_signal(signal.SIGINT)
         _, errors = started.communicate(timeout=60)
-    assert (started.returncode, errors) == (0, "")
+    assert (started.returncode, errors) == (130, "stopped; the requests in flight were answered\n")
 
 
 @pytest.mark.parametrize(
@@ -805,6 +801,7 @@ def test_serving_ones_own_needs_little() -> None:
     heavy = [
         "accelerate",
         "diffusers",
+        "httpx2",
         "jinja2",
         "matplotlib",
         "peft",
