@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.files import read_bytes, read_text, write_text_atomically
 from dgpo_plugin.config.explain import explain
 
 SCHEMA_VERSION = 3
@@ -166,7 +166,7 @@ def read_results(path: Path) -> Results:
             one twice, or numbers that are not finite.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
     except OSError as error:
         raise UserError(f"results file {path}: {error.strerror}; name a folder made by `dgpo-bench compare`") from error
     except (ValueError, RecursionError) as error:
@@ -187,7 +187,7 @@ def read_base(file: Path) -> Base:
         UserError: the file is missing or damaged.
     """
     try:
-        return Base.model_validate_json(file.read_bytes())
+        return Base.model_validate_json(read_bytes(file))
     except (OSError, ValidationError) as error:
         raise UserError(f"{file}: cannot be read; remove it and start the comparison again") from error
 
@@ -199,6 +199,6 @@ def read_run(file: Path) -> Run:
         UserError: the file is missing or damaged.
     """
     try:
-        return Run.model_validate_json(file.read_bytes())
+        return Run.model_validate_json(read_bytes(file))
     except (OSError, ValidationError) as error:
         raise UserError(f"{file}: not a finished run; remove it, and the same command does that run again") from error

@@ -15,7 +15,7 @@ import yaml
 from markupsafe import Markup
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.files import read_bytes, write_text_atomically
 
 from ..results import Results, read_results
 from .curves import Axis, missing_runs, primary_metric, runs_of
@@ -160,7 +160,7 @@ def gallery(results: Results, folder: Path) -> list[Picture]:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"gallery picture {path}: lies outside {folder}; run `dgpo-bench compare` again")
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
         except OSError as error:
             raise UserError(
                 f"gallery picture {path}: {error.strerror}; keep the pictures beside results.json or compare again"

@@ -18,6 +18,7 @@ from dgpo_plugin.adapters.kinds import counted, is_down, is_for_text, is_matrix,
 from dgpo_plugin.adapters.layers import updates_for
 from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, OWN_ALPHA, ScaledTensors, fold_scale
 from dgpo_plugin.common.errors import UserError, prefixed
+from dgpo_plugin.common.files import read_text
 from dgpo_plugin.common.first_bytes import what_instead
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.base_identity import base_from_text, compared_part, compared_parts
@@ -217,7 +218,7 @@ def _header_beside(path: Path) -> dict[str, str]:
     if not beside.is_file():
         return {}
     try:
-        text = beside.read_text(encoding="utf-8")
+        text = read_text(beside)
         if not isinstance(json.loads(text), dict):
             raise ValueError("no object")
         return {DIFFUSERS_HEADER: text}

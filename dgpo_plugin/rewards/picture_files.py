@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import refuse_no_file
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import told
 from dgpo_plugin.rewards.base import Reward, RewardSet, checked_rewards
@@ -35,6 +36,10 @@ def read_picture(path: Path) -> Tensor:
     Raises:
         UserError: not a picture, too large a one, or one of numbers that mean no color.
     """
+    try:
+        refuse_no_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path") from error
     try:
         with Image.open(path, formats=formats()) as opened:
             if opened.width * opened.height > MOST_PIXELS:
