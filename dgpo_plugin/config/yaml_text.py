@@ -102,7 +102,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -116,7 +116,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _read_by(construct: Callable[[Any, yaml.Node], Any]) -> Callable[[_Loader, yaml.Node], Any]:
+def _read_by(construct: Callable[[Any, Any], Any]) -> Callable[[_Loader, yaml.Node], Any]:
     """One of PyYAML's own constructors, for texts of which it may not be able to make a value: tagged or very long."""
 
     def made(loader: _Loader, node: yaml.Node) -> Any:

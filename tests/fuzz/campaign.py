@@ -26,7 +26,7 @@ from random import Random
 
 import click
 
-from tests.fuzz.cases import Case, judged, run_apart, run_here
+from tests.fuzz.cases import Case, inside, judged, run_apart, run_here
 from tests.fuzz.kinds import KINDS
 
 WATCH = 10.0
@@ -37,7 +37,6 @@ MEMORY = 6 * 2**30
 """Bytes of address space that all cases together may take beyond what the program has when it begins."""
 STARTING = 600.0
 """The same of a process of its own, which imports torch first."""
-KEPT = Path(__file__).parents[1] / "cases" / "fuzz"
 REQUESTS = "tests.fuzz.requests"
 """Hostile requests to a reward server, which have no command and are made and judged there."""
 
@@ -84,7 +83,7 @@ def tried(case: Case, *, apart: bool = False) -> tuple[str, str]:
             outcome = (run_apart if apart else run_here)(case, folder)
             wrong = judged(case, outcome)
             if not wrong and outcome.code == 0:
-                with contextlib.chdir(folder):
+                with inside(folder):
                     wrong = KINDS[case.kind][1](case, outcome, folder)
     except Hang:
         return "hang", f"{WATCH:g} seconds of the processor, or {WAITING:g} by the clock"

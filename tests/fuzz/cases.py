@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,23 @@ class Outcome:
     traceback: str = ""
 
 
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Have the block run in a folder."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def run_here(case: Case, folder: Path) -> Outcome:
     """Run the command in this process, from the folder."""
     command = {"dgpo": main, "dgpo-bench": bench_main}[case.program]
     if case.arguments[0] == "resume":
         command = read_run
-    with contextlib.chdir(folder):
+    with inside(folder):
         result = CliRunner().invoke(command, list(case.arguments), prog_name=case.program)
     told = ""
     if result.exception is not None and not isinstance(result.exception, SystemExit):
