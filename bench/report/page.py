@@ -157,7 +157,11 @@ def gallery(results: Results, folder: Path) -> list[Picture]:
     pictures = []
     for name in order:
         path = folder / results.gallery[name]
-        if not path.resolve().is_relative_to(folder.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(folder.resolve())
+        except ValueError as error:  # a NUL character, or half of a character
+            raise UserError(f"gallery picture {path}: no file can be called so; compare again") from error
+        if not inside:
             raise UserError(f"gallery picture {path}: lies outside {folder}; run `dgpo-bench compare` again")
         try:
             data = read_bytes(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -20,6 +20,7 @@ MOST_DIGITS = 100
 MOST_LEVELS = 50
 MOST_VALUES = 100_000
 """Of a configuration with its anchors written out: a few lines of them can stand for billions of values."""
+_DEEP = re.compile(rf"(?:[\[{{]\s*){{{MOST_LEVELS + 1}}}")
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {
     "null": ("~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -48,6 +49,8 @@ def read_yaml_text(text: str, where: str) -> Any:
     """
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"{where} has {len(text):,} characters; a configuration has at most {MOST_CHARACTERS:,}")
+    if _DEEP.search(text):  # which PyYAML would take a second or more to find out
+        raise UserError(f"{where} is nested too deep; a configuration has at most {MOST_LEVELS} levels")
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 (made from the safe one)
     except yaml.reader.ReaderError as error:
@@ -99,8 +102,8 @@ class _Refused(yaml.constructor.ConstructorError):
 class _Loader(yaml.SafeLoader):
     """The loader; which texts are no texts, and what is made of them, is added below."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
-    yaml_constructors: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML has it)
+    yaml_constructors = {}  # noqa: RUF012
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)

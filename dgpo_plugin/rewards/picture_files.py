@@ -114,7 +114,7 @@ def score(
 
 def _rows(run: Sequence[tuple[Path, Prompt, Tensor | None]], rewards: RewardSet) -> list[Scores]:
     """Rows of pictures that all have one size, or all could not be read."""
-    rows: list[Scores] = [{"file": str(file), "prompt": prompt.text} for file, prompt, _ in run]
+    rows: list[Scores] = [{"file": _as_text(file), "prompt": prompt.text} for file, prompt, _ in run]
     tensors = [tensor for _, _, tensor in run if tensor is not None]
     for label, member in rewards.members.items():
         if not tensors:
@@ -125,6 +125,11 @@ def _rows(run: Sequence[tuple[Path, Prompt, Tensor | None]], rewards: RewardSet)
         for row, value in zip(rows, values, strict=True):
             row[label] = value
     return rows
+
+
+def _as_text(path: Path) -> str:
+    """A path that any file can keep: bytes of it that are no UTF-8 are written out."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _scores(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str, first: Path) -> Tensor:
