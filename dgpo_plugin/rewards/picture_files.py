@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def read_picture(path: Path) -> Tensor:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path") from error
     try:
-        with Image.open(path, formats=formats()) as opened:
+        with _without_warnings(), Image.open(path, formats=formats()) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 size = f"{opened.width} x {opened.height}"
                 raise UserError(
@@ -57,6 +59,14 @@ def read_picture(path: Path) -> Tensor:
     except Exception as error:  # Pillow's readers have no one class for a file that is broken
         raise UserError(f"{path}: not a picture that can be read; remove or mend it") from error
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep Pillow's warnings to itself: a picture is read, or it is a line of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _values(picture: Image.Image, path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:

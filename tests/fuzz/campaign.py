@@ -1,8 +1,8 @@
 """The campaign (``make fuzz``): cases until the time or their number is up, and every one that is not as it should be.
 
 A case is right if its command ends with exit code 0 and means what it should, or with one line that says what is
-wrong. One that takes ten seconds of the processor, or waits for a minute, hangs. Of all cases a share goes through the
-real command, in a process of its own.
+wrong. One that takes ten seconds of the processor, or waits for two minutes, hangs. Of all cases a share goes through
+the real command, in a process of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.fuzz.kinds import KINDS
 
 WATCH = 10.0
 """Seconds of the processor that a case may take in this process, beyond its start-up."""
-WAITING = 60.0
+WAITING = 120.0
 """Seconds by the clock, which count what is waited for: a pipe, a lock, and whatever else a busy machine does."""
 MEMORY = 6 * 2**30
 """Bytes of address space that all cases together may take beyond what the program has when it begins."""
