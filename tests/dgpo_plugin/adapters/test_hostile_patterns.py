@@ -37,6 +37,7 @@ def scaled(patterns: object) -> float:
         "a{65535}{65535}",
         "[",
     ],
+    ids=lambda pattern: pattern[:20],
 )
 def test_a_pattern_that_may_run_for_ever_is_refused(pattern: str) -> None:
     with pytest.raises(UserError, match="no usable alpha"):

@@ -69,7 +69,7 @@ def test_what_is_no_file_is_named(name: str, kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name != "metrics.jsonl"])
-@pytest.mark.parametrize("stem", ["a\0b", "x" * 5000, "\ud800"])
+@pytest.mark.parametrize("stem", ["a\0b", "x" * 5000, "\ud800"], ids=["NUL", "long", "half"])
 def test_what_cannot_be_a_name_is_a_line(name: str, stem: str, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         READERS[name](tmp_path / f"{stem}{name}")

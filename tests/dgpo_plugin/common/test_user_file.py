@@ -289,7 +289,7 @@ def test_a_worker_leaves_the_line_to_the_process_that_started_it(
     assert said_of(write(tmp_path, mine="value = 1"), caplog) == []
 
 
-@pytest.mark.parametrize("path", ["a\0b.py", "x" * 5000 + ".py", "/dev/null.py"])
+@pytest.mark.parametrize("path", ["a\0b.py", "x" * 5000 + ".py", "/dev/null.py"], ids=["NUL", "long", "device"])
 def test_a_path_that_can_lead_nowhere_is_a_line(path: str) -> None:
     with pytest.raises(UserError, match="reward "):
         import_from_file(f"{path}:value", "reward")

@@ -10,6 +10,13 @@ from dgpo_plugin.config.load import load_config
 from dgpo_plugin.config.yaml_text import read_yaml_text
 
 pytestmark = pytest.mark.fast
+
+
+def short(value: object) -> str:
+    """A test's name for a value that may be very long."""
+    return ascii(value)[:40]
+
+
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
 
 
@@ -63,6 +70,7 @@ def test_a_text_that_is_written_is_read_as_that_text(value: str) -> None:
         ("a: b\n\x07", "not YAML at line 2: a control character"),
         ("a: x" + "y" * 100_000, "has 100,004 characters"),
     ],
+    ids=short,
 )
 def test_what_cannot_be_meant_is_refused_in_a_line(text: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
@@ -92,6 +100,7 @@ def test_merged_keys_are_no_second_ones() -> None:
         ("training.group_size=1000000000", "is more than 1,000,000 images an iteration; lower one of them"),
         ("training.weight_decay=10000", "weight_decay (10000) times learning_rate (0.003) is 1 or more"),
     ],
+    ids=short,
 )
 def test_a_value_that_is_another_kind_or_beyond_all_use_is_named(override: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
@@ -110,7 +119,9 @@ def test_many_mistakes_are_counted_and_the_first_are_told() -> None:
         load_config("shapes", [f"training.x{n}=1" for n in range(30)])
 
 
-@pytest.mark.parametrize("override", [f"training.{'x' * 100_000}=1", f"training.decay={'x' * 90_000}", "a\nb=1"])
+@pytest.mark.parametrize(
+    "override", [f"training.{'x' * 100_000}=1", f"training.decay={'x' * 90_000}", "a\nb=1"], ids=short
+)
 def test_a_key_or_value_of_any_length_is_a_short_line(override: str) -> None:
     with pytest.raises(UserError) as refused:
         load_config("shapes", [override])
