@@ -77,13 +77,13 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
 
 def read_text(path: Path, most: int | None = None, encoding: str = "utf-8") -> str:
-    """A whole text file; line ends as they are in it.
+    """A whole text file, its line ends as ``\\n``, whichever system wrote them.
 
     Raises:
         OSError: as :func:`read_bytes`.
         UnicodeDecodeError: it is not in that encoding.
     """
-    return read_bytes(path, most).decode(encoding)
+    return read_bytes(path, most).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def cache_folder() -> Path:

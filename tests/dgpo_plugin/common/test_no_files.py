@@ -73,3 +73,8 @@ def test_what_is_no_file_is_named(name: str, kind: str, tmp_path: Path) -> None:
 def test_what_cannot_be_a_name_is_a_line(name: str, stem: str, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         READERS[name](tmp_path / f"{stem}{name}")
+
+
+def test_lines_of_any_system_are_lines(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(b"a cat\r\na dog\ra bird\na fish")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "prompts.txt")] == ["a cat", "a dog", "a bird", "a fish"]
