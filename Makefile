@@ -8,7 +8,11 @@ LOWEST := $(VENV)-lowest
 # At most so many processes share the tests, each on one thread; never more than there are cores.
 WORKERS ?= 4
 
-.PHONY: compare test fast lowest lint clean
+# Of a campaign of hostile inputs (docs/reliability.md): how long, and what its cases are drawn from.
+MINUTES ?= 10
+SEED ?= $(shell date +%s)
+
+.PHONY: compare test fast lowest fuzz lint clean
 
 compare: $(VENV)/.installed
 	$(BIN)/dgpo-bench compare shapes
@@ -22,6 +26,10 @@ fast: $(VENV)/.installed-dev
 # The fast tests with the oldest versions that pyproject.toml allows.
 lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -m fast --numprocesses auto --maxprocesses $(WORKERS) --dist loadgroup
+
+# Findings are written to runs/fuzz; a finding that was mended is kept in tests/cases/fuzz.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz.campaign --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

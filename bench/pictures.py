@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import atomic_path
+from dgpo_plugin.common.files import atomic_path, read_bytes
 
 PICTURES_FILE = "pictures.csv.gz"
 KEYS = ("entry", "seed", "checkpoint", "guidance", "set", "prompt", "image")
@@ -112,7 +112,7 @@ def read_pictures(path: Path) -> Pictures:
         UserError: it is missing, damaged, or holds what is no number.
     """
     try:
-        text = gzip.decompress(path.read_bytes()).decode()
+        text = gzip.decompress(read_bytes(path)).decode()
     except OSError as error:
         raise UserError(f"pictures {path}: {error.strerror or 'not a gzip file'}; run the comparison again") from error
     except (EOFError, zlib.error, UnicodeDecodeError) as error:

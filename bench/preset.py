@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dgpo_plugin.common.errors import UserError, did_you_mean, prefixed
+from dgpo_plugin.common.user_file import is_from_file, remember_origin, tell_of
 from dgpo_plugin.config.explain import explain
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import parse_config, read_yaml
@@ -264,6 +265,7 @@ def load_preset(source: str) -> tuple[Preset, Task]:
         UserError: neither, or what is wrong with the files, all of it in one line.
     """
     values = read_yaml(source, bench_preset_names(), "comparison preset")
+    remember_origin(values, source)
     try:
         preset = Preset.model_validate(values)
     except ValidationError as error:
@@ -277,6 +279,12 @@ def load_preset(source: str) -> tuple[Preset, Task]:
     configs = [preset.run_config(task, algorithm, 0) for algorithm in preset.algorithms]
     if any(config.model != configs[0].model for config in configs):
         raise UserError(f"{source}: all algorithms must start from one base; write model under shared alone")
+    for config in configs:  # the workers run what it names, and say nothing themselves
+        named = {"model": config.model.path, "prompt set": config.prompts.train}
+        named |= {f"reward {label}": term.name(label) for label, term in config.rewards.items()}
+        for kind, name in named.items():
+            if is_from_file(name):
+                tell_of(name, kind)
     return preset, task
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.files import read_text, write_text_atomically
 from dgpo_plugin.config.explain import explain
 
 SCHEMA_VERSION = 4
@@ -264,7 +264,7 @@ def read_results(path: Path) -> Results:
             one twice, or numbers that are not finite.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
     except OSError as error:
         raise UserError(f"results file {path}: {error.strerror}; name a folder made by `dgpo-bench compare`") from error
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import read_bytes
 
 from ..records import BASE, Results
 from .numbers import format_amount
@@ -75,10 +76,14 @@ def _stop(results: Results, index: int, count: int) -> str:
 
 def _data_uri(folder: Path, name: str) -> str:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except ValueError as error:  # a NUL character, or half of a character
+        raise UserError(f"gallery picture {path}: no file can be called so; compare again") from error
+    if not inside:
         raise UserError(f"gallery picture {path}: lies outside {folder}; run `dgpo-bench compare` again")
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise UserError(
             f"gallery picture {path}: {error.strerror}; keep the pictures beside results.json or compare again"

@@ -18,12 +18,15 @@ from dgpo_plugin.adapters.kinds import counted, is_down, is_for_text, is_matrix,
 from dgpo_plugin.adapters.layers import updates_for
 from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, OWN_ALPHA, ScaledTensors, fold_scale
 from dgpo_plugin.common.errors import UserError, prefixed
+from dgpo_plugin.common.files import read_text
 from dgpo_plugin.common.first_bytes import what_instead
 from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.base_identity import base_from_text, compared_part, compared_parts
 
 STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """The types of numbers that an adapter may be stored in."""
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""The same of what is one number, or a shape."""
 PEFT_TENSORS, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 """The two files of an adapter that peft saves: alpha is in the second alone, which most loaders do not read."""
 FOLDER_FILES = ("pytorch_lora_weights.safetensors", PEFT_TENSORS, "adapter.safetensors")
@@ -217,7 +220,7 @@ def _header_beside(path: Path) -> dict[str, str]:
     if not beside.is_file():
         return {}
     try:
-        text = beside.read_text(encoding="utf-8")
+        text = read_text(beside)
         if not isinstance(json.loads(text), dict):
             raise ValueError("no object")
         return {DIFFUSERS_HEADER: text}
@@ -226,7 +229,8 @@ def _header_beside(path: Path) -> dict[str, str]:
 
 
 def _refuse_unusable(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in STORED and not name.endswith((".reshape_weight", ".alpha")):
+    counts = WHOLE if name.endswith((".reshape_weight", ".alpha")) else ()
+    if tensor.dtype not in (*STORED, *counts):
         kind = str(tensor.dtype).removeprefix("torch.")
         raise UserError(f"{name} holds {kind}; convert the file to float32, float16 or bfloat16")
     if not tensor.isfinite().all():

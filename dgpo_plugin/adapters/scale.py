@@ -8,6 +8,7 @@ is said.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -34,6 +35,10 @@ ALTERED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """peft's ``init_lora_weights`` after which the base that the adapter is added to is not the published one."""
 REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
 """In a stranger's regular expression: nested repeats can take exponential time, and no layer's name needs them."""
+LONGEST_PATTERN = 300
+MOST_PATTERNS = 5000
+MOST_TRIES = 1_000_000
+"""Of one pattern on one layer's name: some hundredths of a second."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +198,10 @@ def _header_scale(settings: Mapping[str, Any], name: str, rank: int) -> float:
 def _by_pattern(settings: Mapping[str, Any], name: str, patterns: str, otherwise: str) -> Any:
     """A layer's value of the first pattern that it matches, else of all layers."""
     inner = name.partition(".")[2]
-    for pattern, value in _setting(settings, name, patterns, {}).items():
+    known = _setting(settings, name, patterns, {})
+    if len(known) > MOST_PATTERNS:
+        raise ValueError(f"{patterns} has {len(known):,} patterns")
+    for pattern, value in known.items():
         if _matches(pattern, inner):
             return value
     return _setting(settings, name, otherwise, PEFT_DEFAULT)
@@ -215,7 +223,21 @@ def _matches(pattern: str, name: str) -> bool:
     """Whether a layer's name ends as one of peft's patterns says (peft/utils/other.py, ``get_pattern_key``)."""
     if REPEATED_GROUP.search(pattern):
         raise ValueError(f"pattern {pattern[:40]!r} repeats a group, which may take for ever to match")
-    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+    if len(pattern) > LONGEST_PATTERN or _tries(pattern, len(name)) > MOST_TRIES:
+        raise ValueError(f"pattern {pattern[:40]!r} may take for ever to match")
+    return _compiled(pattern).match(name) is not None
+
+
+@functools.lru_cache(MOST_PATTERNS)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
+def _tries(pattern: str, length: int) -> int:
+    """How many ways a backtracking match may try on a text: where each repeat ends, and which alternatives."""
+    repeats = 1 + sum(pattern.count(sign) for sign in "*+?{")
+    alternatives = math.prod(1 + part.count("|") for part in re.split("[()]", pattern))
+    return math.comb(max(length, 2 * repeats), repeats) * alternatives
 
 
 def _number(text: str) -> float:

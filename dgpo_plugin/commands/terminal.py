@@ -34,9 +34,9 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in ("torchao", "torch.utils._pytree"):  # about kernels that are not for this machine
         logging.getLogger(name).setLevel(logging.ERROR)
-    # They say what `auto` is, and why; and how far a long reading is.
-    for name in ("dgpo_plugin.distributed.processor", "dgpo_plugin.common.content"):
-        show_notes_of(name)
+    # They say what `auto` is, and why; how far a long reading is; and which files of others are run.
+    for name in ("distributed.processor", "common.content", "common.user_file"):
+        show_notes_of(f"dgpo_plugin.{name}")
 
 
 def show_notes_of(name: str) -> None:

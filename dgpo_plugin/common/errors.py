@@ -9,12 +9,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+MOST_BYTES = 1800
+"""Of an error's message in UTF-8: it may quote a file, a key or a value of any length."""
+
 
 class UserError(Exception):
     """Bad input, told in one line: what is wrong, where, and what to do.
 
-    The command lines print it without a traceback and exit with code 2.
+    Whatever it quotes, it is one line of at most :data:`MOST_BYTES`: control characters are written out, and too long a
+    message loses its middle, for its ends say where and what to do. The command lines print it without a traceback and
+    exit with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(cut_in_the_middle(printable(message), MOST_BYTES))
+
+
+def printable(text: str) -> str:
+    """A text with everything written out that is no letter or sign: line ends, control characters, lone surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text is of whole characters; a lone surrogate is half of one, which no file can keep."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def cut_in_the_middle(text: str, most: int) -> str:
+    """A text of at most so many bytes in UTF-8; of a longer one the beginning and the end, three dots between them."""
+    whole = text.encode("utf-8", "surrogatepass")
+    if len(whole) <= most:
+        return text
+    half = (most - len(_CUT)) // 2
+    return whole[:half].decode("utf-8", "ignore") + _CUT + whole[-half:].decode("utf-8", "ignore")
+
+
+_CUT = " ... "
 
 
 class Stopped(Exception):

@@ -1,9 +1,11 @@
-"""Files are written to a temporary name and renamed, so that none is ever half-written."""
+"""Files written to a temporary name and renamed, so that none is ever half-written; and read where they are files."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +39,51 @@ def write_text_atomically(path: Path, text: str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def refuse_no_file(path: Path) -> int:
+    """Refuse what opening would wait for or never end to read: a pipe, a device, a socket; and a folder.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        OSError: there is no file of that name, it is none, or nothing can be called so.
+    """
+    try:
+        found = path.stat()
+    except ValueError as error:  # a NUL character, or half of a character
+        raise OSError(errno.EINVAL, "no file can be called so", str(path)) from error
+    kinds = {
+        stat.S_IFDIR: "is a folder, not a file",
+        stat.S_IFIFO: "is a pipe, not a file",
+        stat.S_IFSOCK: "is a socket, not a file",
+    }
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, kinds.get(stat.S_IFMT(found.st_mode), "is a device, not a file"), str(path))
+    return found.st_size
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """A whole file, of at most so many bytes.
+
+    Raises:
+        OSError: as :func:`refuse_no_file`; it cannot be read, or is larger.
+    """
+    size = refuse_no_file(path)
+    if most is not None and size > most:
+        raise OSError(errno.EFBIG, f"has {size:,} bytes, more than the {most:,} that are read", str(path))
+    return path.read_bytes()
+
+
+def read_text(path: Path, most: int | None = None, encoding: str = "utf-8") -> str:
+    """A whole text file, its line ends as ``\\n``, whichever system wrote them.
+
+    Raises:
+        OSError: as :func:`read_bytes`.
+        UnicodeDecodeError: it is not in that encoding.
+    """
+    return read_bytes(path, most).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from dgpo_plugin.common.files import refuse_no_file
+
 HEADER_LIMIT = 100_000_000
 """Bytes of a safetensors header: what the reference implementation takes (safetensors/src/tensor.rs)."""
 _PICKLE = re.compile(rb"^(\x80[\x01-\x05]|\([dlt][p0-9]|c[\w.]+\n\w+\n)")
@@ -28,7 +30,7 @@ def what_instead(path: Path) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
-    size = path.stat().st_size
+    size = refuse_no_file(path)
     with path.open("rb") as file:
         start = file.read(4096)
         told = _told(start, size)
@@ -47,9 +49,10 @@ def what_instead_of_torch(path: Path) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
+    size = refuse_no_file(path)
     with path.open("rb") as file:
         start = file.read(4096)
-    return None if start.startswith(b"PK") or _PICKLE.match(start) else _told(start, path.stat().st_size)
+    return None if start.startswith(b"PK") or _PICKLE.match(start) else _told(start, size)
 
 
 def _told(start: bytes, size: int) -> str | None:

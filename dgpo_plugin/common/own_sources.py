@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from dgpo_plugin.common.files import read_bytes
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -73,7 +75,7 @@ def read_sources(file: str | Path) -> Sources:
     while waiting:
         path = waiting.pop()
         if path not in content:
-            content[path] = path.read_bytes()
+            content[path] = read_bytes(path)
             waiting += _imported_files(Sources(first, content), path)
     return Sources(first, content)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import refuse_no_file
 from dgpo_plugin.common.first_bytes import HEADER_LIMIT, what_instead
 
 
@@ -20,7 +21,7 @@ def tensor_header(path: Path) -> dict[str, dict[str, Any]]:
         UserError: the file cannot be read, is another kind of file, or is not all there.
     """
     try:
-        size = path.stat().st_size
+        size = refuse_no_file(path)
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             sane = 2 <= length <= min(HEADER_LIMIT, size - 8)

@@ -11,6 +11,9 @@ from __future__ import annotations
 import builtins
 import hashlib
 import importlib
+import logging
+import multiprocessing
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +24,10 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from dgpo_plugin.common.errors import UserError, in_one_line
+from dgpo_plugin.common.errors import UserError, in_one_line, printable
 from dgpo_plugin.common.own_sources import Sources, read_sources
 
+log = logging.getLogger(__name__)
 PREFIX = "dgpo_own_"
 """How the names of all such packages begin."""
 _LOADED: dict[str, Sources] = {}
@@ -60,19 +64,75 @@ def import_from_file(name: str, kind: str) -> Any:
 
 
 def note_sources(name: str, kind: str) -> Sources:
-    """Read a file and its helpers, and remember them as what stands behind the name; none of it runs.
+    """Read a file that is about to run, and its helpers, and remember them as what stands behind the name.
+
+    Of one outside the working folder that is said, once in a process.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
     """
     path = name.rpartition(":")[0]
-    if not Path(path).is_file():
-        raise UserError(f"{kind} {name}: no file {path}; check the path")
     try:
+        if not Path(path).is_file():
+            raise UserError(f"{kind} {name}: no file {path}; check the path")
         _LOADED[path] = read_sources(path)
     except OSError as error:
-        raise UserError(f"{kind} {name}: {error.filename}: {error.strerror}; check the file") from error
+        raise UserError(f"{kind} {name}: {error.filename}: {error.strerror}; check the path") from error
+    tell_of(name, kind)
     return _LOADED[path]
+
+
+# ---- what is said before a file runs that its user may not know of: a configuration runs what it names
+
+_NAMED_BY: dict[Path, str] = {}
+_TOLD: set[Path] = set()
+
+
+def remember_origin(values: Any, source: str, folder: Path | None = None) -> None:
+    """Remember which configuration names the files in it, for :func:`tell_of`.
+
+    Args:
+        values: a configuration's, nested, before or after it is validated.
+        source: what the line is to call it, as in ``run.yaml``.
+        folder: where it lies, if its paths may be relative to that too.
+    """
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, str) and is_from_file(value):
+            file = value[: value.index(".py:") + len(".py")]
+            for base in (Path(), folder or Path()):
+                _NAMED_BY.setdefault(_resolved(base / file), source)
+
+
+def tell_of(name: str, kind: str) -> None:
+    """Say that a file from outside the working folder is run, and which configuration names it: once in a process.
+
+    Workers say nothing: the process that started them does.
+
+    Args:
+        name: ``path/to/file.py:name``.
+        kind: what it is to be, as in ``reward``.
+    """
+    file = _resolved(Path(name.rpartition(":")[0]))
+    if file in _TOLD or file.is_relative_to(_resolved(Path())):
+        return
+    _TOLD.add(file)
+    if multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0":
+        by = f", named by {_NAMED_BY[file]}" if file in _NAMED_BY else ""
+        log.info(printable(f"running {file} as {kind}{by}; it lies outside the working folder"))
+
+
+def _resolved(path: Path) -> Path:
+    """Where a path leads; one that cannot be followed as it is."""
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, in a circle, or the working folder is gone
+        return path
 
 
 def told(error: BaseException, when: str = "") -> str:

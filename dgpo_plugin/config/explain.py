@@ -8,11 +8,15 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dgpo_plugin.common.errors import did_you_mean
+from dgpo_plugin.common.errors import cut_in_the_middle, did_you_mean
 from dgpo_plugin.common.names import ALGORITHMS
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.short_forms import instead_of
 
+MOST_SHOWN = 100
+"""Bytes of a value or a key in a message."""
+MOST_TOLD = 20
+"""Of the mistakes, that are told one by one; nobody mends more at once."""
 Location = tuple[int | str, ...]
 WHAT_TO_GIVE = {
     "model.path": "name a diffusers folder, a hub id or one of `dgpo list models`",
@@ -31,10 +35,13 @@ def explain(error: ValidationError, root: type[BaseModel], given: Mapping[str, A
     """
     found = error.errors()
     renamed = root is RunConfig and any(mistake["loc"] == ("reward",) for mistake in found)
-    told = [_told(mistake, root, given or {}) for mistake in found if not (renamed and mistake["loc"] == ("rewards",))]
-    if len(told) == 1:
+    found = [mistake for mistake in found if not (renamed and mistake["loc"] == ("rewards",))]
+    told = [_told(mistake, root, given or {}) for mistake in found[:MOST_TOLD]]
+    if len(found) == 1:
         return told[0]
-    return f"{len(told)} mistakes: " + "; ".join(f"({number}) {each}" for number, each in enumerate(told, start=1))
+    numbered = [f"({number}) {each}" for number, each in enumerate(told, start=1)]
+    more = [f"and {len(found) - len(told)} more"] if len(found) > len(told) else []
+    return f"{len(found)} mistakes: " + "; ".join([*numbered, *more])
 
 
 def _told(mistake: ErrorDetails, root: type[BaseModel], given: Mapping[str, Any]) -> str:
@@ -49,7 +56,7 @@ def _told(mistake: ErrorDetails, root: type[BaseModel], given: Mapping[str, Any]
         lacking = ".".join([where, *_required_inside(root, location)])
         return f"{lacking} is missing; {WHAT_TO_GIVE.get(lacking, 'give it')}"
     value = mistake["input"]
-    shown = f" (given {value!r})" if isinstance(value, str | int | float | bool | None) else ""
+    shown = f" (given {cut_in_the_middle(repr(value), MOST_SHOWN)})" if _is_plain(value) else ""
     if mistake["type"] in ("tuple_type", "list_type"):
         return f"{where}: must be a list, in [brackets]{shown}"
     return f"{where}: {mistake['msg'].removeprefix('Value error, ')}{shown}"
@@ -57,7 +64,11 @@ def _told(mistake: ErrorDetails, root: type[BaseModel], given: Mapping[str, Any]
 
 def _dotted(location: Location) -> str:
     """Where a mistake is, as ``section.field``, on one line whatever the keys are."""
-    return " ".join(".".join(str(part) for part in location).split()) or "configuration"
+    return cut_in_the_middle(".".join(str(part) for part in location), MOST_SHOWN) or "configuration"
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | None)
 
 
 def _fields_at(root: type[BaseModel], location: Location, given: Mapping[str, Any]) -> list[str]:

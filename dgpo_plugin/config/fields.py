@@ -31,6 +31,10 @@ AdvantageStd = Annotated[
 ]
 
 
+MOST_IMAGES = 1_000_000
+"""Of an iteration, over all processes: hundreds of times what the papers train on."""
+
+
 class ModelConfig(Section):
     """The base model, and how it is held in memory."""
 
@@ -235,6 +239,20 @@ class TrainingConfig(Section):
     def images(self) -> int:
         """P * G, an iteration's."""
         return self.prompts_per_iteration * self.group_size
+
+    @model_validator(mode="after")
+    def _within_reason(self) -> TrainingConfig:
+        if self.images > MOST_IMAGES:
+            raise ValueError(
+                f"prompts_per_iteration ({self.prompts_per_iteration}) times group_size ({self.group_size}) is more "
+                f"than {MOST_IMAGES:,} images an iteration; lower one of them"
+            )
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"weight_decay ({self.weight_decay:g}) times learning_rate ({self.learning_rate:g}) is 1 or more, so "
+                f"that a step would turn the weights over instead of shrinking them; lower weight_decay"
+            )
+        return self
 
     @model_validator(mode="after")
     def _updates_split_evenly(self) -> TrainingConfig:

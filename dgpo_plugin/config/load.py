@@ -11,13 +11,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from dgpo_plugin.common.errors import UserError, did_you_mean
+from dgpo_plugin.common.files import read_text
+from dgpo_plugin.common.user_file import remember_origin
 from dgpo_plugin.config.explain import explain
 from dgpo_plugin.config.fields import RewardTerm, RunConfig, ScoringConfig
 from dgpo_plugin.config.short_forms import spelled_out
+from dgpo_plugin.config.yaml_text import MOST_CHARACTERS, read_yaml_text
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -27,6 +29,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: no such preset or file, not YAML, an unknown key, or a value out of range.
     """
     values = read_yaml(source, preset_names(), "preset")
+    remember_origin(values, source, Path(source).parent)
     # The algorithm's name first, because it clears the fields of the one before it.
     for override in sorted(overrides, key=lambda text: not text.startswith("algorithm.name=")):
         apply_override(values, override)
@@ -95,15 +98,12 @@ def read_yaml(source: str, presets: Mapping[str, Path], kind: str) -> dict[str, 
         if path.suffix not in (".yaml", ".yml"):
             raise UserError(f"no {kind} {source!r}{did_you_mean(source, presets)}; or name a .yaml file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = read_text(path, MOST_CHARACTERS * 4)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not YAML{line}; check indentation and quotes") from error
+    values = read_yaml_text(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: needs keys and values at the top level")
     return values
@@ -114,10 +114,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"--set {override}: write it as section.field=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML") from error
+    value = read_yaml_text(text, f"--set {override}: the value")
+    remember_origin([key, value], f"--set {override}")
     set_dotted(values, key, value)
 
 

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Precision = Literal["fp32", "bf16", "fp16"]
 RewardDevice = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")]
+
+
+MOST = 2**63 - 1
+"""Of whole numbers, as torch holds them."""
 
 
 class Section(BaseModel):
     """A section of the configuration: it knows all its keys, and its values do not change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true for 1, and whole numbers that neither a machine's integer nor a float can hold."""
+        if isinstance(value, bool) and _takes_numbers_alone(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("must be a number, and not true or false")
+        if isinstance(value, int) and abs(value) > MOST:
+            raise ValueError(f"must be at most {MOST:,}")
+        return value
+
+
+def _takes_numbers_alone(kind: Any) -> bool:
+    """Whether a field of this annotation takes numbers, and no truth values."""
+    kinds = get_args(kind) or (kind,)
+    return bool({int, float} & set(kinds)) and bool not in kinds
 
 
 class ScoringConfig(Section):
@@ -33,7 +53,7 @@ class ScoringConfig(Section):
     retries: int = Field(
         2, ge=0, description="Further attempts after an exception; a call that timed out is waited for once more."
     )
-    timeout: float | None = Field(None, gt=0, description="Seconds an attempt may take; null for any.")
+    timeout: float | None = Field(None, gt=0, le=10**7, description="Seconds an attempt may take; null for any.")
     on_failure: Literal["stop", "skip"] = Field(
         "stop",
         description="Of a picture that a reward fails for, after all attempts, or gives no finite number: stop ends "
@@ -61,7 +81,9 @@ class RewardTerm(Section):
     batch_size: int | None = Field(None, ge=1, description="As scoring.batch_size, for this reward; null for that.")
     offload: bool | None = Field(None, description="As scoring.offload, for this reward; null for that.")
     retries: int | None = Field(None, ge=0, description="As scoring.retries, for this reward; null for that.")
-    timeout: float | None = Field(None, gt=0, description="As scoring.timeout, for this reward; null for that.")
+    timeout: float | None = Field(
+        None, gt=0, le=10**7, description="As scoring.timeout, for this reward; null for that."
+    )
     on_failure: Literal["stop", "skip"] | None = Field(
         None, description="As scoring.on_failure, for this reward; null for that."
     )

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dgpo_plugin.common.content import ReadingProgress, path_hash, remembered
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import read_text
 from dgpo_plugin.models.fingerprint import (
     MOST_TENSORS,
     Mark,
@@ -209,9 +210,9 @@ def weight_files(folder: Path, module: nn.Module) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = json.loads(read_text(index))["weight_map"].values()
         return sorted({index.with_name(str(name)) for name in names})
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: not an index of weight files; fetch the model again") from error
 
 

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 
 from dgpo_plugin.common.errors import UserError, prefixed
+from dgpo_plugin.common.files import read_text
 from dgpo_plugin.common.names import FAMILIES, WORLDS
 from dgpo_plugin.common.user_file import is_from_file
 from dgpo_plugin.config.fields import ModelConfig
@@ -125,10 +126,10 @@ def locate(path: str, *, only_configurations: bool = False) -> Path:
 def _pipeline_class(folder: Path) -> str:
     index = folder / "model_index.json"
     try:
-        return str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+        return str(json.loads(read_text(index))["_class_name"])
     except OSError as error:
         raise UserError(f"model {folder}: has no model_index.json; it must be a diffusers pipeline folder") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: not a diffusers model index; fetch the model again") from error
 
 

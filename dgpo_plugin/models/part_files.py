@@ -12,6 +12,7 @@ import diffusers
 import transformers
 
 from dgpo_plugin.common.errors import UserError, prefixed
+from dgpo_plugin.common.files import read_text
 from dgpo_plugin.common.first_bytes import what_instead
 from dgpo_plugin.common.tensor_file import tensor_header
 
@@ -179,10 +180,10 @@ def read_json(file: Path) -> dict[str, Any]:
         UserError: it is not there, or something else.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(read_text(file))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); fetch the model again") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} {_stand_in(file) or 'is no JSON: cut or damaged; fetch it again'}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} is no JSON object; fetch it again")

@@ -12,7 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgpo_plugin.common.errors import MOST_PROBLEMS, UserError, first_few
+from dgpo_plugin.common.errors import MOST_PROBLEMS, UserError, first_few, is_unicode
+from dgpo_plugin.common.files import read_text
 from dgpo_plugin.common.prompt import Prompt
 
 
@@ -26,7 +27,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"prompt file {path}: the name must end in .txt or .jsonl")
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path, encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UserError(f"prompt file {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
@@ -63,6 +64,8 @@ def _prompt_from_json(line: str, where: str) -> Prompt:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: JSON that is nested too deep or holds too long a number") from error
+    if not is_unicode(json.dumps(record, ensure_ascii=False)):
+        raise UserError(f"{where}: has half of a character (\\ud800 to \\udfff alone); mend it")
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
         raise UserError(f'{where}: needs a JSON object with a non-empty text under "prompt"')
     return Prompt(record.pop("prompt"), record, place=where)

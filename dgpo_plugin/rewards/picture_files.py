@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import refuse_no_file
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import told
 from dgpo_plugin.rewards.base import Reward, RewardSet, checked_rewards
@@ -36,7 +39,11 @@ def read_picture(path: Path) -> Tensor:
         UserError: not a picture, too large a one, or one of numbers that mean no color.
     """
     try:
-        with Image.open(path, formats=formats()) as opened:
+        refuse_no_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path") from error
+    try:
+        with _without_warnings(), Image.open(path, formats=formats()) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 size = f"{opened.width} x {opened.height}"
                 raise UserError(
@@ -52,6 +59,14 @@ def read_picture(path: Path) -> Tensor:
     except Exception as error:  # Pillow's readers have no one class for a file that is broken
         raise UserError(f"{path}: not a picture that can be read; remove or mend it") from error
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep Pillow's warnings to itself: a picture is read, or it is a line of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def as_seen(opened: Image.Image, where: str) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -114,7 +129,7 @@ def score(
 
 def _rows(run: Sequence[tuple[Path, Prompt, Tensor | None]], rewards: RewardSet) -> list[Scores]:
     """Rows of pictures that all have one size, or all could not be read."""
-    rows: list[Scores] = [{"file": str(file), "prompt": prompt.text} for file, prompt, _ in run]
+    rows: list[Scores] = [{"file": _as_text(file), "prompt": prompt.text} for file, prompt, _ in run]
     tensors = [tensor for _, _, tensor in run if tensor is not None]
     for label, member in rewards.members.items():
         if not tensors:
@@ -125,6 +140,11 @@ def _rows(run: Sequence[tuple[Path, Prompt, Tensor | None]], rewards: RewardSet)
         for row, value in zip(rows, values, strict=True):
             row[label] = value
     return rows
+
+
+def _as_text(path: Path) -> str:
+    """A path that any file can keep: bytes of it that are no UTF-8 are written out."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _scores(reward: Reward, images: Tensor, prompts: Sequence[Prompt], name: str, first: Path) -> Tensor:

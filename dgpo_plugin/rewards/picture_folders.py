@@ -12,6 +12,7 @@ from PIL import Image
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.config.places import exists
 from dgpo_plugin.prompts.files import read_prompts
 
 NOT_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
@@ -65,7 +66,7 @@ def find_pictures(paths: Sequence[Path]) -> Found:
     """
     found = Found()
     for path in paths:
-        if not path.exists():
+        if not exists(path):
             raise UserError(f"{path}: no such file; check the path")
         if not path.is_dir():
             found.pictures.append(path)

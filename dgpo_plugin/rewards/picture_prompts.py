@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import read_bytes
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.rewards.picture_folders import Found, natural_key, shortened
@@ -184,7 +185,7 @@ def _are_files(records: Sequence[tuple[Mapping[str, Any], str]], column: str) ->
 
 def _text_of(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise UserError(f"prompt file {path}: {error.strerror}; check the path") from error
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,7 +113,43 @@ def settle_precision(
     return config.model_copy(update={"model": model})
 
 
+OTHER_TRAINING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
+"""What ``ACCELERATE_USE_...`` switches on in accelerate (accelerator.py, ``Accelerator.__init__``), and this loop has
+no part in."""
+
+
+def refuse_environment(environment: Mapping[str, str], precision: str) -> None:
+    """Refuse what ``accelerate launch`` or a shell sets in the environment, that would change a run or be ignored.
+
+    accelerate divides every loss by ``ACCELERATE_GRADIENT_ACCUMULATION_STEPS`` (accelerator.py, ``backward``).
+
+    Args:
+        precision: of the run's model.
+
+    Raises:
+        UserError: such a variable; what says the same in the configuration.
+    """
+    steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        raise UserError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps}: would divide every gradient; unset it, "
+            f"training.micro_batch_size and training.updates_per_iteration say how gradients are gathered"
+        )
+    mixed = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed not in ("no", precision) and precision != "auto":
+        raise UserError(
+            f"ACCELERATE_MIXED_PRECISION={mixed}: the run computes in model.precision, which is {precision}; unset it "
+            f'(mixed_precision: "no" in accelerate\'s file), or set model.precision'
+        )
+    for name in OTHER_TRAINING:
+        if environment.get(f"ACCELERATE_USE_{name}", "false").lower() not in ("false", "0", ""):
+            raise UserError(
+                f"ACCELERATE_USE_{name}: has no part in this training; unset it, and split a large base by model.shard"
+            )
+
+
 def _accelerator(config: RunConfig) -> Accelerator:
+    refuse_environment(os.environ, config.model.precision)
     fp16 = config.model.precision == "fp16"
     if fp16 and runs_on_cpu():
         raise UserError("model.precision fp16: needs a GPU; set it to bf16 or fp32")

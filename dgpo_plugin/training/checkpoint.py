@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError, resume_command
+from dgpo_plugin.common.files import read_bytes
 from dgpo_plugin.training.accept import Change
 from dgpo_plugin.training.identity import RunIdentity
 
@@ -60,7 +61,7 @@ class _State(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: int = FORMAT
+    format: int = Field(strict=True, ge=FORMAT, le=FORMAT)
     identity: RunIdentity
     progress: Progress
     tensors_sha256: str = ""
@@ -100,7 +101,7 @@ def save_checkpoint(
     flat = {f"{copy}/{name}": t.contiguous().cpu() for copy, named in tensors.items() for name, t in named.items()}
     blob = save(flat)
     digest = hashlib.sha256(blob).hexdigest()
-    state = _State(identity=identity, progress=progress, tensors_sha256=digest).signed()
+    state = _State(format=FORMAT, identity=identity, progress=progress, tensors_sha256=digest).signed()
     try:
         for stale in folder.glob(".*"):
             shutil.rmtree(stale)
@@ -133,13 +134,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         UserError: a file is missing, truncated or altered; names the checkpoint before, which is still usable.
     """
     try:
-        text = (path / STATE).read_bytes()
-        blob = (path / TENSORS).read_bytes()
+        text = read_bytes(path / STATE)
+        blob = read_bytes(path / TENSORS)
         _refuse_other_format(path, text)
         state = _State.model_validate_json(text)
     except OSError as error:
         raise _damaged(path, f"{Path(error.filename).name}: {error.strerror}") from error
-    except ValueError as error:  # pydantic's is one
+    except (ValueError, RecursionError) as error:  # pydantic's is one
         raise _damaged(path, f"{STATE} cannot be read") from error
     if state != state.signed():
         raise _damaged(path, f"{STATE} is not what was written")
@@ -158,9 +159,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _refuse_other_format(path: Path, text: bytes) -> None:
     values = json.loads(text)
-    if isinstance(values, dict) and isinstance(found := values.get("format"), int) and found != FORMAT:
+    if isinstance(values, dict) and "identity" in values and values.get("format") != FORMAT:
         raise UserError(
-            f"checkpoint {path}: was written by another version of dgpo-plugin (format {found}, not {FORMAT}); "
+            f"checkpoint {path}: was written by another version of dgpo-plugin (format {values.get('format')!r}, not "
+            f"{FORMAT}); "
             f"go on with that version, or start a new run with `dgpo train`"
         )
 
@@ -224,7 +226,7 @@ def _prune(run: Path, keep: int) -> None:
     rewards = {}
     for path in found:
         try:
-            rewards[path] = _State.model_validate_json((path / STATE).read_bytes()).progress.mean_reward
+            rewards[path] = _State.model_validate_json(read_bytes(path / STATE)).progress.mean_reward
         except (OSError, ValidationError, ValueError):
             continue  # damaged: left for its owner to look at
     kept = {*found[-keep:], max(rewards, key=lambda path: rewards[path])}

@@ -197,8 +197,11 @@ def replan(config: RunConfig, then: RunIdentity | None, done: int, iterations: i
 
 def _end(identity: RunIdentity) -> tuple[int, tuple[tuple[int, int], ...]]:
     """Where the run was to end, and how often that had been moved."""
-    training = identity.config["training"]
-    return training["iterations"], tuple((done, planned) for done, planned in training["replanned"])
+    try:
+        training = identity.config["training"]
+        return int(training["iterations"]), tuple((done, planned) for done, planned in training["replanned"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError("the last checkpoint's configuration is none; remove its folder to go on without it") from error
 
 
 def _check_end(then: RunIdentity, now: RunIdentity, checkpoint: Path, iteration: int) -> None:

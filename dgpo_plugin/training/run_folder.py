@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError, resume_command
-from dgpo_plugin.common.files import atomic_path, write_text_atomically
+from dgpo_plugin.common.files import atomic_path, read_bytes, write_text_atomically
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import apply_override, load_config, parse_config
@@ -138,7 +138,11 @@ def last_logged(path: Path) -> int:
 
 def _records(path: Path) -> Iterator[tuple[dict[str, float], str]]:
     """The records of metrics.jsonl, each with its line; what is no record is passed over."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+    try:
+        text = read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; move it away, it is a log that a new one can follow") from error
+    for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             record = json.loads(line)
             int(record["iteration"])

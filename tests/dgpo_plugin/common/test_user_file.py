@@ -16,7 +16,7 @@ import torch
 import dgpo_plugin.common.prompt
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.own_sources import read_sources
-from dgpo_plugin.common.user_file import files_hash, import_from_file, loaded_hash
+from dgpo_plugin.common.user_file import files_hash, import_from_file, loaded_hash, remember_origin
 
 pytestmark = pytest.mark.fast
 
@@ -255,3 +255,41 @@ def test_what_a_file_changes_of_everybodys_is_put_back(line: str, tmp_path: Path
     before = everybodys()
     imported(tmp_path, mine=f"import os, random, torch, numpy as np\n{line}\nvalue = 1")
     assert everybodys() == before
+
+
+def said_of(name: str, caplog: pytest.LogCaptureFixture) -> list[str]:
+    with caplog.at_level("INFO", "dgpo_plugin.common.user_file"):
+        import_from_file(name, "reward")
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_file_outside_the_working_folder_is_named_once_with_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    name = write(tmp_path / "there", mine="value = 1\nother = 2")
+    remember_origin({"rewards": {"a": {"reward": "../there/mine.py:value"}}}, "run.yaml")
+    line = f"running {tmp_path / 'there' / 'mine.py'} as reward, named by run.yaml; it lies outside the working folder"
+    assert said_of(name, caplog) == [line]
+    assert said_of("../there/mine.py:other", caplog) == [line]
+
+
+def test_a_file_in_the_working_folder_runs_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said_of(write(tmp_path / "mine", mine="value = 1"), caplog) == []
+
+
+def test_a_worker_leaves_the_line_to_the_process_that_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert said_of(write(tmp_path, mine="value = 1"), caplog) == []
+
+
+@pytest.mark.parametrize("path", ["a\0b.py", "x" * 5000 + ".py", "/dev/null.py"], ids=["NUL", "long", "device"])
+def test_a_path_that_can_lead_nowhere_is_a_line(path: str) -> None:
+    with pytest.raises(UserError, match="reward "):
+        import_from_file(f"{path}:value", "reward")

@@ -525,3 +525,30 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("written", ["3", "4", 4, True, None, 2.5])
+def test_a_checkpoints_format_is_the_one_that_is_read(tmp_path: Path, written: object) -> None:
+    path = save(tmp_path, 10)
+    values = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**values, "format": written}))
+    with pytest.raises(UserError, match="was written by another version of dgpo-plugin"):
+        load_checkpoint(path)
+
+
+@pytest.mark.fast
+def test_a_checkpoint_that_says_no_format_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 10)
+    values = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({key: value for key, value in values.items() if key != "format"}))
+    with pytest.raises(UserError, match="another version"):
+        load_checkpoint(path)
+
+
+@pytest.mark.fast
+def test_a_state_nested_without_end_is_damaged(tmp_path: Path) -> None:
+    path = save(tmp_path, 10)
+    (path / "state.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(path)
