@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,7 @@ class Cell:
     trainer: Trainer
     evaluator: Evaluator
     progress: Progress
+    check_there: Callable[[], None] = lambda: None
 
     @property
     def folder(self) -> Path:
@@ -115,8 +117,9 @@ def run_cell(plan: Plan, folder: Path, algorithm: str, seed: int, listener: List
     Raises:
         UserError: the budget does not cover one iteration, or the base was not measured.
     """
-    with only_process(run_folder(folder, algorithm, seed)):
+    with only_process(run_folder(folder, algorithm, seed)) as held:
         cell = _open_cell(plan, folder, algorithm, seed, listener)
+        cell.check_there = held.check
         _train(cell)
         _evaluate(cell)
         _finish(cell)
@@ -241,6 +244,7 @@ def _evaluate(cell: Cell) -> None:
 def _save(cell: Cell) -> None:
     """Save the checkpoint first: until the progress names it, the one before is gone on from."""
     trainer = cell.trainer
+    cell.check_there()
     save_checkpoint(cell.folder, identity_of(trainer), progress_of(trainer), trainer.state(), keep=2)
     write_text_atomically(cell.folder / PROGRESS_FILE, cell.progress.model_dump_json() + "\n")
 
@@ -262,6 +266,7 @@ def _finish(cell: Cell) -> None:
     facts = TrainingFacts(
         trainer.config, trainer.steps, reward_before=training_reward(first), reward_after=training_reward(last)
     )
+    cell.check_there()
     if changes_nothing(weights):
         cell.tell("the adapter is all zeros and changes nothing: no update did anything", share=1.0)
     export_adapter(trainer.policy, weights, adapter, facts)

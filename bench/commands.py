@@ -59,6 +59,7 @@ def compare(
     from .display import Display
     from .plan import Plan
     from .preset import load_preset
+    from .workers import signals_as_exit
 
     loaded = load_preset(preset)
     chosen = loaded.sized(size, seeds, evaluations)
@@ -71,7 +72,7 @@ def compare(
         plan = plan.model_copy(update={"threads": threads})
     folder = output or Path("runs") / f"compare-{name}"
     console = Console()
-    with Display(console) as display:
+    with signals_as_exit(), Display(console) as display:
         report = run_comparison(plan, folder, display)
     for line in _conclusions(plan, folder):
         console.print(line, highlight=False)
@@ -164,7 +165,7 @@ def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None
     from .gpu.rows import choose_rows
     from .gpu.session import measure
     from .gpu.table import write_table
-    from .workers import sigterm_as_exit
+    from .workers import signals_as_exit
 
     if runs_on_cpu() and not rehearsal:
         raise UserError("no GPU here; --rehearsal runs every row on the processor with tiny models")
@@ -173,7 +174,7 @@ def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None
     missing = [row.name for row in rows]
     say = functools.partial(click.echo, err=True)
     try:
-        with sigterm_as_exit():
+        with signals_as_exit():
             missing = measure(rows, output, minutes, say, tiny=rehearsal, again=only is not None)
     finally:
         text = write_table(output, missing)

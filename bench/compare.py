@@ -35,16 +35,13 @@ def compare(plan: Plan, folder: Path, listener: Listener) -> Path:
     Raises:
         UserError: the folder was made by another plan, a budget too small for one iteration, ...
     """
-    with only_process(folder):
-        return _compare(plan, folder, listener)
-
-
-def _compare(plan: Plan, folder: Path, listener: Listener) -> Path:
-    plan = claim_folder(plan, folder)
-    missing = [(algorithm, seed) for algorithm, seed in plan.runs if not run_file(folder, algorithm, seed).exists()]
-    if missing:
-        run_missing(plan, folder, missing, listener)
-    return collect(plan, folder)
+    with only_process(folder) as held:
+        plan = claim_folder(plan, folder)
+        missing = [(algorithm, seed) for algorithm, seed in plan.runs if not run_file(folder, algorithm, seed).exists()]
+        if missing:
+            run_missing(plan, folder, missing, listener)
+        held.check()
+        return collect(plan, folder)
 
 
 def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listener: Listener) -> None:
