@@ -8,7 +8,7 @@ LOWEST := $(VENV)-lowest
 # At most so many processes share the tests, each on one thread; never more than there are cores.
 WORKERS ?= 4
 
-.PHONY: compare test fast lowest lint clean
+.PHONY: compare test fast lowest chaos lint clean
 
 compare: $(VENV)/.installed
 	$(BIN)/dgpo-bench compare shapes
@@ -22,6 +22,11 @@ fast: $(VENV)/.installed-dev
 # The fast tests with the oldest versions that pyproject.toml allows.
 lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -m fast --numprocesses auto --maxprocesses $(WORKERS) --dist loadgroup
+
+# Runs killed, starved of disk and robbed of their folder, for some minutes; SEED= for the same cases again (Linux).
+MINUTES ?= 10
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
