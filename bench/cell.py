@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
-from dgpo_plugin.common.folder_lock import only_process
+from dgpo_plugin.common.folder_lock import HeldFolder, only_process
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate
 from dgpo_plugin.prompts.registry import load_prompts
@@ -76,6 +75,7 @@ class Cell:
 
     Attributes:
         comparison: the comparison's folder.
+        held: the run's.
     """
 
     plan: Plan
@@ -86,7 +86,7 @@ class Cell:
     trainer: Trainer
     evaluator: Evaluator
     progress: Progress
-    check_there: Callable[[], None] = lambda: None
+    held: HeldFolder
 
     @property
     def folder(self) -> Path:
@@ -118,8 +118,7 @@ def run_cell(plan: Plan, folder: Path, algorithm: str, seed: int, listener: List
         UserError: the budget does not cover one iteration, or the base was not measured.
     """
     with only_process(run_folder(folder, algorithm, seed)) as held:
-        cell = _open_cell(plan, folder, algorithm, seed, listener)
-        cell.check_there = held.check
+        cell = _open_cell(plan, folder, algorithm, seed, listener, held)
         _train(cell)
         _evaluate(cell)
         _finish(cell)
@@ -168,13 +167,13 @@ def evaluator_of(plan: Plan, trainer: Trainer) -> Evaluator:
 # ---- the run, in order
 
 
-def _open_cell(plan: Plan, folder: Path, algorithm: str, seed: int, listener: Listener) -> Cell:
+def _open_cell(plan: Plan, folder: Path, algorithm: str, seed: int, listener: Listener, held: HeldFolder) -> Cell:
     """The run as it was at its last evaluation, or at its start."""
     base = read_base(base_file(folder))
     trainer = new_trainer(plan, algorithm, seed)
     evaluator = evaluator_of(plan, trainer)
     progress = _restore(run_folder(folder, algorithm, seed), trainer) or _progress_at_base(plan, base)
-    return Cell(plan, folder, algorithm, seed, listener, trainer, evaluator, progress)
+    return Cell(plan, folder, algorithm, seed, listener, trainer, evaluator, progress, held)
 
 
 def _restore(folder: Path, trainer: Trainer) -> Progress | None:
@@ -244,7 +243,7 @@ def _evaluate(cell: Cell) -> None:
 def _save(cell: Cell) -> None:
     """Save the checkpoint first: until the progress names it, the one before is gone on from."""
     trainer = cell.trainer
-    cell.check_there()
+    cell.held.check()
     save_checkpoint(cell.folder, identity_of(trainer), progress_of(trainer), trainer.state(), keep=2)
     write_text_atomically(cell.folder / PROGRESS_FILE, cell.progress.model_dump_json() + "\n")
 
@@ -266,7 +265,7 @@ def _finish(cell: Cell) -> None:
     facts = TrainingFacts(
         trainer.config, trainer.steps, reward_before=training_reward(first), reward_after=training_reward(last)
     )
-    cell.check_there()
+    cell.held.check()
     if changes_nothing(weights):
         cell.tell("the adapter is all zeros and changes nothing: no update did anything", share=1.0)
     export_adapter(trainer.policy, weights, adapter, facts)

@@ -234,13 +234,13 @@ def _attempt(plan: Plan, folder: Path, task: Task, listener: Listener) -> Outcom
         return Outcome("done", _perform(plan, folder, task, listener))
     except UserError as error:
         return Outcome("refused", reason=str(error))
-    except OSError as error:
-        where = error.filename or "a file"
-        return Outcome("refused", reason=f"{task}: {where}: {reason(error)}; see to its disk; {KEPT}")
     except Exception as error:
         if is_out_of_memory(error):
             advice = "fewer --jobs, or a smaller training.micro_batch_size in the preset"
             return Outcome("refused", reason=f"{task}: out of memory; give {advice}; {KEPT}")
+        if isinstance(error, OSError):
+            where = error.filename or "a file"
+            return Outcome("refused", reason=f"{task}: {where}: {reason(error)}; see to its disk; {KEPT}")
         return Outcome("failed", reason=traceback.format_exc())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -70,14 +71,14 @@ def reports_user_errors(command: F) -> F:
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             raise SystemExit(2) from error
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
+            told = OUT_OF_MEMORY
             if not is_out_of_memory(error):
-                raise
-            click.echo(f"error: {OUT_OF_MEMORY}", err=True)
-            raise SystemExit(2) from error
-        except OSError as error:
-            _let_go_of_output()
-            click.echo(f"error: {error.filename or 'a file or a stream'}: {reason(error)}; see to its disk", err=True)
+                if not isinstance(error, OSError):
+                    raise
+                _let_go_of_output()
+                told = f"{error.filename or 'a file or a stream'}: {reason(error)}; see to its disk"
+            click.echo(f"error: {told}", err=True)
             raise SystemExit(2) from error
         except Stopped as error:
             click.echo(str(error), err=True)
@@ -103,11 +104,17 @@ def _let_go_of_output() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: the GPU's (torch's class, or the driver's, cuBLAS' or NCCL's words), or the CPU's."""
+    """Whether memory ran out: the GPU's (torch's class, or the driver's, cuBLAS' or NCCL's words), or the CPU's.
+
+    oneDNN, which computes on CPUs, says only that it could not make what it had found to be possible; Python, that
+    there is no room for another thread's stack.
+    """
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or any(said in text for said in ("out of memory", "status_alloc_failed"))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(said in text for said in ("out of memory", "status_alloc_failed", "bad_alloc", "can't start new thread"))
+        or text.endswith(("could not create a primitive", "could not create a memory object"))
         or ("defaultcpuallocator" in text and "memory" in text)
     )

@@ -303,11 +303,11 @@ def _iterate(
         try:
             for record in trainer.iterations():
                 steps = trainer.steps
+                rewards.append(record["reward"])
                 processes.on_main(functools.partial(_log, folder, trackers, record))
                 bar.update(task, advance=1)
                 for line in record_lines(record, trainer.algorithm.METRICS, config, folder.failures):
                     bar.console.print(line, highlight=False, soft_wrap=True)
-                rewards.append(record["reward"])
                 if logging.sample_every and trainer.iteration % logging.sample_every == 0:
                     _save_samples(trainer, folder)
                 if watch is not None:

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from dgpo_plugin.commands.terminal import STOPPED, reports_user_errors
+from dgpo_plugin.commands.terminal import OUT_OF_MEMORY, STOPPED, reports_user_errors
 from dgpo_plugin.training.signals import as_interrupts
 
 pytestmark = pytest.mark.fast
@@ -40,6 +40,20 @@ def test_whatever_a_disk_answers_is_one_line(error: OSError, said: str) -> None:
     ended = CliRunner().invoke(raising(error))
     assert ended.exit_code == 2
     assert ended.stderr.splitlines() == [said]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_memory_that_ran_out_is_no_disk(error: Exception) -> None:
+    ended = CliRunner().invoke(raising(error))
+    assert (ended.exit_code, ended.stderr) == (2, f"error: {OUT_OF_MEMORY}\n")
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
