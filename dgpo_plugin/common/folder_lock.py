@@ -70,6 +70,8 @@ class HeldFolder:
         try:
             owner = Owner.model_validate_json((self.path / OWNER).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
+            if not self.is_locked and self.path.is_dir():
+                return  # another process, which nothing kept out, has ended here and taken its note away
             raise UserError(
                 f"{self.path}: was removed or moved while it was being written; what is not there any more is lost, "
                 f"and what was moved goes on from where it is now"

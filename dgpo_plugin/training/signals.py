@@ -21,15 +21,16 @@ def as_interrupts() -> Iterator[None]:
         yield
         return
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _stopping()}
+    before = {number: signal.signal(number, _interrupt) for number in _stopping()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _stopping() -> list[int]:
@@ -64,4 +65,6 @@ def stop_signals(console: Console) -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # A launcher's SIGTERM, which comes after Ctrl-C, must not cut off what is written at the end.
+            is_told = bool(received) and handler is _interrupt and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if is_told else handler)

@@ -179,8 +179,8 @@ def _become_a_process(output: int, way: Way) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.disable()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number in (1, 2):
-        os.dup2(output, number)
+    for stream in (1, 2):
+        os.dup2(output, stream)
     os.close(output)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115

@@ -12,9 +12,10 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from dgpo_plugin.commands.terminal import OUT_OF_MEMORY, STOPPED, reports_user_errors
-from dgpo_plugin.training.signals import as_interrupts
+from dgpo_plugin.training.signals import as_interrupts, stop_signals
 
 pytestmark = pytest.mark.fast
 
@@ -97,3 +98,21 @@ def test_under_nohup_a_closed_terminal_interrupts_nothing() -> None:
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_launchers_sigterm_after_ctrl_c_cuts_nothing_off() -> None:
+    quiet = Console(quiet=True)
+    before = signal.getsignal(signal.SIGTERM)
+    with as_interrupts():
+        with stop_signals(quiet) as received:
+            signal.raise_signal(signal.SIGINT)
+        assert received == [signal.SIGINT]
+        signal.raise_signal(signal.SIGTERM)  # while the adapter is written
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with as_interrupts():
+        with stop_signals(quiet):
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)

@@ -179,3 +179,14 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     with only_process(tmp_path):
         assert sorted(os.listdir(tmp_path)) == [LOCK, OWNER, "config.yaml"]
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_folder_is_lost_only_when_it_is_gone(tmp_path: Path) -> None:
+    with only_process(tmp_path / "run") as held:
+        with only_process(tmp_path / "run"):
+            held.check()
+        held.check()
+        (tmp_path / "run").rename(tmp_path / "away")
+        with pytest.raises(UserError, match="was removed or moved"):
+            held.check()

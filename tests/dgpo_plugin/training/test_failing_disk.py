@@ -28,7 +28,13 @@ from tests.conftest import one_reward
 from tests.dgpo_plugin.training.test_short_runs import tiny
 
 QUIET = Console(quiet=True)
-CONFIG = ("training.iterations=3", "checkpoint.every=1", "checkpoint.keep=1", "logging.sample_every=2")
+CONFIG = (
+    "training.iterations=2",
+    "checkpoint.every=1",
+    "checkpoint.keep=1",
+    "logging.sample_every=2",
+    "logging.sample_images=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +85,14 @@ def hidden(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "stays"), [("ENOSPC", True), ("EROFS", True), ("EIO", False)])
-def test_each_operation_of_a_run_may_fail(name: str, stays: bool, whole: bytes, disk: Disk, tmp_path: Path) -> None:
-    number, at, ended_well = getattr(errno, name), 0, False
+def test_each_operation_of_a_run_may_be_the_one_that_fills_the_disk(whole: bytes, disk: Disk, tmp_path: Path) -> None:
+    """Read-only and broken disks are in tests/chaos."""
+    at, ended_well = 0, False
     while not ended_well:
         at += 1
         folder = tmp_path / str(at) / "run"
         folder.parent.mkdir()
-        disk.watch(folder, Fault(at, number, stays))
+        disk.watch(folder, Fault(at, errno.ENOSPC, stays=True))
         said = ""
         try:
             begin(folder)
@@ -95,7 +101,7 @@ def test_each_operation_of_a_run_may_fail(name: str, stays: bool, whole: bytes, 
             said = str(error)
         disk.watch(None)
         assert len(said.splitlines()) <= 1
-        assert not said or os.strerror(number) in said, at
+        assert not said or os.strerror(errno.ENOSPC) in said, at
         assert go_on(folder).read_bytes() == whole, at
         assert hidden(folder) == [LOCK], at
         shutil.rmtree(folder.parent)
@@ -108,7 +114,7 @@ def test_a_folder_that_is_taken_away_is_one_line_and_not_made_again(how: str, wh
     folder, away = tmp_path / "here" / "run", tmp_path / "here" / "away"
 
     def take_away(trainer: Trainer, record: dict[str, float] | None) -> None:
-        if trainer.iteration == 2 and record is not None:
+        if trainer.iteration == 1 and record is not None:
             folder.rename(away)
             if how == "removed":
                 shutil.rmtree(away)
@@ -136,7 +142,7 @@ def test_a_log_that_cannot_be_written_saves_what_was_done(
     original = RunFolder.log
 
     def full(folder: RunFolder, record: dict[str, float]) -> None:
-        if record["iteration"] == 2:
+        if record["iteration"] == 1:
             raise UserError("cannot write metrics.jsonl: No space left on device; choose a writable folder")
         original(folder, record)
 
@@ -145,7 +151,7 @@ def test_a_log_that_cannot_be_written_saves_what_was_done(
     with pytest.raises(UserError, match="metrics.jsonl: No space left"):
         begin(folder)
     monkeypatch.undo()
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["000002"]
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["000001"]
 
 
 @pytest.mark.fast
@@ -176,12 +182,12 @@ def test_what_killed_processes_left_half_written_is_gone_when_a_run_goes_on(whol
     folder = tmp_path / "run"
 
     def stop(trainer: Trainer, record: dict[str, float] | None) -> None:
-        if trainer.iteration == 2:
+        if trainer.iteration == 1:
             raise UserError("enough")
 
     with pytest.raises(UserError, match="enough"):
         begin(folder, watch=stop)
-    for name in ("checkpoints/.000003.tmp/x", "checkpoints/.000001.gone/x"):
+    for name in ("checkpoints/.000002.tmp/x", "checkpoints/.000000.gone/x"):
         (folder / name).mkdir(parents=True)
     for name in (".config.yaml.77.tmp.yaml", "samples/.000002.png.77.tmp.png", "failed-reward/.0.png.7.tmp.png"):
         (folder / name).parent.mkdir(exist_ok=True)
