@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
@@ -86,7 +87,7 @@ def prepare(root: Path) -> Campaign:
     adopt_orphans()
     quieten()
     # Read once for all forks: which packages there are takes a fifth of so small a run.
-    vars(registry)["entry_points"] = functools.cache(registry.entry_points)
+    vars(registry)["entry_points"] = functools.cache(entry_points)
     trainer = build_trainer(load_config("shapes", TINY))  # no backward pass: none could follow in a fork
     identity_of(trainer)
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and Linux's ways to adopt orphans and to limit others")
-@pytest.mark.parametrize(("what", "seed", "cases"), [("runs", "358", "6"), ("ranks", "0", "1")])
-def test_no_run_is_lost(what: str, seed: str, cases: str) -> None:
-    command = [sys.executable, "-m", "tests.chaos", "--what", what, "--seed", seed, "--cases", cases]
+def test_no_run_is_lost() -> None:
+    """This seed's first cases have kills, a full disk, a read-only folder and a signal among them."""
+    command = [sys.executable, "-m", "tests.chaos", "--what", "runs", "--seed", "358", "--cases", "6"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 faults" in done.stdout

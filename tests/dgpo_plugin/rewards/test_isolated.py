@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,6 @@ def test_its_process_ends_with_a_parent_that_was_killed_though_it_never_answers(
     parents = iter([7, 7, 1])
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(isolated.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(Ended):
         isolated._end_with(7)  # noqa: SLF001
