@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -23,7 +24,10 @@ import click
 @click.option("--seed", type=int, help="Which cases; random if left out, and printed.")
 @click.option("--first", default=0, type=click.IntRange(0), help="The number of the first case.")
 @click.option(
-    "--what", default="all", show_default=True, type=click.Choice(["all", "runs", "ranks", "servers", "comparisons"])
+    "--what",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "runs", "commands", "ranks", "servers", "comparisons"]),
 )
 def main(minutes: float, cases: int | None, seed: int | None, first: int, what: str) -> None:
     """Harm runs at random moments and see whether each goes on to the bits of one left alone."""
@@ -34,7 +38,8 @@ def main(minutes: float, cases: int | None, seed: int | None, first: int, what: 
     campaign = prepare(root)
     until, number = time.monotonic() + 60 * minutes, first
     while time.monotonic() < until and (cases is None or number < first + cases):
-        click.echo(f"case {number}: {PLAYS[kind_of(what, number)](campaign, number, seed)}")
+        kind = PLAYS[kind_of(what, number)](campaign, number, seed)
+        click.echo(f"case {number}: {kind}; {sum(campaign.harms.values())} harms, {campaign.kills} kills so far")
         while campaign.told < len(campaign.lost):
             click.echo(f"  LOST {campaign.lost[campaign.told]}")
             campaign.told += 1
@@ -56,6 +61,8 @@ def kind_of(what: str, number: int) -> str:
         return what
     if number % 40 == 20:
         return "comparisons"
+    if number % 10 == 9:
+        return "commands"
     return {4: "ranks", 6: "servers"}.get(number % 8, "runs")
 
 
@@ -65,5 +72,11 @@ if __name__ == "__main__":
     from .ranks import play_ranks
     from .services import play_comparison, play_server
 
-    PLAYS = {"runs": play, "ranks": play_ranks, "servers": play_server, "comparisons": play_comparison}
+    PLAYS = {
+        "runs": play,
+        "commands": functools.partial(play, real=True),
+        "ranks": play_ranks,
+        "servers": play_server,
+        "comparisons": play_comparison,
+    }
     main()

@@ -307,25 +307,25 @@ MOSTLY = ("SIGKILL", "SIGKILL while writing")
 """Every second case is one of these."""
 TIMED = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "full disk", "removed folder", "moved folder", "two writers")
 """What is done to the real command, whose operations nobody counts."""
-REAL = 10
-"""Every so manyeth case is one of the real command, which takes as long as all the others until then."""
 
 
-def play(campaign: Campaign, number: int, seed: int) -> str:
+def play(campaign: Campaign, number: int, seed: int, *, real: bool = False) -> str:
     """Harm a run a few times, let it end, and compare it with the one that nobody disturbed.
+
+    Args:
+        real: by the real command, once: each start of it takes as long as several cases.
 
     Returns:
         The kind of harm; what went wrong is noted in the campaign.
     """
     rng = random.Random(f"{seed}/{number}")
-    real = number % REAL == REAL - 1
     kind = rng.choice(TIMED if real else MOSTLY if number % 2 else list(KINDS))
     folder = campaign.root / f"{number:04d}" / "run"
     run = Run(campaign, folder, rng, unprivileged=kind == "read-only folder", real=real)
     run.folder.parent.mkdir()
     if run.unprivileged and os.geteuid() == 0:
         os.chown(run.folder.parent, NOBODY, NOBODY)
-    for _ in range(rng.randint(1, HITS)):
+    for _ in range(1 if real else rng.randint(1, HITS)):
         KINDS[kind](run)
         campaign.harms[kind] = campaign.harms.get(kind, 0) + 1
         if run.is_over:

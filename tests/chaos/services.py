@@ -56,7 +56,7 @@ def starts_again(run: Run, server: Command, port: int) -> Command:
         _kill(server)
         server = _served(port, run.folder.parent)
     with beside(server):
-        told(run, end(command), {0}, "restarted reward server")
+        told(run, end(command), {0, 2}, "restarted reward server")  # 2: it is asked once before the first picture
     return server
 
 
