@@ -157,6 +157,8 @@ def _run(
             console.print("other package versions than before: the result will differ in the last bits")
         for line in rounding_notes(checkpoint.identity, identity):
             console.print(line, soft_wrap=True)
+        if trainer.processes.decided_by_main(lambda: folder.lacks_samples(trainer.iteration, config)):
+            _save_samples(trainer, folder)  # the disk took the checkpoint, and not the pictures
     started = time.perf_counter()
     after = None
     with training_ended(trainer.accelerator):

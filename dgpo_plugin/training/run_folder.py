@@ -150,10 +150,18 @@ class RunFolder:
         with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    def lacks_samples(self, iteration: int, config: RunConfig) -> bool:
+        """Whether pictures were to be drawn after an iteration, and are not there."""
+        every = config.logging.sample_every
+        return bool(every) and iteration % every == 0 and not self._samples_of(iteration).exists()
+
+    def _samples_of(self, iteration: int) -> Path:
+        return self.samples / f"{iteration:06d}.png"
+
     def write_samples(self, iteration: int, pictures: Tensor) -> None:
         """Write a grid of pictures, (N, 3, H, W) in [0, 1], of after an iteration."""
         self.check_there()
-        with atomic_path(self.samples / f"{iteration:06d}.png") as temporary:
+        with atomic_path(self._samples_of(iteration)) as temporary:
             image_grid(pictures, columns=min(8, len(pictures))).save(temporary)
 
 

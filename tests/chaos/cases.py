@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import time
@@ -30,6 +28,7 @@ from dgpo_plugin.training.run import identity_of
 
 from .disk import Fault
 from .forks import DISK_ERRORS, NOBODY, Command, Ended, Way, adopt_orphans, beside, end, fill_disk, start
+from .results import differences
 
 TINY = (
     "model.precision=fp32",
@@ -55,7 +54,6 @@ TINY = (
     "algorithm.noisiest_steps=1",
 )
 """The smallest run that writes everything a run writes, several times."""
-LEFT_OVER = re.compile(r"\..*\.tmp(\.\w+)?|\..*\.gone|\.owner\.json")
 HITS = 3
 """At most so many times a run is harmed before it may end."""
 
@@ -101,7 +99,12 @@ def prepare(root: Path) -> Campaign:
 
 @dataclass
 class Run:
-    """One run of a campaign and what was seen of it."""
+    """One run of a campaign and what was seen of it.
+
+    Attributes:
+        real: whether by the real command.
+        may_lack_lines: of its metrics: a disk that fails once may have taken a checkpoint, and not the line.
+    """
 
     campaign: Campaign
     folder: Path
@@ -109,6 +112,7 @@ class Run:
     settings: tuple[str, ...] = TINY
     unprivileged: bool = False
     real: bool = False
+    may_lack_lines: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
 
@@ -209,7 +213,7 @@ def disk_fails(name: str, stays: bool) -> Callable[[Run], None]:
     """A random operation on the folder is answered with an error (imitated), and all that follow, or not."""
 
     def harm(run: Run) -> None:
-        at = run.operation()
+        at, run.may_lack_lines = run.operation(), True
         ended = end(run.go(Fault(at, DISK_ERRORS[name], stays)))
         told(run, ended, {0, 2}, f"{name} disk from operation {at}" if stays else f"{name} disk at operation {at}")
 
@@ -218,6 +222,7 @@ def disk_fails(name: str, stays: bool) -> Callable[[Run], None]:
 
 def file_size(run: Run) -> None:
     """Writes fail from a random moment on: no file may grow beyond a few bytes (RLIMIT_FSIZE)."""
+    run.may_lack_lines = True
     size = run.rng.choice((0, 1, 100, 1000, 10_000, 100_000))
     if run.rng.random() < 0.3:
         ended = end(run.go(file_size=size))
@@ -343,24 +348,9 @@ def finish(run: Run, whole: Path) -> None:
     if not run.is_over:
         run.must(False, "it did not end")
         return
-    for name, (found, expected) in _differences(run.folder, whole).items():
-        run.must(False, f"{name} is not that of a run left alone: {found} for {expected}")
-
-
-def _differences(folder: Path, whole: Path) -> dict[str, tuple[object, object]]:
-    here, there = results(folder), results(whole)
-    return {name: (here.get(name), there.get(name)) for name in here | there if here.get(name) != there.get(name)}
-
-
-def results(folder: Path) -> dict[str, object]:
-    """What must be the same to the bit, and what must not be there."""
-    last = checkpoints(folder)[-1]
-    files = [folder / "adapter.safetensors", last / "state.safetensors", *sorted((folder / "samples").iterdir())]
-    hashes = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()[:12] for f in files}
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    values = [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
-    left = sorted(str(path.relative_to(folder)) for path in folder.rglob(".*") if LEFT_OVER.fullmatch(path.name))
-    return {**hashes, "metrics": values, "left over": left}
+    for name, (found, expected) in differences(run.folder, whole).items():
+        is_line = name.startswith("iteration ") and found is None
+        run.must(is_line and run.may_lack_lines, f"{name} is not that of a run left alone: {found} for {expected}")
 
 
 def _is_over(command: Command) -> bool:

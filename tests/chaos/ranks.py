@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 from safetensors.torch import load_file
 
-from .cases import TINY, Campaign, Run, results
+from .cases import TINY, Campaign, Run
 from .forks import Command, Ended, beside, end, hold_memory
+from .results import results
 
 CLOSE = 1e-3
 """Of the adapter's norm: how far apart runs of different numbers of processes may be."""

@@ -150,7 +150,6 @@ def test_a_log_that_cannot_be_written_saves_what_was_done(
     folder = tmp_path / "run"
     with pytest.raises(UserError, match="metrics.jsonl: No space left"):
         begin(folder)
-    monkeypatch.undo()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["000001"]
 
 
@@ -198,3 +197,24 @@ def test_what_killed_processes_left_half_written_is_gone_when_a_run_goes_on(whol
     except Stopped:
         pytest.fail("it was told to stop")
     assert sorted(hidden(folder)) == [LOCK, ".nfs0001"]
+
+
+@pytest.mark.fast
+def test_pictures_that_the_disk_did_not_take_are_drawn_when_a_run_goes_on(
+    whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = RunFolder.write_samples
+
+    def full(folder: RunFolder, iteration: int, pictures: Tensor) -> None:
+        if iteration == 2:
+            raise UserError("cannot write 000002.png: No space left on device; choose a writable folder")
+        original(folder, iteration, pictures)
+
+    monkeypatch.setattr(RunFolder, "write_samples", full)
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=r"000002.png: No space left"):
+        begin(folder)
+    monkeypatch.setattr(RunFolder, "write_samples", original)
+    assert go_on(folder).read_bytes() == whole
+    pictures = [(where / "samples" / "000002.png").read_bytes() for where in (folder, tmp_path / "whole" / "run")]
+    assert pictures[0] == pictures[1]
