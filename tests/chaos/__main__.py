@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -72,7 +73,7 @@ if __name__ == "__main__":
     from .ranks import play_ranks
     from .services import play_comparison, play_server
 
-    PLAYS = {
+    PLAYS: dict[str, Callable[..., str]] = {
         "runs": play,
         "commands": functools.partial(play, real=True),
         "ranks": play_ranks,
