@@ -24,7 +24,7 @@ import psutil
 from .disk import Disk, Fault
 
 HANGS = 300.0
-"""Seconds after which a command hangs; a small run takes a few, and many times that on a busy machine."""
+"""Seconds without a second's work, its children's included, after which a command hangs, however busy a machine is."""
 NOBODY = 65534
 
 
@@ -120,10 +120,12 @@ def start(main: click.Command, arguments: Sequence[str], folder: Path, way: Way 
 
 def end(command: Command) -> Ended:
     """Wait for a command's end and read what it said; one that hangs is killed, and its code is 1000."""
-    code = None
+    code, worked, since = None, 0.0, time.monotonic()
     while code is None:
         code = command.code()
-        if code is None and time.monotonic() - command.started > HANGS:
+        if code is None and time.monotonic() - since > HANGS / 10 and _work(command.pid) > worked + 1:
+            worked, since = _work(command.pid), time.monotonic()
+        if code is None and time.monotonic() - since > HANGS:
             os.kill(command.pid, signal.SIGKILL)
             command.code(wait=True)
             code = 1000
@@ -138,6 +140,16 @@ def end(command: Command) -> Ended:
     os.close(command.output)
     text = said.decode("utf-8", "replace") + "".join(f"left behind: {name}\n" for name in orphans)
     return Ended(code, text, seconds, command.disk.count)
+
+
+def _work(pid: int) -> float:
+    """Seconds of computing that a process and its children have done."""
+    times = [0.0]
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            times += [each.cpu_times().user, each.cpu_times().system]
+    return sum(times)
 
 
 def others_left(patience: float = 20.0) -> list[str]:
