@@ -8,11 +8,11 @@ LOWEST := $(VENV)-lowest
 # At most so many processes share the tests, each on one thread; never more than there are cores.
 WORKERS ?= 4
 
-# Of a campaign of hostile inputs (docs/reliability.md): how long, and what its cases are drawn from.
+# Of a campaign of hostile inputs or of harms (docs/reliability.md): how long, and what its cases are drawn from.
 MINUTES ?= 10
 SEED ?= $(shell date +%s)
 
-.PHONY: compare test fast lowest fuzz lint clean
+.PHONY: compare test fast lowest fuzz chaos lint clean
 
 compare: $(VENV)/.installed
 	$(BIN)/dgpo-bench compare shapes
@@ -30,6 +30,10 @@ lowest: $(LOWEST)/.installed
 # Findings are written to runs/fuzz; a finding that was mended is kept in tests/cases/fuzz.
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz.campaign --minutes $(MINUTES) --seed $(SEED)
+
+# Runs killed, starved of disk and robbed of their folder, for some minutes; SEED= for the same cases again (Linux).
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

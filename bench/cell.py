@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, write_text_atomically
-from dgpo_plugin.common.folder_lock import only_process
+from dgpo_plugin.common.folder_lock import HeldFolder, only_process
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.distributed.device import runs_on_cpu
 from dgpo_plugin.models.policy import Policy
@@ -79,6 +79,7 @@ class Cell:
         comparison: the comparison's folder.
         flops: of one image's passes; None where they cannot be counted.
         pictures: measured so far.
+        held: the run's.
     """
 
     plan: Plan
@@ -91,6 +92,7 @@ class Cell:
     flops: Flops | None
     progress: Progress
     pictures: list[Pictures]
+    held: HeldFolder
 
     @property
     def folder(self) -> Path:
@@ -126,8 +128,8 @@ def run_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
     Raises:
         UserError: the budget does not cover one iteration, the base was not measured, a metric fails, ...
     """
-    with only_process(run_folder(folder, entry, seed)):
-        cell = _open_cell(plan, folder, entry, seed, listener)
+    with only_process(run_folder(folder, entry, seed)) as held:
+        cell = _open_cell(plan, folder, entry, seed, listener, held)
         _train(cell)
         _evaluate(cell)
         _finish(cell)
@@ -155,14 +157,14 @@ def write_failed(folder: Path, entry: str, seed: int, reason: str) -> None:
 # ---- the run, in order
 
 
-def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener) -> Cell:
+def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener, held: HeldFolder) -> Cell:
     """The cell as it was at its last evaluation, or at its start."""
     base = read_base(folder)
     trainer = build_trainer(plan.run_config(entry, seed))
     evaluator = evaluator_of(plan, trainer, missing=missing_metrics(base))
     flops = count_flops(trainer)
     progress, pictures = _restore(run_folder(folder, entry, seed), trainer) or (Progress(), [])
-    return Cell(plan, folder, entry, seed, listener, trainer, evaluator, flops, progress, pictures)
+    return Cell(plan, folder, entry, seed, listener, trainer, evaluator, flops, progress, pictures, held)
 
 
 def missing_metrics(base: BaseRecord) -> dict[str, str]:
@@ -253,6 +255,7 @@ def _of_set(rows: Pictures, name: str) -> Pictures:
 def _save(cell: Cell) -> None:
     """Save pictures and checkpoint first: until the progress names them, those before are gone on from."""
     trainer = cell.trainer
+    cell.held.check()
     cell.pictures = [join(cell.pictures)]
     write_pictures(cell.pictures[0], cell.folder / PICTURES_FILE)
     save_checkpoint(cell.folder, identity_of(trainer), progress_of(trainer), trainer.state(), keep=2)
@@ -269,6 +272,7 @@ def _finish(cell: Cell) -> None:
         )
         cell.pictures += [rows, cell.evaluator.finished(policy, subject, best, plan.guidance)]
     adapter = RunFolder(cell.folder).adapter
+    cell.held.check()
     if changes_nothing(weights):
         cell.tell("the adapter is all zeros and changes nothing: no update did anything", share=1.0)
     export_adapter(policy, weights, adapter, _facts(cell))

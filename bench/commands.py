@@ -70,6 +70,7 @@ def compare(
     from . import compare as comparing
     from .asked import asked_cell, asked_plan, take_tuning
     from .display import Display
+    from .workers import signals_as_exit
 
     cell = asked_cell(only)
     plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs)
@@ -77,7 +78,7 @@ def compare(
         plan = plan.model_copy(update={"threads": threads})
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
-    with Display(console) as display:
+    with signals_as_exit(), Display(console) as display:
         if cell is not None:
             if retry:
                 comparing.forget_failed(plan, folder)
@@ -307,7 +308,7 @@ def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None
     from .gpu.rows import choose_rows
     from .gpu.session import measure
     from .gpu.table import write_table
-    from .workers import sigterm_as_exit
+    from .workers import signals_as_exit
 
     if runs_on_cpu() and not rehearsal:
         raise UserError("no GPU here; --rehearsal runs every row on the processor with tiny models")
@@ -316,7 +317,7 @@ def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None
     missing = [row.name for row in rows]
     say = functools.partial(click.echo, err=True)
     try:
-        with sigterm_as_exit():
+        with signals_as_exit():
             missing = measure(rows, output, minutes, say, tiny=rehearsal, again=only is not None)
     finally:
         text = write_table(output, missing)

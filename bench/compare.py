@@ -39,7 +39,7 @@ def compare(plan: Plan, folder: Path, listener: Listener, *, retry: bool = False
         UserError: the folder was made by another plan, prompts that overlap, a metric that is missing, a budget too
             small for one iteration, the base's measurement failed, or every single cell did.
     """
-    with only_process(folder):
+    with only_process(folder) as held:
         plan = claim_folder(plan, folder)
         if retry:
             forget_failed(plan, folder)
@@ -47,6 +47,7 @@ def compare(plan: Plan, folder: Path, listener: Listener, *, retry: bool = False
         if missing:
             check_task(plan)
             run_missing(plan, folder, missing, listener)
+        held.check()
         results = gather(plan, folder)
     if results.cells and all(cell.status == "failed" for cell in results.cells):
         raise UserError(f"every cell failed; {failures(results)[0]}")

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from dgpo_plugin.commands.terminal import is_out_of_memory, quieten
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.faults import how_it_ended
+from dgpo_plugin.common.files import reason
 
 from .devices import gpu_count, pin
 from .plan import Event, Listener, Plan
@@ -88,7 +89,7 @@ def start_workers(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(plan.threads)
     workers: list[Worker] = []
-    with sigterm_as_exit():
+    with signals_as_exit():
         try:
             for number in range(count):
                 start = functools.partial(_start, plan, folder, number)
@@ -192,21 +193,27 @@ def _death_of(worker: Worker) -> UserError:
     return UserError(f"{worker.job}: its process {how_it_ended(worker.process.exitcode)}; {KEPT}")
 
 
+LEAVING_ON = ("SIGTERM", "SIGHUP", "SIGUSR1")
+"""Signals that end a comparison, and a session on a card: a cluster's and a closed terminal's."""
+
+
 def _leave(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM end the block in order, so that no worker outlives it."""
+def signals_as_exit() -> Iterator[None]:
+    """Let signals end the block in order, so that no worker outlives it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _leave)
+    known = [getattr(signal, name) for name in LEAVING_ON if hasattr(signal, name)]
+    before = {n: signal.signal(n, _leave) for n in known if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---- in the worker
@@ -226,7 +233,10 @@ class _PipeListener:
 
 
 def _serve(pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, gpu: int | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the comparison ends its workers
+    # A terminal's Ctrl-C reaches all, and so does its end; the comparison ends its workers.
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_comparison, name="parent", daemon=True).start()
     quieten()
@@ -263,6 +273,9 @@ def _attempt(plan: Plan, folder: Path, job: Job, listener: Listener) -> Outcome:
         if is_out_of_memory(error):
             advice = "fewer --jobs, or a smaller training.micro_batch_size in the preset"
             return Outcome("refused", reason=f"{job}: out of memory; give {advice}; {KEPT}")
+        if isinstance(error, OSError):
+            where = error.filename or "a file"
+            return Outcome("refused", reason=f"{job}: {where}: {reason(error)}; see to its disk; {KEPT}")
         return Outcome("failed", reason=traceback.format_exc())
 
 

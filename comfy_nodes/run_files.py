@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgpo_plugin.adapters import AdapterCard, read_adapter
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.files import atomic_path, write_text_atomically
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.tables import as_table
 from dgpo_plugin.prompts.files import prompts_hash, read_prompts
@@ -61,8 +61,8 @@ def publish(folder: Path) -> str | None:
         return None
     name = f"{folder.name}.safetensors"
     target = Path(folder_paths.get_output_directory()) / "loras" / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(adapter, target)
+    with atomic_path(target) as temporary:
+        shutil.copyfile(adapter, temporary)
     return name
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.files import writing
 
 FILE = "gpu.jsonl"
 Status = Literal["measured", "does not fit", "out of memory", "failed", "timed out"]
@@ -69,8 +70,7 @@ def read_results(folder: Path) -> dict[str, Result]:
 
 def append_result(folder: Path, result: Result) -> None:
     """Append a line, which is on the disk when this returns; the rest of one that was cut off goes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / FILE).open("ab+") as stream:
+    with writing(folder / FILE), (folder / FILE).open("ab+") as stream:
         stream.seek(0)
         stream.truncate(stream.read().rfind(b"\n") + 1)
         stream.write(json.dumps(result.model_dump()).encode() + b"\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_plugin.common.faults import how_it_ended
+from dgpo_plugin.common.files import writing
 from dgpo_plugin.common.provenance import package_versions
 
 from .child import Answer, Task, serve
@@ -44,6 +45,8 @@ def measure(
         The rows that there was no time for.
     """
     before = read_results(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)  # once: one that goes while rows are measured took their results
     done = {} if again else before
     waiting = [row for row in rows if row.name not in done or done[row.name].rehearsal != tiny]
     end = time.monotonic() + 60 * minutes

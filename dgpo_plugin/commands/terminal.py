@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import logging
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,12 +16,16 @@ from typing import Any, TypeVar
 import click
 
 from dgpo_plugin.common.errors import Stopped, UserError
+from dgpo_plugin.common.files import reason
 
 F = TypeVar("F", bound=Callable[..., Any])
 OUT_OF_MEMORY = (
     "out of memory; set a smaller training.micro_batch_size (the result stays the same), "
     "training.gradient_checkpointing=true or model.offload=true; `dgpo plan` says what a run takes"
 )
+STOPPED = "stopped; what was finished is kept"
+BY_SIGNALS = {128 + getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)}
+"""Exit codes, as a shell has them, of commands that signals ended in order."""
 Changes = tuple[str, ...]
 """What was given with ``--set``."""
 set_option = functools.partial(click.option, "--set", "overrides", multiple=True, metavar="FIELD=VALUE")
@@ -55,7 +63,10 @@ class _StandardError(logging.Handler):
 
 
 def reports_user_errors(command: F) -> F:
-    """The command, with one line on standard error and exit code 2 for a UserError, and 130 for Ctrl-C."""
+    """The command, with one line on standard error: exit code 2 for what the user can mend, 130 for Ctrl-C.
+
+    That is a UserError, memory that ran out, and whatever a file or a disk answers that nobody expected.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -65,27 +76,50 @@ def reports_user_errors(command: F) -> F:
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             raise SystemExit(2) from error
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
+            told = OUT_OF_MEMORY
             if not is_out_of_memory(error):
-                raise
-            click.echo(f"error: {OUT_OF_MEMORY}", err=True)
+                if not isinstance(error, OSError):
+                    raise
+                _let_go_of_output()
+                told = f"{error.filename or 'a file or a stream'}: {reason(error)}; see to its disk"
+            click.echo(f"error: {told}", err=True)
             raise SystemExit(2) from error
         except Stopped as error:
             click.echo(str(error), err=True)
             raise SystemExit(130) from error
         except KeyboardInterrupt as error:
-            click.echo("stopped; what was finished is kept", err=True)
+            click.echo(STOPPED, err=True)
             raise SystemExit(130) from error
+        except SystemExit as error:
+            if error.code in BY_SIGNALS:
+                click.echo(STOPPED, err=True)
+            raise
 
     return wrapped  # type: ignore[return-value]
 
 
+def _let_go_of_output() -> None:
+    """Give up what standard output cannot take, which Python would try again, and fail with, on its way out."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: the GPU's (torch's class, or the driver's, cuBLAS' or NCCL's words), or the CPU's."""
+    """Whether memory ran out: the GPU's (torch's class, or the driver's, cuBLAS' or NCCL's words), or the CPU's.
+
+    oneDNN, which computes on CPUs, says only that it could not make what it had found to be possible; Python, that
+    there is no room for another thread's stack.
+    """
     text = str(error).lower()
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or any(said in text for said in ("out of memory", "status_alloc_failed"))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(said in text for said in ("out of memory", "status_alloc_failed", "bad_alloc", "can't start new thread"))
+        or text.endswith(("could not create a primitive", "could not create a memory object"))
         or ("defaultcpuallocator" in text and "memory" in text)
     )

@@ -25,8 +25,9 @@ def train(config: str, output: Path, overrides: Changes) -> None:
     from dgpo_plugin.common.faults import explained
     from dgpo_plugin.distributed.processes import leave_processes
     from dgpo_plugin.training import run
+    from dgpo_plugin.training.signals import as_interrupts
 
-    with explained(f"go on with: {resume_command(output)}"):
+    with as_interrupts(), explained(f"go on with: {resume_command(output)}"):
         run.train(loaded, output, Console())
     leave_processes()
 
@@ -55,7 +56,8 @@ def resume(run: Path, iterations: int | None, accept: tuple[str, ...], overrides
     from dgpo_plugin.common.faults import explained
     from dgpo_plugin.distributed.processes import leave_processes
     from dgpo_plugin.training import run as runs
+    from dgpo_plugin.training.signals import as_interrupts
 
-    with explained(f"go on with: {resume_command(run)}"):
+    with as_interrupts(), explained(f"go on with: {resume_command(run)}"):
         runs.resume(run, Console(), iterations=iterations, accept=accept, overrides=overrides)
     leave_processes()

@@ -5,12 +5,34 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, in_one_line
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.[^.]+)?")
+"""The names that :func:`atomic_path` writes to."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell the disk's errors in the block as one line about ``path``.
+
+    Raises:
+        UserError: the folder cannot be written to or is gone, the disk is full, ...
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}; choose a writable folder with free space") from error
+
+
+def reason(error: OSError) -> str:
+    """What the system says of a file; Pillow's errors are of this class too, and have a message of their own."""
+    return error.strerror or in_one_line(error)
 
 
 @contextlib.contextmanager
@@ -22,13 +44,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose a writable folder with free space") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        # What a read-only disk says of a file that is not there must not hide why it is not.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed; for who knows that none is at work in the folder."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.files import reason, remove_temporaries, write_text_atomically
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -47,9 +48,45 @@ class Owner(BaseModel):
         return self.host == socket.gethostname() and not psutil.pid_exists(self.pid)
 
 
+@dataclass(frozen=True)
+class HeldFolder:
+    """A folder that this process alone works in, as long as it stays where it is.
+
+    Attributes:
+        owner: this process, as the folder says.
+        is_locked: whether the file system keeps others out.
+    """
+
+    path: Path
+    owner: Owner
+    is_locked: bool
+
+    def check(self) -> None:
+        """Find out that the folder was taken away, before something is written to where it was.
+
+        Raises:
+            UserError: it was removed or moved; or it was made anew, and is another process's now.
+        """
+        try:
+            owner = Owner.model_validate_json((self.path / OWNER).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            if not self.is_locked and self.path.is_dir():
+                return  # another process, which nothing kept out, has ended here and taken its note away
+            raise UserError(
+                f"{self.path}: was removed or moved while it was being written; what is not there any more is lost, "
+                f"and what was moved goes on from where it is now"
+            ) from None
+        except (OSError, ValueError):
+            return  # it cannot be told; writing will
+        if self.is_locked and owner != self.owner:
+            raise UserError(f"{self.path}: was made anew by another process ({owner}), and is not written to any more")
+
+
 @contextlib.contextmanager
-def only_process(folder: Path) -> Iterator[None]:
+def only_process(folder: Path) -> Iterator[HeldFolder]:
     """Hold a folder for the block, which is made if it is not there and removed again if nothing was put into it.
+
+    What a killed process left half-written there is removed.
 
     The lock goes with its process, however that ends. Where the file system has no locks, a file that is touched every
     ten seconds stands in for it; then a warning tells of another process that seems to be at work, but nothing keeps
@@ -58,7 +95,7 @@ def only_process(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or it cannot be made or written to.
     """
-    is_new = not folder.exists()
+    is_new, is_locked = not folder.exists(), True
     lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
     with contextlib.ExitStack() as stack:
         try:
@@ -71,15 +108,17 @@ def only_process(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             if error.errno not in _CANNOT_LOCK:
-                raise UserError(f"cannot write {folder}: {error.strerror}; choose a writable folder") from error
+                raise UserError(f"cannot write {folder}: {reason(error)}; choose a writable folder") from error
+            is_locked = False
             stack.enter_context(_signs_of_life(folder))
         else:
             stack.callback(lock.release)
+            remove_temporaries(folder)
         if is_new:
             stack.callback(_remove_unused, folder)  # before the lock is given back: nobody else can have it then
-        _write_owner(folder)
+        owner = _write_owner(folder)
         stack.callback(_forget_owner, folder)
-        yield
+        yield HeldFolder(folder, owner, is_locked)
 
 
 @contextlib.contextmanager
@@ -128,10 +167,11 @@ def _read_owner(folder: Path) -> Owner | None:
         return None
 
 
-def _write_owner(folder: Path) -> None:
+def _write_owner(folder: Path) -> Owner:
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     owner = Owner(pid=os.getpid(), host=socket.gethostname(), since=since)
     write_text_atomically(folder / OWNER, owner.model_dump_json() + "\n")
+    return owner
 
 
 def _forget_owner(folder: Path) -> None:

@@ -93,7 +93,8 @@ class Processes:
         """Do something on the first process alone.
 
         Raises:
-            UserError: it did, or another process is gone; on all of them.
+            FailedTogether: it raised a UserError; on all of them.
+            UserError: another process is gone.
         """
         problem: str | None = None
         if self.is_main:
@@ -105,7 +106,7 @@ class Processes:
             with _others_alive():
                 (problem,) = broadcast_object_list([problem])
         if problem is not None:
-            raise UserError(problem)
+            raise FailedTogether(problem)
 
     def decided_by_main(self, work: Callable[[], T]) -> T:
         """What the first process's ``work`` gives, on all of them.

@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
@@ -170,6 +172,7 @@ def serve() -> None:
     """Answer questions until the parent is gone: first what to load, then pictures and prompts."""
     # Ctrl-C reaches the whole group of a terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="parent", daemon=True).start()
     questions, answers = _own_streams()
     reward: Reward | None = None
     while True:
@@ -188,6 +191,13 @@ def serve() -> None:
         except BaseException as error:  # whatever a user's reward raises
             answer = json.dumps({"failed": told(error)})
         _write(answers, answer.encode())
+
+
+def _end_with(parent: int) -> None:
+    """End this process with its parent, a killed one included, though a reward never returns to the questions."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(0)
 
 
 def _own_streams() -> tuple[IO[bytes], IO[bytes]]:

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class _Unscored:
 
 
 class Scorer:
-    """Scores micro-batches in their order, one reward at a time, in a thread of its own.
+    """Scores micro-batches in their order, one reward at a time, beside whoever submits them.
 
     Args:
         failures: folder for the pictures and prompts of a reward that failed for good; None to save nothing.
@@ -57,7 +57,7 @@ class Scorer:
         self._prefix = "" if process is None else f"process-{process}-"
         self._unscored: list[_Unscored] = []
         self._device = best_device()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="reward")
+        self._last: Future[tuple[Tensor, float]] | None = None
         self._unreturned = ""  # the label of a reward whose call was given up
 
     def submit(self, pictures: Tensor, prompts: Sequence[Prompt]) -> Future[tuple[Tensor, float]]:
@@ -73,7 +73,19 @@ class Scorer:
         :func:`~dgpo_plugin.rewards.checked_rewards` refuses, which is not tried again; and, whatever ``on_failure``
         is, for the second time-out (the first without retries), after which no reward is asked anything more.
         """
-        return self._pool.submit(self._score, pictures, prompts)
+        before, answer = self._last, Future[tuple[Tensor, float]]()
+
+        def score() -> None:
+            wait([] if before is None else [before])
+            try:
+                answer.set_result(self._score(pictures, prompts))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        # Not of a pool, whose threads a program waits for before it ends: a judge may not answer for minutes.
+        threading.Thread(target=score, name="reward", daemon=True).start()
+        self._last = answer
+        return answer
 
     def _score(self, pictures: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, float]:
         if self._unreturned:
@@ -157,16 +169,22 @@ class Scorer:
 
     def _save(self, asked: Sequence[_Unscored]) -> str:
         """Keep what the rewards were asked to judge, alone in this process's files, and say where."""
-        if self._failures is None:
+        if self._failures is None or not self._failures.parent.is_dir():
             return ""
-        for old in self._failures.glob(f"{self._prefix}[0-9][0-9][0-9][0-9].png"):
+        try:
+            self._write(self._failures, asked)
+        except (UserError, OSError):  # which must not hide why there is something to keep
+            return f"; its pictures and prompts could not be kept in {self._failures}"
+        return f"; its pictures and prompts are in {self._failures / self._prefix}{'*' if self._prefix else ''}"
+
+    def _write(self, folder: Path, asked: Sequence[_Unscored]) -> None:
+        for old in folder.glob(f"{self._prefix}[0-9][0-9][0-9][0-9].png"):
             old.unlink()
         for index, one in enumerate(asked):
-            with atomic_path(self._failures / f"{self._prefix}{index:04d}.png") as temporary:
+            with atomic_path(folder / f"{self._prefix}{index:04d}.png") as temporary:
                 to_image(one.picture).save(temporary)
         lines = [json.dumps(one.told()) + "\n" for one in asked]
-        write_text_atomically(self._failures / f"{self._prefix}prompts.jsonl", "".join(lines))
-        return f"; its pictures and prompts are in {self._failures / self._prefix}{'*' if self._prefix else ''}"
+        write_text_atomically(folder / f"{self._prefix}prompts.jsonl", "".join(lines))
 
 
 def ask_apart(device: torch.device, ask: Callable[[], Tensor]) -> Future[Tensor]:

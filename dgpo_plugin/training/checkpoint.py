@@ -21,12 +21,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError, resume_command
-from dgpo_plugin.common.files import read_bytes
+from dgpo_plugin.common.files import read_bytes, reason
 from dgpo_plugin.training.accept import Change
 from dgpo_plugin.training.identity import RunIdentity
 
 FOLDER = "checkpoints"
 TENSORS, STATE = "state.safetensors", "state.json"
+HALF, GONE = ".tmp", ".gone"
+"""Ends of the hidden names that a checkpoint has while it is written, and while it is removed."""
 FORMAT = 3
 """Of what is written; another one's checkpoints are not read."""
 
@@ -97,14 +99,13 @@ def save_checkpoint(
     """
     folder = run / FOLDER
     final = folder / f"{progress.iteration:06d}"
-    temporary = folder / f".{final.name}.tmp"
+    temporary = folder / f".{final.name}{HALF}"
     flat = {f"{copy}/{name}": t.contiguous().cpu() for copy, named in tensors.items() for name, t in named.items()}
     blob = save(flat)
     digest = hashlib.sha256(blob).hexdigest()
     state = _State(format=FORMAT, identity=identity, progress=progress, tensors_sha256=digest).signed()
     try:
-        for stale in folder.glob(".*"):
-            shutil.rmtree(stale)
+        remove_halves(run)
         temporary.mkdir(parents=True)
         write_synced(temporary / TENSORS, blob)
         write_synced(temporary / STATE, (state.model_dump_json(indent=1) + "\n").encode())
@@ -117,7 +118,7 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"cannot write checkpoint {final}: {error.strerror}; {_cure(error)}, then go on with: {resume_command(run)}"
+            f"cannot write checkpoint {final}: {reason(error)}; {_cure(error)}, then go on with: {resume_command(run)}"
         ) from error
     return final
 
@@ -125,6 +126,17 @@ def save_checkpoint(
 def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     return sorted(path for path in (run / FOLDER).glob("[0-9]*") if path.is_dir())
+
+
+def remove_halves(run: Path) -> None:
+    """Remove what killed processes left of checkpoints: half written, or half removed.
+
+    Raises:
+        OSError: they cannot be.
+    """
+    for stale in (run / FOLDER).glob(".[0-9]*"):
+        if stale.suffix in (HALF, GONE):
+            shutil.rmtree(stale)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -139,7 +151,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         _refuse_other_format(path, text)
         state = _State.model_validate_json(text)
     except OSError as error:
-        raise _damaged(path, f"{Path(error.filename).name}: {error.strerror}") from error
+        raise _damaged(path, f"{Path(error.filename or path).name}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:  # pydantic's is one
         raise _damaged(path, f"{STATE} cannot be read") from error
     if state != state.signed():
@@ -229,13 +241,13 @@ def _prune(run: Path, keep: int) -> None:
             rewards[path] = _State.model_validate_json(read_bytes(path / STATE)).progress.mean_reward
         except (OSError, ValidationError, ValueError):
             continue  # damaged: left for its owner to look at
-    kept = {*found[-keep:], max(rewards, key=lambda path: rewards[path])}
+    kept = {*found[-keep:], max(rewards, key=lambda path: rewards[path], default=None)}
     for path in set(rewards) - kept:
         _remove(path)
 
 
 def _remove(path: Path) -> None:
     """Out of sight first, so that no half of a checkpoint is ever taken for one."""
-    hidden = path.with_name(f".{path.name}.gone")
+    hidden = path.with_name(f".{path.name}{GONE}")
     os.rename(path, hidden)
     shutil.rmtree(hidden)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
 from dgpo_plugin.common.errors import StopNow, Stopped, UserError, resume_command
-from dgpo_plugin.common.folder_lock import only_process
+from dgpo_plugin.common.folder_lock import HeldFolder, only_process
 from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.places import absolute_places, lost_places
@@ -30,7 +29,7 @@ from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan, r
 from dgpo_plugin.training.progress import overlap_lines, progress_bar, record_lines
 from dgpo_plugin.training.run_folder import RunFolder, last_logged
 from dgpo_plugin.training.signals import stop_signals
-from dgpo_plugin.training.trackers import Trackers, start_trackers
+from dgpo_plugin.training.trackers import Trackers, start_trackers, training_ended
 from dgpo_plugin.training.trainer import Trainer
 from dgpo_plugin.training.unscored import HeldOutMean
 
@@ -61,7 +60,7 @@ def train(
     """
     processes, folder = join_processes(config.training.process_timeout), RunFolder(output)
     processes.on_main(folder.check_writable)
-    with _alone_in(folder, processes):
+    with _alone_in(folder, processes) as folder:
         processes.on_main(folder.check_new)
         config = absolute_places(config, Path.cwd())
         return _run(config, folder, _quiet_elsewhere(console, processes), None, rewards, watch)
@@ -98,7 +97,7 @@ def resume(
     folder, accepted = RunFolder(output), parts_named(accept)
     config = folder.read_config()  # before a lock is laid where there is no run
     processes = join_processes(config.training.process_timeout)
-    with _alone_in(folder, processes):
+    with _alone_in(folder, processes) as folder:
         config, checkpoint = folder.read_config(overrides), folder.last_checkpoint()
         if lost := lost_places(config):
             told = "; ".join(f"{key}: nothing is at {place} any more" for key, place in lost.items())
@@ -114,11 +113,12 @@ def resume(
 
 
 @contextlib.contextmanager
-def _alone_in(folder: RunFolder, processes: Processes) -> Iterator[None]:
+def _alone_in(folder: RunFolder, processes: Processes) -> Iterator[RunFolder]:
     """Keep other runs out of a folder while the block runs; the main process does it for all of this one's."""
     with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(only_process(folder.path)))
-        yield
+        held: list[HeldFolder] = []
+        processes.on_main(lambda: held.append(stack.enter_context(only_process(folder.path))))
+        yield replace(folder, held=held[0] if held else None)
 
 
 def _quiet_elsewhere(console: Console, processes: Processes) -> Console:
@@ -157,16 +157,16 @@ def _run(
             console.print("other package versions than before: the result will differ in the last bits")
         for line in rounding_notes(checkpoint.identity, identity):
             console.print(line, soft_wrap=True)
+        if trainer.processes.decided_by_main(lambda: folder.lacks_samples(trainer.iteration, config)):
+            _save_samples(trainer, folder)  # the disk took the checkpoint, and not the pictures
     started = time.perf_counter()
-    try:
-        after = None
+    after = None
+    with training_ended(trainer.accelerator):
         with contextlib.suppress(StopNow):
             _iterate(trainer, folder, console, identity, start, trackers, watch)
             if trainer.iteration >= config.training.iterations:
                 after = trainer.held_out_reward()
         trainer.processes.on_main(lambda: _export(trainer, folder, start, after, console))
-    finally:
-        trainer.accelerator.end_training()  # trackers, and the process group
     if after is None:
         raise Stopped(
             f"stopped after iteration {trainer.iteration} of {config.training.iterations}, all of it saved; "
@@ -262,6 +262,7 @@ def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: HeldOut
         accepted=[str(change) for change in start.accepted],
         date=start.started,
     )
+    folder.check_there()
     export_adapter(trainer.policy, weights, folder.adapter, facts)
 
 
@@ -298,24 +299,17 @@ def _iterate(
         _save(trainer, folder, identity, progress)
         rewards.clear()
 
-    log_path = folder.metrics if processes.is_main else Path(os.devnull)
-    with (
-        progress_bar(console) as bar,
-        log_path.open("a", encoding="utf-8") as log,
-        stop_signals(bar.console) as signals,
-    ):
+    with progress_bar(console) as bar, stop_signals(bar.console) as signals:
         task = bar.add_task(config.algorithm.name, total=total, completed=trainer.iteration)
         saved, steps = trainer.iteration, trainer.steps
         try:
             for record in trainer.iterations():
                 steps = trainer.steps
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                trackers.log(record, trainer.iteration)
+                rewards.append(record["reward"])
+                processes.on_main(functools.partial(_log, folder, trackers, record))
                 bar.update(task, advance=1)
                 for line in record_lines(record, trainer.algorithm.METRICS, config, folder.failures):
                     bar.console.print(line, highlight=False, soft_wrap=True)
-                rewards.append(record["reward"])
                 if logging.sample_every and trainer.iteration % logging.sample_every == 0:
                     _save_samples(trainer, folder)
                 if watch is not None:
@@ -337,12 +331,22 @@ def _iterate(
             raise
 
 
+def _log(folder: RunFolder, trackers: Trackers, record: dict[str, float]) -> None:
+    folder.log(record)
+    trackers.log(record, int(record["iteration"]))
+
+
 def _save(trainer: Trainer, folder: RunFolder, identity: RunIdentity, told: Progress) -> None:
     """Write a checkpoint of where the run is; what does not move with the iterations is as in ``told``."""
     told_of = {name: value for name, value in told if name not in ("iteration", "steps", "gradient_scaler")}
     progress = progress_of(trainer).model_copy(update=told_of)
     keep = trainer.config.checkpoint.keep
-    write = functools.partial(save_checkpoint, folder.path, identity, progress, trainer.state(), keep)
+    state = trainer.state()
+
+    def write() -> None:
+        folder.check_there()
+        save_checkpoint(folder.path, identity, progress, state, keep)
+
     trainer.processes.on_main(write)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +13,25 @@ import yaml
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError, resume_command
-from dgpo_plugin.common.files import atomic_path, read_bytes, write_text_atomically
+from dgpo_plugin.common.files import atomic_path, read_bytes, remove_temporaries, write_text_atomically, writing
+from dgpo_plugin.common.folder_lock import HeldFolder
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import apply_override, load_config, parse_config
 from dgpo_plugin.config.places import absolute_places, places_in
-from dgpo_plugin.training.checkpoint import Checkpoint, checkpoints, load_checkpoint
+from dgpo_plugin.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, remove_halves
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run is, and what lies there."""
+    """Where a run is, and what lies there.
+
+    Attributes:
+        held: that this process alone writes there; None where it only reads, and in processes beside the first.
+    """
 
     path: Path
+    held: HeldFolder | None = None
 
     @property
     def config(self) -> Path:
@@ -41,6 +47,11 @@ class RunFolder:
     def adapter(self) -> Path:
         """What the run is for."""
         return self.path / "adapter.safetensors"
+
+    @property
+    def samples(self) -> Path:
+        """Pictures drawn on the way."""
+        return self.path / "samples"
 
     @property
     def failures(self) -> Path:
@@ -105,8 +116,25 @@ class RunFolder:
         found = checkpoints(self.path)
         return load_checkpoint(found[-1]) if found else None
 
+    def check_there(self) -> None:
+        """Find out that the folder was taken away.
+
+        Raises:
+            UserError: it was removed, moved or made anew while the run was at work there.
+        """
+        if self.held is not None:
+            self.held.check()
+
     def prepare(self, config: RunConfig, iteration: int) -> None:
-        """Write the configuration, and leave out of the metrics what is about to be done again."""
+        """Write the configuration, and leave out of the metrics what is about to be done again.
+
+        What killed processes left half-written is removed.
+        """
+        self.check_there()
+        for folder in (self.samples, self.failures):
+            remove_temporaries(folder)
+        with writing(self.path):
+            remove_halves(self.path)
         # Written anew only if it says something else now: else it is as its owner left it.
         if not self.config.exists() or self.read_config() != config:
             self.write_config(config)
@@ -116,9 +144,24 @@ class RunFolder:
         """The records of the iterations that are done, as far as they can be read."""
         return [record for record, _ in _records(self.metrics)]
 
+    def log(self, record: Mapping[str, float]) -> None:
+        """Add an iteration's line to the metrics."""
+        self.check_there()
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def lacks_samples(self, iteration: int, config: RunConfig) -> bool:
+        """Whether pictures were to be drawn after an iteration, and are not there."""
+        every = config.logging.sample_every
+        return bool(every) and iteration % every == 0 and not self._samples_of(iteration).exists()
+
+    def _samples_of(self, iteration: int) -> Path:
+        return self.samples / f"{iteration:06d}.png"
+
     def write_samples(self, iteration: int, pictures: Tensor) -> None:
         """Write a grid of pictures, (N, 3, H, W) in [0, 1], of after an iteration."""
-        with atomic_path(self.path / "samples" / f"{iteration:06d}.png") as temporary:
+        self.check_there()
+        with atomic_path(self._samples_of(iteration)) as temporary:
             image_grid(pictures, columns=min(8, len(pictures))).save(temporary)
 
 

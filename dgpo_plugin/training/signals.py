@@ -15,6 +15,33 @@ STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 @contextlib.contextmanager
+def as_interrupts() -> Iterator[None]:
+    """Signals that ask to stop, each as Ctrl-C, where there is no iteration to end first: while a run loads, say."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    before = {number: signal.signal(number, _interrupt) for number in _stopping()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _stopping() -> list[int]:
+    """The numbers of those that this system has, without a SIGHUP that nohup has ignored."""
+    known = [int(getattr(signal, name)) for name in STOPPING if hasattr(signal, name)]
+    hangup = getattr(signal, "SIGHUP", None)
+    is_ignored = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
+    return [number for number in known if not (is_ignored and number == hangup)]
+
+
+@contextlib.contextmanager
 def stop_signals(console: Console) -> Iterator[list[int]]:
     """Signals that came in the block, only noted; but a second Ctrl-C acts.
 
@@ -33,13 +60,11 @@ def stop_signals(console: Console) -> Iterator[list[int]]:
         if len(received) == 1:
             console.print("stopping after this iteration; Ctrl-C again stops at once")
 
-    # Not every system has them all.
-    known = {name: getattr(signal, name) for name in STOPPING if hasattr(signal, name)}
-    if signal.getsignal(known.get("SIGHUP", signal.SIGINT)) is signal.SIG_IGN:
-        known.pop("SIGHUP", None)
-    before = {number: signal.signal(number, note) for number in known.values()}
+    before = {number: signal.signal(number, note) for number in _stopping()}
     try:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # A launcher's SIGTERM, which comes after Ctrl-C, must not cut off what is written at the end.
+            is_told = bool(received) and handler is _interrupt and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if is_told else handler)

@@ -8,8 +8,9 @@ TensorBoard, which can take back what it shows, is told anew. The trackers are t
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from accelerate.tracking import GeneralTracker, filter_trackers
 from pydantic import TypeAdapter, ValidationError
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import write_text_atomically
+from dgpo_plugin.common.files import reason, write_text_atomically
 
 PROJECT = "dgpo"
 FILE = "trackers.json"
@@ -67,10 +68,24 @@ class Trackers:
     told: Mapping[str, int] = field(default_factory=dict)
 
     def log(self, record: dict[str, float], iteration: int) -> None:
-        """Tell those that have not been told of the iteration (from 1)."""
+        """Tell those that have not been told of the iteration (from 1).
+
+        Raises:
+            UserError: one that cannot write.
+        """
         for tracker in self.running:
             if iteration > self.told.get(tracker.name, 0):
-                tracker.log(record, step=iteration)
+                with _writes(tracker.name):
+                    tracker.log(record, step=iteration)
+
+
+@contextlib.contextmanager
+def _writes(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        which = f"logging.trackers {name}".rstrip()
+        raise UserError(f"{which}: cannot write: {reason(error)}; make room, or leave it out") from error
 
 
 def start_trackers(
@@ -98,7 +113,8 @@ def start_trackers(
         fresh = {name: uuid.uuid4().hex for name in runs if name in NAMED_BY_US}
         runs = {name: run or fresh.get(name, "") for name, run in runs.items()}
         keywords = {name: _keywords(name, run, name in before, folder, done) for name, run in runs.items()}
-        accelerator.init_trackers(PROJECT, init_kwargs=keywords)
+        with _writes(", ".join(names)):
+            accelerator.init_trackers(PROJECT, init_kwargs=keywords)
     except (ImportError, ValueError) as error:
         raise UserError(f"logging.trackers: {error}; install the tracker or leave it out") from error
     running = tuple(accelerator.trackers)
@@ -110,6 +126,23 @@ def start_trackers(
     if running:
         write_text_atomically(file, RUNS.dump_json(before | runs, indent=1).decode() + "\n")
     return Trackers(running, {name: logged for name in before if name != "tensorboard"})
+
+
+@contextlib.contextmanager
+def training_ended(accelerator: Accelerator) -> Iterator[None]:
+    """End the trackers, and the process group, after the block; what they say then never hides why that failed.
+
+    Raises:
+        UserError: the block ended well, and they cannot write.
+    """
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            accelerator.end_training()
+        raise
+    with _writes(""):
+        accelerator.end_training()
 
 
 def _keywords(name: str, run: str, goes_on: bool, folder: Path, done: int) -> dict[str, Any]:

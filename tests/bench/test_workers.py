@@ -134,6 +134,7 @@ def test_a_worker_that_dies_is_one_line(
     ("happens", "kind", "message"),
     [
         ("from dgpo_plugin.common.errors import UserError; raise UserError('too small')", UserError, "^too small$"),
+        ("raise OSError(28, os.strerror(28), '/data/x')", UserError, r"^dgpo, seed 0: /data/x: No space .*; what is"),
         ("import torch; torch.empty(1 << 60, dtype=torch.uint8)", UserError, "dgpo, seed 0: out of memory; give fewer"),
         ("raise KeyError('a bug')", RuntimeError, r"dgpo, seed 0:\nTraceback(.|\n)*KeyError: 'a bug'"),
     ],

@@ -28,3 +28,9 @@ def test_a_line_that_was_cut_off_does_not_swallow_the_next(tmp_path: Path) -> No
     append_result(tmp_path, result("c", "measured"))
     append_result(tmp_path, result("a", "failed"))
     assert {name: kept.status for name, kept in read_results(tmp_path).items()} == {"a": "failed", "c": "measured"}
+
+
+def test_a_folder_that_went_is_one_line_and_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*gpu.jsonl: No such file or directory"):
+        append_result(tmp_path / "gone", result("a", "measured"))
+    assert not (tmp_path / "gone").exists()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import atomic_path, write_text_atomically
+from dgpo_plugin.common.files import atomic_path, remove_temporaries, write_text_atomically, writing
 
 pytestmark = pytest.mark.fast
 
@@ -66,6 +68,39 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:
         fail()
     assert target.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_why_it_could_not_be_written_is_told_though_nothing_can_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a read-only file system has it: it refuses to remove what is not there, too."""
+
+    def refuse(path: Path, *, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+
+    def fail() -> None:
+        with atomic_path(tmp_path / "a.txt"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match=r"^cannot write .*a\.txt: No space left on device; choose a writable folder"):
+        fail()
+
+
+def test_an_error_without_a_number_is_told_by_its_message(tmp_path: Path) -> None:
+    """Pillow's errors are of Python's class for files."""
+    expected = r"a\.png: OSError: encoder error -2 when writing image file; choose"
+    with pytest.raises(UserError, match=expected), writing(tmp_path / "a.png"):
+        raise OSError("encoder error -2 when writing image file")
+
+
+def test_what_killed_processes_left_half_written_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".a.json.123.tmp.json", ".b.12.tmp", ".lock", ".tmp", "a.12.tmp", ".a.tmp.json", ".hidden.png"):
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path)
+    assert names(tmp_path) == sorted([".lock", ".tmp", "a.12.tmp", ".a.tmp.json", ".hidden.png"])
+    remove_temporaries(tmp_path / "none")
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -153,3 +154,39 @@ def test_without_locks_there_are_signs_of_life(tmp_path: Path, monkeypatch: pyte
         assert touched.wait(60)
     assert not (tmp_path / OWNER).exists()
     assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_folder_that_was_taken_away_is_found_out(tmp_path: Path) -> None:
+    folder, away = tmp_path / "run", tmp_path / "away"
+    with only_process(folder) as held:
+        held.check()
+        folder.rename(away)
+        with pytest.raises(UserError, match=r"run: was removed or moved while it was being written; .* goes on from"):
+            held.check()
+        away.rename(folder)
+        held.check()
+        shutil.rmtree(folder)
+        with pytest.raises(UserError, match="was removed or moved"):
+            held.check()
+        with only_process(folder):
+            (folder / OWNER).write_text(Owner(pid=1, host="elsewhere", since="now").model_dump_json())
+            with pytest.raises(UserError, match="was made anew by another process"):
+                held.check()
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    (tmp_path / f".{OWNER}.4711.tmp.json").touch()
+    (tmp_path / "config.yaml").touch()
+    with only_process(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == [LOCK, OWNER, "config.yaml"]
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_folder_is_lost_only_when_it_is_gone(tmp_path: Path) -> None:
+    with only_process(tmp_path / "run") as held:
+        with only_process(tmp_path / "run"):
+            held.check()
+        held.check()
+        (tmp_path / "run").rename(tmp_path / "away")
+        with pytest.raises(UserError, match="was removed or moved"):
+            held.check()

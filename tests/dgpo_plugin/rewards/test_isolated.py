@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.user_file import files_hash
 from dgpo_plugin.config.fields import RewardTerm, ScoringConfig
 from dgpo_plugin.config.load import load_config, reward_terms
-from dgpo_plugin.rewards import RewardSet, WeightedReward, load_reward, load_rewards
+from dgpo_plugin.rewards import RewardSet, WeightedReward, isolated, load_reward, load_rewards
 from dgpo_plugin.rewards import scorer as scoring
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.build import build_trainer
@@ -186,3 +187,21 @@ def test_a_run_with_it_is_the_run_without(file: Path) -> None:
         records.append(next(build_trainer(config).iterations()))
     numbers = [{key: value for key, value in record.items() if "seconds" not in key} for record in records]
     assert numbers[0] == numbers[1]
+
+
+def test_its_process_ends_with_a_parent_that_was_killed_though_it_never_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        assert code == 0
+        raise Ended
+
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(Ended):
+        isolated._end_with(7)  # noqa: SLF001

@@ -184,3 +184,26 @@ def test_a_slow_reward_delays_by_what_sampling_does_not_cover() -> None:
     record = next(trainer.iterations())
     assert record["reward_seconds"] >= 0.5
     assert record["reward_wait_seconds"] < record["reward_seconds"]
+
+
+def test_a_judge_that_does_not_answer_keeps_no_program_from_ending() -> None:
+    """Python waits for threads that are no daemons, and for those of pools, before it ends."""
+    before, answer = set(threading.enumerate()), threading.Event()
+
+    def waits(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        answer.wait(60)
+        return images.mean((1, 2, 3))
+
+    scorer = Scorer(one_reward(waits, timeout=60))
+    first, second = scorer.submit(PICTURES, PROMPTS), scorer.submit(PICTURES, PROMPTS)
+    started = set(threading.enumerate()) - before
+    assert started
+    assert all(thread.daemon for thread in started)
+    answer.set()
+    assert torch.equal(first.result()[0], second.result()[0])
+
+
+def test_a_full_disk_does_not_hide_what_the_reward_said(tmp_path: Path) -> None:
+    (tmp_path / "failed").touch()  # a file in the folder's place
+    with pytest.raises(UserError, match=r"last with ConnectionError: refused; its pictures and prompts could not be"):
+        Scorer(one_reward(Flaky(9), retries=0), tmp_path / "failed").submit(PICTURES, PROMPTS).result()
