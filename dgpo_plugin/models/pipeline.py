@@ -43,7 +43,6 @@ ATTENTION = (
 )
 """The projections of joint attention over text and picture, as diffusers names them."""
 
-
 TEXT_BATCH_SIZE = 32
 """Texts that go through the text encoders at once."""
 TEXT_LENGTH_TENSORS = ("mask", "length")
@@ -156,9 +155,9 @@ class PipelineModel(Model):
         side = latents * int(self.pipeline.vae_scale_factor)
         return side, side
 
-    def largest_side(self) -> int | None:
-        """Pixels along a side of the largest picture that the denoiser has positions for; None if it has for any."""
-        return None
+    def largest_side(self) -> float:
+        """Pixels along a side of the largest picture that the denoiser has positions for."""
+        return math.inf
 
     def pixels_per_latent(self) -> int:
         """Pixels along a side that one latent stands for."""
@@ -187,13 +186,13 @@ class PipelineModel(Model):
 
     def _size(self) -> tuple[int, int]:
         """Width and height of the pictures, in pixels: those asked for, else the base's own."""
-        asked, own = (self.config.width, self.config.height), self.default_size()
-        width, height = (side or its for side, its in zip(asked, own, strict=True))
+        own_width, own_height = self.default_size()
+        width, height = self.config.width or own_width, self.config.height or own_height
         token, largest = self.pixels_per_latent() * self.latents_per_token(), self.largest_side()
         for name, side in (("width", width), ("height", height)):
             if side % token:
                 raise UserError(f"model.{name} {side}: must be a multiple of {token}")
-            if largest is not None and side > largest:
+            if side > largest:
                 raise UserError(f"model.{name} {side}: this base has no positions beyond {largest} pixels")
         return width, height
 

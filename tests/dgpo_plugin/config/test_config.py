@@ -127,23 +127,6 @@ def test_an_unknown_key_suggests_the_near_one(tmp_path: Path, text: str, where: 
     assert f"{where}; did you mean {near!r}?" in message
 
 
-@pytest.mark.parametrize(("given", "side"), [("512", "512"), ("null", "null"), ("{}", "null")])
-def test_the_one_side_of_squares_is_told_as_width_and_height(tmp_path: Path, given: str, side: str) -> None:
-    message = mistake(tmp_path, f"model: {{path: a, resolution: {given}}}")
-    assert f"model.resolution: is width and height now; write width: {side}, height: {side}" in message
-    with pytest.raises(UserError, match="model.resolution: is width and height now; write width: 64, height: 64"):
-        load_config("shapes", ["model.resolution=64"])
-
-
-@pytest.mark.parametrize(("given", "missing"), [("width", "height"), ("height", "width")])
-def test_one_side_alone_is_no_size(tmp_path: Path, given: str, missing: str) -> None:
-    message = f"model: {given} is given without {missing}; give both, or neither for the model's own size"
-    assert message in mistake(tmp_path, f"model: {{path: a, {given}: 512}}")
-    with pytest.raises(UserError, match=message):
-        load_config("shapes", [f"model.{given}=64"])
-    assert load_config("shapes", ["model.width=64", "model.height=32"]).model.height == 32
-
-
 def test_an_unknown_key_near_to_nothing_lists_the_known_ones_of_its_own_section(tmp_path: Path) -> None:
     assert "known: rank, alpha, init, target_modules" in mistake(tmp_path, "lora: {zzz: 3}")
     # One algorithm's field is no field of another's.
