@@ -69,6 +69,7 @@ def make_pipeline(output: Path, config: PretrainConfig, keep: Callable[..., None
         prompts, pictures = draw_words(config)
         vae = train_vae(pictures, config, record, AutoencoderKL.from_pretrained(world_pipeline("shapes") / "vae"))
         latents = encode_pictures(vae, pictures)
+        torch.manual_seed(derive_seed(config.seed, "denoiser weights"))  # whatever the VAE's training drew
         pipeline = build_pipeline(vae, config)
         in_bf16 = precision == "bf16"
         train_denoiser(pipeline, latents, prompts, config, record, lambda at: keep(pipeline, at), in_bf16=in_bf16)
