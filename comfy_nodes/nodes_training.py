@@ -88,6 +88,17 @@ class TrainAdapter(io.ComfyNode):
                     default="",
                     tooltip="Any other setting, one per line, as in dgpo train --set: training.learning_rate=1e-3",
                 ),
+                io.Int.Input(
+                    "width",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=16384,
+                    tooltip="Of the pictures, in pixels; 0, with height 0 too, for the preset's or the model's own.",
+                ),
+                io.Int.Input(
+                    "height", optional=True, default=0, min=0, max=16384, tooltip="Likewise; give both or neither."
+                ),
             ],
             outputs=[
                 io.LoraModel.Output(
@@ -117,6 +128,8 @@ class TrainAdapter(io.ComfyNode):
         resume: bool,
         held_out: list[Prompt] | None = None,
         settings: str = "",
+        width: int = 0,
+        height: int = 0,
     ) -> io.NodeOutput:
         folder = run_folder(name, resume)
         values = {
@@ -131,6 +144,8 @@ class TrainAdapter(io.ComfyNode):
             "training.seed": seed,
             "lora.rank": rank,
         }
+        if width or height:
+            values |= {"model.width": width or None, "model.height": height or None}
         config = node_config(preset, values, settings)
         write_prompts(folder / "prompts.jsonl", prompts)
         if held_out is not None:

@@ -28,7 +28,7 @@ SAVINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 def configuration(folder: Path, micro_batch_size: int, model: dict[str, Any], training: dict[str, Any]) -> RunConfig:
     """The paper's larger geometry: 24 groups of 24, LoRA of rank 64, 512 pixels, bf16."""
     values = {
-        "model": {"path": str(folder), "precision": "bf16", "resolution": 512, **model},
+        "model": {"path": str(folder), "precision": "bf16", "width": 512, "height": 512, **model},
         "lora": {"rank": 64, "alpha": 128},
         "prompts": {"train": "geneval/train"},
         "rewards": "jpeg-size",

@@ -38,7 +38,7 @@ class Flops:
 
 
 def count_flops(model: Published, config: ModelConfig, lora: LoraConfig) -> Flops:
-    """Count the operations of one image's passes at the configuration's resolution."""
+    """Count the operations of one image's passes at the configuration's size of pictures."""
     with tempfile.TemporaryDirectory() as name:
         model.write_configurations(Path(name))
         return skeleton_flops(config.model_copy(update={"path": name}), lora)

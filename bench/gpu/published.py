@@ -18,11 +18,11 @@ CLIP_TOKENIZER = {"model_max_length": 77}
 
 
 class Rehearsal(BaseModel):
-    """What of a model is changed to rehearse with it: some values of some parts, and the pictures' width in pixels."""
+    """What of a model is changed to rehearse with it: some values of some parts, and the (square) pictures' side."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    resolution: int
+    side: int
     parts: dict[str, dict[str, Any]]
 
 
@@ -44,10 +44,10 @@ class Published(BaseModel):
     rehearsal: Rehearsal | None = None
 
     @property
-    def rehearsed_resolution(self) -> int:
+    def rehearsed_side(self) -> int:
         """Width and height of a rehearsal's pictures, in pixels."""
         assert self.rehearsal is not None
-        return self.rehearsal.resolution
+        return self.rehearsal.side
 
     def tiny(self) -> Published:
         """A model of the same classes with little in them."""

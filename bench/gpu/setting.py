@@ -25,7 +25,7 @@ from .published import Published, published
 from .random_model import random_conditioning, random_model
 from .rows import Row
 
-RESOLUTION = {"sdxl": 1024}
+SIDE = {"sdxl": 1024}
 """Width and height in pixels, by model; 512 for others."""
 PROMPTS = [f"a photo of {number} {noun}" for number in ("two", "three", "four") for noun in ("apples", "dogs")]
 
@@ -96,7 +96,8 @@ def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool) -> dict[st
         "model": {
             "path": str(folder / "model"),
             "precision": "bf16",
-            "resolution": RESOLUTION.get(row.model, 512),
+            "width": SIDE.get(row.model, 512),
+            "height": SIDE.get(row.model, 512),
             "max_sequence_length": 128,
         },
         "lora": {"rank": 64, "alpha": 128, "init": "gaussian"},
@@ -110,7 +111,8 @@ def _values(row: Row, shapes: Published, folder: Path, *, tiny: bool) -> dict[st
         section, field = name.split(".")
         values[section][field] = value
     if tiny:
-        values["model"] |= {"resolution": shapes.rehearsed_resolution, "max_sequence_length": 16, "precision": "fp32"}
+        side = shapes.rehearsed_side
+        values["model"] |= {"width": side, "height": side, "max_sequence_length": 16, "precision": "fp32"}
         values["lora"]["rank"] = 4
         values["training"] |= {"group_size": 4, "micro_batch_size": 2}
         values["rollout"]["steps"] = 6

@@ -114,7 +114,7 @@ def _modelspec_header(policy: Policy, title: str, facts: TrainingFacts) -> dict[
         "modelspec.title": title,
         "modelspec.description": comment,
         "modelspec.date": facts.date,
-        "modelspec.resolution": f"{model.resolution}x{model.resolution}",
+        "modelspec.resolution": f"{model.width}x{model.height}",
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         # Folded: whoever divides alpha by dim gets 1.

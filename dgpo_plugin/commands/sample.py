@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,6 +30,10 @@ from dgpo_plugin.common.errors import UserError
     help="Classifier-free guidance; 1 is none.  [default: as the preset evaluates]",
 )
 @click.option(
+    "--width", type=click.IntRange(16), help="Of the pictures, in pixels.  [default: the preset's or the model's]"
+)
+@click.option("--height", type=click.IntRange(16), help="Likewise; give both or neither.")
+@click.option(
     "--strength",
     type=float,
     help="Multiplies the adapter's effect; 1 is what was trained, 0 the base model.  [default: 1, where the file's "
@@ -45,6 +50,8 @@ def sample(
     count: int,
     steps: int | None,
     guidance: float | None,
+    width: int | None,
+    height: int | None,
     strength: float | None,
     seed: int,
     any_base: bool,
@@ -68,8 +75,12 @@ def sample(
         preset = load_config(model)
         base, evaluation = preset.model, preset.evaluation
     # Not in half precision unless asked for: the same pictures on every processor.
-    precise = {"precision": "fp32"} if base.precision == "auto" else {}
-    loaded = load_model(base.model_copy(update=precise), best_device())
+    changes: dict[str, Any] = {"precision": "fp32"} if base.precision == "auto" else {}
+    if (width is None) != (height is None):
+        raise UserError("--width and --height: give both, or neither for the model's own size")
+    if width is not None:
+        changes |= {"width": width, "height": height}
+    loaded = load_model(base.model_copy(update=changes), best_device())
     if adapter is not None:
         file = apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
         if file.for_text:

@@ -72,7 +72,10 @@ PROMPT_SETS = Registry(
 WORLDS = Registry(
     "world",
     "worlds",
-    {"shapes": Entry("dgpo_plugin.worlds.shapes:WORLD", "colored shapes, a verifier, a model of 1.7 M")},
+    {
+        "shapes": Entry("dgpo_plugin.worlds.shapes:WORLD", "colored shapes, a verifier, a model of 1.7 M"),
+        "words": Entry("dgpo_plugin.worlds.words:WORLD", "words of three letters for the reward ocr, 64 x 32 pixels"),
+    },
     Entry,
 )
 """Each target is a :class:`World`."""

@@ -51,6 +51,9 @@ def _told(mistake: ErrorDetails, root: type[BaseModel], given: Mapping[str, Any]
     if mistake["type"] == "extra_forbidden":
         if root is RunConfig and location == ("reward",):
             return f"reward: is called rewards now; write {instead_of(mistake['input'])}"
+        if location[-2:] == ("model", "resolution"):
+            side = mistake["input"] if isinstance(mistake["input"], int) else "null"
+            return f"{where}: is width and height now; write width: {side}, height: {side}"
         return f"unknown key {where}{did_you_mean(str(location[-1]), _fields_at(root, location[:-1], given))}"
     if mistake["type"] == "missing":
         lacking = ".".join([where, *_required_inside(root, location)])

@@ -56,7 +56,8 @@ class ModelConfig(Section):
     embedded_guidance: float = Field(
         3.5, ge=0, description="What a guidance-distilled model (FLUX dev) is told; others have no use for it."
     )
-    resolution: int | None = Field(None, ge=16, description="Pixels on a side; null for the model's own.")
+    width: int | None = Field(None, ge=16, description="Of the pictures, in pixels; null for the model's own.")
+    height: int | None = Field(None, ge=16, description="Likewise; both are given, or neither.")
     quantization: Literal["torchao-int8", "bitsandbytes-int8", "bitsandbytes-nf4"] | None = Field(
         None,
         description="How the frozen denoiser's linear layers are made smaller, and by which package, which must be "
@@ -83,6 +84,13 @@ class ModelConfig(Section):
         description="Let torch.compile fuse the denoiser's repeated blocks: a minute or more at the start, other "
         "rounding.",
     )
+
+    @model_validator(mode="after")
+    def _size_is_whole(self) -> ModelConfig:
+        if (self.width is None) != (self.height is None):
+            given, missing = ("width", "height") if self.height is None else ("height", "width")
+            raise ValueError(f"{given} is given without {missing}; give both, or neither for the model's own size")
+        return self
 
 
 class LoraConfig(Section):

@@ -51,7 +51,7 @@ class Model(ABC):
         architecture: ModelSpec's name of the base.
         kohya_version: kohya's name of it, by which A1111 and Forge list adapters; empty where kohya has none.
         latent_shape: of one image's latents, (C, H, W), without the batch axis.
-        resolution: pixels a side of the pictures.
+        width, height: of the pictures, in pixels.
         device: where latents and conditioning belong.
         path: as the configuration names it.
     """
@@ -65,7 +65,8 @@ class Model(ABC):
     vae: nn.Module
     encoders: list[nn.Module]
     latent_shape: tuple[int, ...]
-    resolution: int
+    width: int
+    height: int
     device: torch.device
     path: str
 
@@ -198,6 +199,7 @@ def refuse_seams(model: Model, config: ModelConfig) -> None:
     tile = model.tile()
     if tile is not None and config.tiled_decode != "accept-seams":
         raise UserError(
-            f"model.tiled_decode: pictures of {model.resolution} pixels would be put together from tiles of {tile}, "
-            f"with seams that rewards see; set model.sliced_decode instead, or model.tiled_decode to accept-seams"
+            f"model.tiled_decode: pictures of {model.width} x {model.height} would be put together from tiles of "
+            f"{tile}, with seams that rewards see; set model.sliced_decode instead, or model.tiled_decode to "
+            "accept-seams"
         )

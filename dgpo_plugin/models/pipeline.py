@@ -43,7 +43,6 @@ ATTENTION = (
 )
 """The projections of joint attention over text and picture, as diffusers names them."""
 
-
 TEXT_BATCH_SIZE = 32
 """Texts that go through the text encoders at once."""
 TEXT_LENGTH_TENSORS = ("mask", "length")
@@ -90,7 +89,7 @@ class PipelineModel(Model):
         device: where latents and conditioning belong.
 
     Raises:
-        UserError: ``model.resolution`` is no multiple of what the denoiser's tokens cover.
+        UserError: ``model.width`` or ``model.height`` is no multiple of what the denoiser's tokens cover.
     """
 
     pipeline_class: ClassVar[Any]
@@ -124,12 +123,9 @@ class PipelineModel(Model):
         self.encoders = [encoder for encoder in named if encoder is not None]
         for module in (self.vae, *self.encoders):
             module.requires_grad_(False).eval()
-        self.resolution = config.resolution or self.default_resolution()
-        pixels_per_token = self.pixels_per_latent() * self.latents_per_token()
-        if self.resolution % pixels_per_token:
-            raise UserError(f"model.resolution {self.resolution}: must be a multiple of {pixels_per_token}")
-        side = self.resolution // self.pixels_per_latent()
-        self.latent_shape = (self.latent_channels(), side, side)
+        self.width, self.height = self._size()
+        pixels = self.pixels_per_latent()
+        self.latent_shape = (self.latent_channels(), self.height // pixels, self.width // pixels)
         self.architecture, self.kohya_version = self.variant()
         self._check_pictures = PictureCheck(blame(config))
 
@@ -150,9 +146,18 @@ class PipelineModel(Model):
         """
         return self.architecture, self.kohya_version
 
-    def default_resolution(self) -> int:
-        """Pixels a side of the pictures that the base was trained on."""
-        return int(self.pipeline.default_sample_size) * int(self.pipeline.vae_scale_factor)
+    def default_size(self) -> tuple[int, int]:
+        """Width and height of the pictures that the base was trained on, in pixels."""
+        return self.square(int(self.pipeline.default_sample_size))
+
+    def square(self, latents: int) -> tuple[int, int]:
+        """Width and height, in pixels, of a square of so many of the VAE's latents a side."""
+        side = latents * int(self.pipeline.vae_scale_factor)
+        return side, side
+
+    def largest_side(self) -> float:
+        """Pixels along a side of the largest picture that the denoiser has positions for."""
+        return math.inf
 
     def pixels_per_latent(self) -> int:
         """Pixels along a side that one latent stands for."""
@@ -178,6 +183,18 @@ class PipelineModel(Model):
         return {}
 
     # ---- what all share
+
+    def _size(self) -> tuple[int, int]:
+        """Width and height of the pictures, in pixels: those asked for, else the base's own."""
+        own_width, own_height = self.default_size()
+        width, height = self.config.width or own_width, self.config.height or own_height
+        token, largest = self.pixels_per_latent() * self.latents_per_token(), self.largest_side()
+        for name, side in (("width", width), ("height", height)):
+            if side % token:
+                raise UserError(f"model.{name} {side}: must be a multiple of {token}")
+            if side > largest:
+                raise UserError(f"model.{name} {side}: this base has no positions beyond {largest} pixels")
+        return width, height
 
     @functools.cached_property
     def identity(self) -> BaseIdentity:
@@ -368,7 +385,7 @@ class PipelineModel(Model):
         factor = int(self.pipeline.vae_scale_factor)
         # Two ways in which diffusers' VAEs say it.
         size = getattr(self.vae, "tile_latent_min_size", None) or self.vae.tile_sample_min_height // factor
-        return int(size) * factor if self.resolution > int(size) * factor else None
+        return int(size) * factor if max(self.width, self.height) > int(size) * factor else None
 
     def dynamic_shift(self, steps: int) -> float:  # noqa: ARG002 (FLUX.2's depends on it)
         """The ``mu`` of a schedule that is shifted with the picture's size, for as many tokens as this one has.

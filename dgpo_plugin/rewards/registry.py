@@ -87,6 +87,14 @@ REWARDS = RewardRegistry(
             license="Apache-2.0, its README's",
             needs=("rapidocr", "onnxruntime", "rapidfuzz"),
         ),
+        "ocr-exact": RewardEntry(
+            "dgpo_plugin.rewards.ocr.reward:OcrExactReward",
+            "whether exactly the words asked for are read, and nothing else",
+            range="0 or 1",
+            weights="PP-OCRv6, in the package rapidocr",
+            license="Apache-2.0, its README's",
+            needs=("rapidocr", "onnxruntime", "rapidfuzz"),
+        ),
         "hpsv2": RewardEntry(
             "dgpo_plugin.rewards.networks.hpsv2:HPSv2Reward",
             "people's preference, HPS v2.0; compare within a prompt",

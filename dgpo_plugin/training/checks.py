@@ -63,8 +63,8 @@ def try_rewards(
     problem: str | None = None
     try:
         with seeded_globals(0):
-            side = picture_side(model)
-            warnings = try_out(rewards, side, side, next(iter(sets.values())))
+            width, height = picture_size(model)
+            warnings = try_out(rewards, height, width, next(iter(sets.values())))
     except UserError as error:
         problem = str(error)
     processes.fail_together(problem)
@@ -73,16 +73,17 @@ def try_rewards(
             log.warning(line)
 
 
-def picture_side(model: ModelConfig) -> int:
-    """Pixels a side of a model's pictures, from its configuration files.
+def picture_size(model: ModelConfig) -> tuple[int, int]:
+    """Width and height of a model's pictures in pixels, from its configuration files.
 
     Raises:
         UserError: as :func:`~dgpo_plugin.models.load.model_skeleton`.
     """
-    if model.resolution is not None:
-        return model.resolution
+    if model.width is not None and model.height is not None:
+        return model.width, model.height
     with torch.device("meta"):
-        return model_skeleton(model).resolution
+        skeleton = model_skeleton(model)
+    return skeleton.width, skeleton.height
 
 
 def tell_cut_prompts(model: Model, sets: Mapping[str, Sequence[Prompt]]) -> None:

@@ -44,7 +44,7 @@ def test_a_preset_without_a_size_is_refused(tmp_path: Path) -> None:
 
 def test_algorithms_that_start_from_different_bases_are_refused(tmp_path: Path) -> None:
     values = yaml.safe_load(bench_preset_names()["shapes-1"].read_text())
-    values["algorithms"]["dgpo"]["model"] = {"resolution": 32}
+    values["algorithms"]["dgpo"]["model"] = {"width": 32, "height": 32}
     path = tmp_path / "p.yaml"
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match="must start from one base"):

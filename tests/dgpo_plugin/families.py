@@ -25,13 +25,14 @@ class Family:
     """Attributes:
     build: writes the pipeline's folder.
     call: the pipeline's final latents (N, C, H, W) for prompts and the noise of :func:`fixed_noise`.
-    resolution, tokens: what the tiny one is made for.
+    width, height, tokens: what the tiny one is made for.
     guidance: to test classifier-free guidance with; 1 where the pipeline's is another.
     """
 
     build: Callable[[Path], None]
     call: Callable[[Any, list[str], Tensor, int, float], Tensor]
-    resolution: int = 32
+    width: int = 32
+    height: int = 32
     tokens: int = 16
     guidance: float = 3.0
 
@@ -106,13 +107,23 @@ def vae(channels: int, blocks: int = 2) -> Any:
     )
 
 
-def ask(pipe: Any, prompts: list[str], noise: Tensor, pixels: int, steps: int, **options: Any) -> Tensor:
-    """A pipeline's own final latents; ``pixels`` is a side's."""
-    size = {"height": pixels, "width": pixels}
+def ask(pipe: Any, prompts: list[str], noise: Tensor, size: tuple[int, int], steps: int, **options: Any) -> Tensor:
+    """A pipeline's own final latents for pictures of a size, height and width in pixels."""
     latents: Tensor = pipe(
-        prompt=list(prompts), latents=noise, **size, num_inference_steps=steps, output_type="latent", **options
+        prompt=list(prompts),
+        latents=noise,
+        height=size[0],
+        width=size[1],
+        num_inference_steps=steps,
+        output_type="latent",
+        **options,
     ).images  # a copy of the list: one of them writes into it
     return latents
+
+
+def pixels(latents: Tensor, factor: int) -> tuple[int, int]:
+    """Height and width of pictures, by their latents and how many pixels along a side one of these stands for."""
+    return latents.shape[2] * factor, latents.shape[3] * factor
 
 
 def flux(folder: Path) -> None:
@@ -142,8 +153,8 @@ def flux(folder: Path) -> None:
 def call_flux(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
     height, width = noise.shape[2] // 2, noise.shape[3] // 2
     true = {} if guidance == 1 else {"negative_prompt": [""] * len(prompts), "true_cfg_scale": guidance}
-    pixels = noise.shape[2] * pipe.vae_scale_factor
-    latents = ask(pipe, prompts, pack(noise), pixels, steps, guidance_scale=3.5, max_sequence_length=16, **true)
+    size = pixels(noise, pipe.vae_scale_factor)
+    latents = ask(pipe, prompts, pack(noise), size, steps, guidance_scale=3.5, max_sequence_length=16, **true)
     return unpack(latents, height, width)
 
 
@@ -212,15 +223,15 @@ def flux2_dev(folder: Path) -> None:
 
 
 def call_flux2_dev(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
-    pixels = noise.shape[2] * pipe.vae_scale_factor * 2
-    latents = ask(pipe, prompts, noise, pixels, steps, guidance_scale=3.5, max_sequence_length=32)
+    size = pixels(noise, 2 * pipe.vae_scale_factor)
+    latents = ask(pipe, prompts, noise, size, steps, guidance_scale=3.5, max_sequence_length=32)
     return latents.transpose(1, 2).reshape(noise.shape)
 
 
 def call_flux2_klein(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
     """Patches are normalised again: the pipeline gives them as the VAE decodes them."""
-    pixels = noise.shape[2] * pipe.vae_scale_factor * 2
-    latents = ask(pipe, prompts, noise, pixels, steps, guidance_scale=guidance, max_sequence_length=32)
+    size = pixels(noise, 2 * pipe.vae_scale_factor)
+    latents = ask(pipe, prompts, noise, size, steps, guidance_scale=guidance, max_sequence_length=32)
     patches = torch.nn.functional.pixel_unshuffle(latents, 2)
     mean = pipe.vae.bn.running_mean[:, None, None]
     return (patches - mean) / (pipe.vae.bn.running_var + pipe.vae.config.batch_norm_eps).sqrt()[:, None, None]
@@ -264,9 +275,9 @@ def qwen_image(folder: Path) -> None:
 
 def call_qwen_image(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
     height, width = noise.shape[2] // 2, noise.shape[3] // 2
-    pixels = noise.shape[2] * pipe.vae_scale_factor
+    size = pixels(noise, pipe.vae_scale_factor)
     true = {} if guidance == 1 else {"negative_prompt": [""] * len(prompts), "true_cfg_scale": guidance}
-    return unpack(ask(pipe, prompts, pack(noise), pixels, steps, max_sequence_length=64, **true), height, width)
+    return unpack(ask(pipe, prompts, pack(noise), size, steps, max_sequence_length=64, **true), height, width)
 
 
 def z_image(folder: Path) -> None:
@@ -290,9 +301,9 @@ def z_image(folder: Path) -> None:
 
 
 def call_z_image(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
-    pixels = noise.shape[2] * pipe.vae_scale_factor
+    size = pixels(noise, pipe.vae_scale_factor)
     # This pipeline adds guidance to the prompt's own velocity: theirs of g - 1 is everybody else's of g.
-    return ask(pipe, prompts, noise, pixels, steps, guidance_scale=guidance - 1, max_sequence_length=32)
+    return ask(pipe, prompts, noise, size, steps, guidance_scale=guidance - 1, max_sequence_length=32)
 
 
 def sana(folder: Path) -> None:
@@ -340,9 +351,9 @@ def call_sana(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
         pipe.scheduler.config, solver_order=1, final_sigmas_type="zero"
     )
-    pixels = noise.shape[2] * pipe.vae_scale_factor
+    size = pixels(noise, pipe.vae_scale_factor)
     options = {"guidance_scale": guidance, "max_sequence_length": 300, "use_resolution_binning": False}
-    return ask(pipe, prompts, noise, pixels, steps, **options)
+    return ask(pipe, prompts, noise, size, steps, **options)
 
 
 def unet(**settings: Any) -> Any:
@@ -406,7 +417,7 @@ def sdxl(folder: Path) -> None:
 
 
 def call_unet(pipe: Any, prompts: list[str], noise: Tensor, steps: int, guidance: float) -> Tensor:
-    return ask(pipe, prompts, noise, noise.shape[2] * pipe.vae_scale_factor, steps, guidance_scale=guidance)
+    return ask(pipe, prompts, noise, pixels(noise, pipe.vae_scale_factor), steps, guidance_scale=guidance)
 
 
 FAMILIES = {

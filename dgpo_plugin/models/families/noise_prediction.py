@@ -53,8 +53,12 @@ class NoisePredictingModel(PipelineModel):
         zero = self.pipeline.scheduler is not None and has_zero_terminal_snr(self.pipeline.scheduler)
         return {**told, "ss_zero_terminal_snr": "True"} if zero else told
 
-    def default_resolution(self) -> int:
-        return int(self.denoiser.config.sample_size) * self.pixels_per_latent()
+    def default_size(self) -> tuple[int, int]:
+        sample = self.denoiser.config.sample_size
+        if isinstance(sample, int):
+            return self.square(sample)
+        height, width = sample
+        return width * self.pixels_per_latent(), height * self.pixels_per_latent()
 
     def latents_per_token(self) -> int:
         return 1

@@ -30,8 +30,8 @@ class SanaModel(PipelineModel):
         sizes = {(28, 36): "-600m", (20, 70): "-1600m", (60, 70): "-4800m"}
         return f"sana{sizes.get((dims.num_layers, dims.num_attention_heads), '')}", ""
 
-    def default_resolution(self) -> int:
-        return int(self.denoiser.config.sample_size) * self.pixels_per_latent()
+    def default_size(self) -> tuple[int, int]:
+        return self.square(int(self.denoiser.config.sample_size))
 
     def latents_per_token(self) -> int:
         return int(self.denoiser.config.patch_size)

@@ -45,6 +45,10 @@ class SD3Model(PipelineModel):
     def latents_per_token(self) -> int:
         return int(self.pipeline.patch_size)
 
+    def largest_side(self) -> int:
+        # diffusers' PatchEmbed cuts a picture's positions out of the middle of a square of so many tokens.
+        return int(self.denoiser.config.pos_embed_max_size) * self.latents_per_token() * self.pixels_per_latent()
+
     def diffusers_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return super().diffusers_names(sd3_names(tensors, self.denoiser.config.num_layers))
 

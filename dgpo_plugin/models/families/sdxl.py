@@ -52,11 +52,11 @@ class SDXLModel(NoisePredictingModel):
         return {"context": (tokens, width), "pooled": (self.encoders[1].config.projection_dim,)}
 
     def predict(self, noisy: Tensor, timestep: float, tensors: dict[str, Tensor]) -> Tensor:
-        side = float(self.resolution)
-        # Original size, crop's corner, target size: a picture of this size, not cropped. Written on the device: sent
-        # there, they would be waited for in every pass.
-        sizes = torch.full((len(noisy), 6), side, device=noisy.device, dtype=noisy.dtype)
-        sizes[:, 2:4].zero_()
+        # Original size, crop's corner, target size, each the height first (StableDiffusionXLPipeline.__call__): a
+        # picture of this size, not cropped. Written on the device: sent there, they would be waited for in every pass.
+        sizes = torch.zeros(len(noisy), 6, device=noisy.device, dtype=noisy.dtype)
+        sizes[:, 0::4].fill_(float(self.height))
+        sizes[:, 1::4].fill_(float(self.width))
         predicted: Tensor = self.denoiser(
             noisy,
             per_image(timestep, noisy),

@@ -25,8 +25,8 @@ class ZImageModel(PipelineModel):
     linear_sigmas = True
     lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
 
-    def default_resolution(self) -> int:
-        return 1024
+    def default_size(self) -> tuple[int, int]:
+        return 1024, 1024
 
     def latent_channels(self) -> int:
         return int(self.denoiser.in_channels)

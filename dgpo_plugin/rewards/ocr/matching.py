@@ -60,6 +60,15 @@ def forgiving_closeness(read: str, wanted: Sequence[str]) -> float:
     return _closeness(alike(read), [_unquoted(alike(text)) for text in wanted], _same_letter)
 
 
+def forgiving_exact(read: str, wanted: Sequence[str]) -> bool:
+    """Whether what was read is what was asked for and nothing else, by :func:`forgiving_closeness`'s rule.
+
+    Quotes round all that was read do not count either; of several texts each may stand anywhere.
+    """
+    text, texts = _unquoted(alike(read)), [_unquoted(alike(each)) for each in wanted]
+    return len(text) == sum(map(len, texts)) and _closeness(text, texts, _same_letter) == 1
+
+
 def alike(text: str) -> str:
     """A text without spaces and what is no letter or sign, and of characters that look alike always the same one."""
     # Before NFKC, which takes ´ and ˚ for a space with a mark, º for an o.

@@ -1,4 +1,4 @@
-"""The reward ocr: how well the words that a prompt asks for are read in its picture."""
+"""The rewards ocr and ocr-exact: how well the words that a prompt asks for are read in its picture."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dgpo_plugin.rewards.ocr.matching import (
     FORGIVING_VERSION,
     alike,
     forgiving_closeness,
+    forgiving_exact,
     published_closeness,
 )
 from dgpo_plugin.rewards.ocr.reader import TextReader
@@ -54,7 +55,7 @@ class OcrReward(Reward):
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         wanted = [self.requested(prompt) for prompt in prompts]
-        return images.new_tensor([self._closeness(*pair) for pair in zip(images, wanted, strict=True)])
+        return images.new_tensor([self._score(*pair) for pair in zip(images, wanted, strict=True)])
 
     def check(self, prompts: Sequence[Prompt]) -> list[str]:
         return problems(prompts, self.requested)
@@ -70,11 +71,29 @@ class OcrReward(Reward):
             raise UserError(f"prompt {prompt.text!r} asks for {' '.join(texts)!r}, {missing}")
         return texts
 
-    def _closeness(self, image: Tensor, wanted: Sequence[str]) -> float:
+    def _score(self, image: Tensor, wanted: Sequence[str]) -> float:
         read = self._reader.read(image)
         if self._matching == "published":
             return published_closeness(read[0], wanted)
         return max(forgiving_closeness(order, wanted) for order in read)
+
+
+class OcrExactReward(OcrReward):
+    """Whether what is read is what is asked for, and nothing else: 0 or 1, by the forgiving rule of ``ocr``.
+
+    Args:
+        texts, lang: as of :class:`OcrReward`.
+
+    Raises:
+        UserError: another texts or lang.
+    """
+
+    def __init__(self, texts: Texts = "published", lang: str = "") -> None:
+        super().__init__("forgiving", texts, lang)
+        self.title = self.title.replace("ocr", "ocr-exact", 1)
+
+    def _score(self, image: Tensor, wanted: Sequence[str]) -> float:
+        return float(any(forgiving_exact(order, wanted) for order in self._reader.read(image)))
 
 
 def requested_texts(prompt: Prompt, texts: Texts = "published") -> tuple[str, ...]:

@@ -37,22 +37,28 @@ THIRD_ENCODER_PADDING = (1, 77, 256)
 # ---- the VAE
 
 
-def train_vae(pictures: Tensor, config: PretrainConfig, record: Record) -> AutoencoderKL:
-    """Train the VAE on pictures (N, 3, 64, 64), uint8; its latent scale and shift are measured at the end."""
-    vae = build_vae().to(memory_format=torch.channels_last)
+def train_vae(
+    pictures: Tensor, config: PretrainConfig, record: Record, start: AutoencoderKL | None = None
+) -> AutoencoderKL:
+    """Train the VAE on pictures (N, 3, 64, 64), uint8; its latent scale and shift are measured at the end.
+
+    Args:
+        start: the trained VAE that is gone on with; None to start from nothing.
+    """
+    vae = (start or build_vae()).train().to(memory_format=torch.channels_last)
     parameters = list(vae.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.vae_learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(config.vae_iterations))
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "vae"))
     started = time.perf_counter()
-    for iteration in _progress("VAE", config.vae_iterations):
+    for iteration in progress("VAE", config.vae_iterations):
         chosen = torch.randint(len(pictures), (config.vae_batch,), generator=generator)
         target = _to_model_range(pictures[chosen]).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(target).latent_dist
         decoded = vae.decode(posterior.sample()).sample
         error = (decoded - target).square().mean() + 0.2 * (decoded - target).abs().mean()
         loss = error + config.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
-        _optimize(loss, parameters, optimizer, schedule)
+        optimize(loss, parameters, optimizer, schedule)
         if iteration % 250 == 0 or iteration == config.vae_iterations - 1:
             seconds = round(time.perf_counter() - started, 1)
             record(stage="vae", iteration=iteration, error=error.item(), loss=loss.item(), seconds=seconds)
@@ -104,21 +110,21 @@ def train_denoiser(
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "denoiser"))
     token_ids, rows = _tokenized_once(pipeline, prompts)
     started, smoothed_loss = time.perf_counter(), 0.0
-    for iteration in _progress("denoiser", config.iterations):
+    for iteration in progress("denoiser", config.iterations):
         batch = _draw_batch(latents, rows, config, generator)
         attention.count_last_token(batch.third_encoder_tokens)
         with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
             context, pooled = encode_ids(pipeline, token_ids[batch.rows])
             predicted = denoise(batch.noisy, context, pooled, batch.sigma * 1000, return_dict=False)[0]
         loss = (predicted.float() - batch.velocity).square().mean()
-        _optimize(loss, parameters, optimizer, schedule)
+        optimize(loss, parameters, optimizer, schedule)
         decay = min(config.ema_decay, (1 + iteration) / (10 + iteration))
         with torch.no_grad():
             torch._foreach_lerp_(average, parameters, 1 - decay)
         smoothed_loss = loss.item() if iteration == 0 else 0.98 * smoothed_loss + 0.02 * loss.item()
         if (iteration + 1) % 1000 == 0 or iteration == config.iterations - 1:
             seconds = round(time.perf_counter() - started, 1)
-            with _weights(parameters, average):
+            with exchanged(parameters, average):
                 attention.count_last_token_once()
                 accuracy = {f"accuracy_guidance_{g:g}": task_accuracy(pipeline, guidance=g) for g in (1.0, 2.5)}
             record(stage="denoiser", iteration=iteration + 1, loss=smoothed_loss, seconds=seconds, **accuracy)
@@ -176,8 +182,7 @@ class PaddedAttention:
 
     def count_last_token(self, copies: Tensor) -> None:
         """Have each text's last token stand for so many copies of it, (N,)."""
-        self.bias = torch.zeros(len(copies), 1, 1, LATENT_SIZE**2 // 4 + TEXT_TOKENS + 1)
-        self.bias[:, 0, 0, -1] = copies.log()
+        self.bias = copies.log().view(-1, 1, 1, 1)
 
     def count_last_token_once(self) -> None:
         """Have each text's last token stand for itself alone, in batches of any size."""
@@ -201,7 +206,7 @@ class PaddedAttention:
         text_k = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
         q, k = torch.cat([image_q, text_q], dim=2), torch.cat([image_k, text_k], dim=2)
         v = torch.cat([heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(encoder_hidden_states))], dim=2)
-        mask = None if self.bias is None else self.bias.to(q.dtype)
+        mask = None if self.bias is None else nn.functional.pad(self.bias, (k.shape[2] - 1, 0)).to(q.dtype)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         mixed = mixed.transpose(1, 2).reshape(batch, q.shape[2], -1)
         image, text = mixed[:, :image_tokens], mixed[:, image_tokens:]
@@ -257,7 +262,7 @@ def task_accuracy(
 
 
 @contextlib.contextmanager
-def _weights(parameters: list[nn.Parameter], values: list[Tensor]) -> Iterator[None]:
+def exchanged(parameters: list[nn.Parameter], values: list[Tensor]) -> Iterator[None]:
     """Have other values in the parameters for the block."""
     own = [parameter.detach().clone() for parameter in parameters]
     _assign(parameters, values)
@@ -274,12 +279,13 @@ def _assign(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
 # ---- both
 
 
-def _optimize(
+def optimize(
     loss: Tensor,
     parameters: list[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
+    """One step of the optimizer and of its schedule, with the gradient's norm cut to 1."""
     loss.backward()
     nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
@@ -296,7 +302,8 @@ def _warm_cosine(total: int, warm: int = 100) -> Callable[[int], float]:
     return factor
 
 
-def _progress(name: str, total: int) -> Iterator[int]:
+def progress(name: str, total: int) -> Iterator[int]:
+    """Count to a total, with a bar on the terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
         yield from bar.track(range(total), description=name)

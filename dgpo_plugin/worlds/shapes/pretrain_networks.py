@@ -99,7 +99,7 @@ def build_pipeline(vae: AutoencoderKL, config: PretrainConfig) -> StableDiffusio
         pos_embed_max_size=LATENT_SIZE,
         qk_norm="rms_norm",
     )
-    _zero_modulations(transformer)
+    zero_modulations(transformer)
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=config.shift),
@@ -108,12 +108,12 @@ def build_pipeline(vae: AutoencoderKL, config: PretrainConfig) -> StableDiffusio
         tokenizer=tokenizer,
         text_encoder_2=_clip_text_encoder(tokenizer),
         tokenizer_2=tokenizer,
-        text_encoder_3=_zero_t5(),
-        tokenizer_3=_empty_tokenizer(),
+        text_encoder_3=zero_t5(),
+        tokenizer_3=empty_tokenizer(),
     )
 
 
-def _zero_modulations(transformer: SD3Transformer2DModel) -> None:
+def zero_modulations(transformer: SD3Transformer2DModel) -> None:
     """Start every block and the output at zero (adaLN-zero), which trains faster and more evenly."""
     linears = [block.norm1.linear for block in transformer.transformer_blocks]
     linears += [block.norm1_context.linear for block in transformer.transformer_blocks]
@@ -126,7 +126,7 @@ def clip_tokenizer() -> CLIPTokenizer:
     """CLIP's byte-level BPE, with merges learnt from the world's own captions, ties broken by the alphabet."""
     words = Counter(word for prompt in all_prompts() for word in prompt.text.split())
     merges = learn_bpe(words)
-    letters = _byte_alphabet()
+    letters = byte_alphabet()
     pieces = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
@@ -160,7 +160,7 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The 256 printable characters that stand for bytes in GPT-2's and CLIP's vocabularies, in CLIP's order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -184,7 +184,7 @@ def _clip_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     )
 
 
-def _zero_t5() -> T5EncoderModel:
+def zero_t5() -> T5EncoderModel:
     """A T5 whose output is exactly zero, as if it were absent: diffusers will not load a pipeline without one."""
     encoder = T5EncoderModel(
         T5Config(vocab_size=128, d_model=2 * TEXT_WIDTH, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
@@ -193,7 +193,7 @@ def _zero_t5() -> T5EncoderModel:
     return encoder
 
 
-def _empty_tokenizer() -> PreTrainedTokenizerFast:
+def empty_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that reads every text as nothing but its end, so that one token is never too few."""
     tokenizer = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>"))
     tokenizer.normalizer = Replace(Regex(r"[\s\S]"), "")

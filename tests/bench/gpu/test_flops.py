@@ -17,12 +17,12 @@ from dgpo_plugin.models.load import model_skeleton
 pytestmark = pytest.mark.fast
 
 
-@pytest.mark.parametrize(("name", "resolution"), [("sdxl", 1024), ("sd35", 512), ("flux1", 512)])
+@pytest.mark.parametrize(("name", "side"), [("sdxl", 1024), ("sd35", 512), ("flux1", 512)])
 def test_flops_are_those_of_every_layer_and_every_attention(
-    name: str, resolution: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted another way: by each layer's own shapes as it is called, and by attention's."""
-    shapes, config = published(name), ModelConfig(path=str(tmp_path), precision="bf16", resolution=resolution)
+    shapes, config = published(name), ModelConfig(path=str(tmp_path), precision="bf16", width=side, height=side)
     shapes.write_configurations(tmp_path)
     counted = 0
 
@@ -53,7 +53,7 @@ def test_flops_are_those_of_every_layer_and_every_attention(
 def test_flops_of_one_layer_by_hand() -> None:
     """A tiny Stable Diffusion 3.5, doubled in depth: the difference is one block's, counted here."""
     tiny = published("sd35").tiny()
-    config = ModelConfig(path="", precision="fp32", resolution=32, max_sequence_length=16)
+    config = ModelConfig(path="", precision="fp32", width=32, height=32, max_sequence_length=16)
 
     def of(layers: int) -> int:
         parts = {**tiny.parts, "transformer": {**tiny.parts["transformer"], "num_layers": layers}}

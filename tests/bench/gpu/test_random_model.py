@@ -22,7 +22,7 @@ def test_every_family_has_a_published_model_and_the_measured_ones_a_tiny_one() -
 
 
 def test_a_random_model_has_the_published_parts_and_encodes_texts() -> None:
-    config = ModelConfig(path="", precision="fp32", resolution=32, max_sequence_length=16)
+    config = ModelConfig(path="", precision="fp32", width=32, height=32, max_sequence_length=16)
     model = random_model(published("sd35").tiny(), config, torch.device("cpu"))
     assert type(model) is family_of(published("sd35"))
     assert model.encode(["a cat", "a dog"]).tensors["context"].shape == (2, 77 + 16, 32)

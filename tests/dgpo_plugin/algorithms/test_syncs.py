@@ -160,7 +160,7 @@ def test_an_optimizer_steps_waits_do_not_grow_with_the_adapter(monkeypatch: pyte
     [("sd35", 0), ("flux1", 0), ("sdxl", 0), ("sd15", 0), ("z-image", 1), ("qwen-image", 1)],
 )
 def test_no_familys_pass_waits_for_each_image(name: str, most: int) -> None:
-    config = ModelConfig(path="", precision="fp32", resolution=32, max_sequence_length=16)
+    config = ModelConfig(path="", precision="fp32", width=32, height=32, max_sequence_length=16)
     model = random_model(published(name).tiny(), config, torch.device("cpu"), encoders=False)
     waits = []
     for size in (2, 4):

@@ -54,9 +54,9 @@ def test_train_sample_inspect(tmp_path: Path) -> None:
     assert "reward before" in card.output
     grid = tmp_path / "deep" / "grid.png"
     drawn = run("sample", "shapes", "--adapter", str(adapter), "--prompt", "two red circles", "--count", "3",
-                "--steps", "2", "--output", str(grid))  # fmt: skip
+                "--steps", "2", "--width", "64", "--height", "32", "--output", str(grid))  # fmt: skip
     assert drawn.exit_code == 0, drawn.output
-    assert Image.open(grid).size == (3 * 64 + 2 * 2, 64)
+    assert Image.open(grid).size == (3 * 64 + 2 * 2, 32)
     assert_refused(run("train", "shapes", "--output", str(output), *SMALL_FLAGS), "holds a run already")
     assert not list(tmp_path.rglob("*.tmp*")), "temporary files are left behind"
 
@@ -118,6 +118,8 @@ def test_unwritable_output_is_refused(tmp_path: Path) -> None:
     [
         (["sample", "shapes", "--prompt", "a circle", "--output", "x.jpg"], ["must end in .png"]),
         (["sample", "shapes", "--prompt", " ", "--output", "x.png"], ["--prompt"]),
+        (["sample", "shapes", "--prompt", "a", "--width", "64", "--output", "x.png"], ["--width and --height", "both"]),
+        (["sample", "shapes", "--prompt", "a", "--width", "64", "--height", "40", "--output", "x.png"], ["height 40"]),
         (["sample", "shapes", "--prompt", "a", "--adapter", "no.safetensors", "--output", "x.png"], ["no.safetensors"]),
         (["inspect", "no.safetensors"], ["no.safetensors"]),
     ],

@@ -467,7 +467,9 @@ def test_the_work_is_the_denoisers_own() -> None:
 def test_every_familys_work_is_found(family: str, tmp_path: Path) -> None:
     chosen = FAMILIES[family]
     chosen.build(tmp_path)
-    config = ModelConfig(path=str(tmp_path), resolution=chosen.resolution, max_sequence_length=chosen.tokens)
+    config = ModelConfig(
+        path=str(tmp_path), width=chosen.width, height=chosen.height, max_sequence_length=chosen.tokens
+    )
     work = denoiser_work(config, 2)
     assert work
     assert all(number > 0 for layer in work for number in layer)

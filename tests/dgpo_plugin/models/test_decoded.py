@@ -157,7 +157,7 @@ def test_every_familys_vae_is_looked_at(name: str, bases: Bases, tmp_path: Path)
     for value, said in ((NAN, "its weights are damaged"), (0.0, "pictures of everything, even of noise")):
         (tmp_path / str(value)).mkdir()
         folder = damaged(bases(name), tmp_path / str(value), value)
-        model = load_model(ModelConfig(path=str(folder), resolution=32))
+        model = load_model(ModelConfig(path=str(folder), width=32, height=32))
         with pytest.raises(UserError, match=f"^model.vae_precision fp32: .*{said}"):
             model.decode(fixed_noise(model, range(2), 0))
 
@@ -165,7 +165,7 @@ def test_every_familys_vae_is_looked_at(name: str, bases: Bases, tmp_path: Path)
 def training(folder: Path, reward: str, prompts: Path, **model: Any) -> Any:
     prompts.write_text('a sign that says "cat"\n')
     values = {
-        "model": {"path": str(folder), "resolution": 32, "precision": "fp32", **model},
+        "model": {"path": str(folder), "width": 32, "height": 32, "precision": "fp32", **model},
         "lora": {"rank": 2},
         "prompts": {"train": str(prompts)},
         "rewards": reward,
@@ -199,7 +199,7 @@ def test_training_and_evaluation_stop_whatever_the_reward(reward: str, bases: Ba
     ],
 )
 def test_the_part_at_fault_is_named(part: str, said: str, bases: Bases, tmp_path: Path) -> None:
-    model = load_model(ModelConfig(path=str(damaged(bases("sd15"), tmp_path, NAN, part)), resolution=32))
+    model = load_model(ModelConfig(path=str(damaged(bases("sd15"), tmp_path, NAN, part)), width=32, height=32))
     with pytest.raises(UserError, match=said):
         generate(model, ["a cat", "a dog"], fixed_noise(model, range(2), 0), 2, 2.0)
 

@@ -33,7 +33,13 @@ def built(name: str, folder: Path) -> Path:
 def config_of(name: str, folder: Path, **model: Any) -> ModelConfig:
     chosen = FAMILIES[name]
     return ModelConfig(
-        **{"path": str(folder), "resolution": chosen.resolution, "max_sequence_length": chosen.tokens, **model}
+        **{
+            "path": str(folder),
+            "width": chosen.width,
+            "height": chosen.height,
+            "max_sequence_length": chosen.tokens,
+            **model,
+        }
     )
 
 
@@ -104,16 +110,17 @@ def test_the_plan_counts_the_vaes_own_precision(tmp_path: Path) -> None:
 def test_the_model_knows_when_it_would_tile(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the VAE itself, at its tile's size and above it."""
     folder = built(name, tmp_path)
-    side = load_model(config_of(name, folder, resolution=1024, tiled_decode=True)).tile()
+    side = load_model(config_of(name, folder, width=1024, height=1024, tiled_decode=True)).tile()
     assert side is not None
-    for resolution, expected in ((side, None), (side * 3 // 2, side)):
-        model: Any = load_model(config_of(name, folder, resolution=resolution, tiled_decode=True))
+    larger = side * 3 // 2
+    for width, height, expected in ((side, side, None), (larger, side, side), (side, larger, side)):
+        model: Any = load_model(config_of(name, folder, width=width, height=height, tiled_decode=True))
         by_tiles = Mock(wraps=model.vae.tiled_decode)
         monkeypatch.setattr(model.vae, "tiled_decode", by_tiles)
         model.decode(fixed_noise(model, range(1), 0))
         assert model.tile() == expected
         assert by_tiles.called == (expected is not None)
-        plain = load_model(config_of(name, folder, resolution=resolution, sliced_decode=True))
+        plain = load_model(config_of(name, folder, width=width, height=height, sliced_decode=True))
         assert plain.tile() is None
         assert plain.vae.use_slicing
         assert not plain.vae.use_tiling
@@ -123,7 +130,7 @@ def run_config(folder: Path, prompts: Path, **model: Any) -> RunConfig:
     prompts.write_text("a red circle\n")
     return parse_config(
         {
-            "model": config_of("sd15", folder, resolution=64, **model).model_dump(),
+            "model": config_of("sd15", folder, width=64, height=32, **model).model_dump(),
             "prompts": {"train": str(prompts)},
             "rewards": "brightness",
             "training": {"prompts_per_iteration": 1, "group_size": 2},
@@ -135,12 +142,12 @@ def run_config(folder: Path, prompts: Path, **model: Any) -> RunConfig:
 def test_seams_are_refused_where_rewards_look(tmp_path: Path) -> None:
     folder, prompts = built("sd15", tmp_path / "model"), tmp_path / "prompts.txt"
     tiled = run_config(folder, prompts, tiled_decode=True)
-    message = "pictures of 64 pixels would be put together from tiles of 32, .*sliced_decode.*accept-seams"
+    message = "pictures of 64 x 32 would be put together from tiles of 32, .*sliced_decode.*accept-seams"
     with pytest.raises(UserError, match=message):
         build_trainer(tiled)
     with pytest.raises(UserError, match=message):
         make_plan(tiled)
     build_trainer(run_config(folder, prompts, tiled_decode="accept-seams"))
     build_trainer(run_config(folder, prompts, sliced_decode=True))
-    smaller = tiled.model.model_copy(update={"resolution": 32})
+    smaller = tiled.model.model_copy(update={"width": 32})
     build_trainer(tiled.model_copy(update={"model": smaller}))  # one tile

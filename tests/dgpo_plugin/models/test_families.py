@@ -31,6 +31,9 @@ from tests.dgpo_plugin.families import FAMILIES, Family
 
 pytestmark = pytest.mark.fast
 
+Size = tuple[int, int]
+"""Width and height, in pixels."""
+SQUARE, WIDE, HIGH = (32, 32), (64, 32), (32, 64)
 PROMPTS = ["a red circle", "two blue squares and a triangle"]
 
 
@@ -43,20 +46,23 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return chosen, folder
 
 
-def settings(family: Family, folder: Path) -> ModelConfig:
-    return ModelConfig(path=str(folder), resolution=family.resolution, max_sequence_length=family.tokens)
+def settings(family: Family, folder: Path, size: Size | None = None) -> ModelConfig:
+    width, height = size or (family.width, family.height)
+    return ModelConfig(path=str(folder), width=width, height=height, max_sequence_length=family.tokens)
 
 
+@pytest.mark.parametrize("size", [SQUARE, WIDE, HIGH], ids=["square", "wide", "high"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_latents_are_the_pipelines(family: tuple[Family, Path], guided: bool) -> None:
+def test_latents_are_the_pipelines(family: tuple[Family, Path], guided: bool, size: Size) -> None:
     chosen, _ = family
-    model = load_model(settings(*family))
+    model = load_model(settings(*family, size))
     noise = fixed_noise(model, range(2), 0)
     guidance = chosen.guidance if guided else 1.0
     ours = sample_latents(model, PROMPTS, noise, 4, guidance)
-    other: Any = load_model(settings(*family))
+    other: Any = load_model(settings(*family, size))
     theirs = chosen.call(other.pipeline, PROMPTS, noise, 4, guidance)
     assert ours.shape == noise.shape
+    assert (ours.shape[3] / ours.shape[2]) == size[0] / size[1]
     torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours[0], ours[1])
 
@@ -132,11 +138,12 @@ def by_diffusers(model: Any, velocity: Callable[[Tensor, float], Tensor], noise:
     return x
 
 
-def test_pictures_have_the_size_asked_for(family: tuple[Family, Path]) -> None:
-    chosen, _ = family
-    model = load_model(settings(*family))
+@pytest.mark.parametrize("size", [SQUARE, WIDE, HIGH], ids=["square", "wide", "high"])
+def test_pictures_have_the_size_asked_for(family: tuple[Family, Path], size: Size) -> None:
+    model = load_model(settings(*family, size))
     pictures = model.decode(fixed_noise(model, range(1), 0))
-    assert pictures.shape == (1, 3, chosen.resolution, chosen.resolution)
+    assert (model.width, model.height) == size
+    assert pictures.shape == (1, 3, size[1], size[0])
     assert pictures.min() >= 0
     assert pictures.max() <= 1
 
@@ -200,7 +207,7 @@ def test_dgpo_runs(family: tuple[Family, Path], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     config = parse_config(
         {
-            "model": settings(*family).model_dump(),
+            "model": settings(*family, HIGH).model_dump(),
             "lora": {"rank": 4, "alpha": 8},
             "prompts": {"train": str(tmp_path / "prompts.txt")},
             "rewards": "brightness",
@@ -212,6 +219,7 @@ def test_dgpo_runs(family: tuple[Family, Path], tmp_path: Path) -> None:
     )
 
     def brightness(images: Tensor, prompts: object) -> Tensor:
+        assert images.shape[2:] == (64, 32)
         return images.mean((1, 2, 3))
 
     trainer = build_trainer(config, rewards=one_reward(brightness))

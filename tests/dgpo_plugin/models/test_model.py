@@ -41,6 +41,8 @@ def plain_pipeline() -> StableDiffusion3Pipeline:
 def pipeline_latents(pipeline: StableDiffusion3Pipeline, noise: torch.Tensor, guidance: float) -> torch.Tensor:
     return pipeline(
         PROMPTS,
+        height=8 * noise.shape[2],
+        width=8 * noise.shape[3],
         latents=noise.clone(),
         num_inference_steps=10,
         guidance_scale=guidance,
@@ -69,12 +71,28 @@ def test_conditioning_is_the_pipelines_own() -> None:
     assert torch.equal(encoded.tensors["pooled"], pooled)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (64, 32), (48, 128)])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_sampling_is_the_pipelines_own(guidance: float) -> None:
-    model = load_model(ModelConfig(path="shapes", max_sequence_length=1))
+def test_sampling_is_the_pipelines_own(guidance: float, size: tuple[int, int]) -> None:
+    model = load_model(ModelConfig(path="shapes", max_sequence_length=1, width=size[0], height=size[1]))
     noise = fixed_noise(model, range(len(PROMPTS)), 0)
     ours = sample_latents(model, PROMPTS, noise, 10, guidance)
     assert torch.allclose(ours, pipeline_latents(plain_pipeline(), noise, guidance), atol=1e-4)
+    assert model.decode(ours).shape[2:] == (size[1], size[0])
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (72, 64, "model.width 72: must be a multiple of 16"),
+        (64, 40, "model.height 40: must be a multiple of 16"),
+        (144, 64, "model.width 144: this base has no positions beyond 128 pixels"),
+        (64, 256, "model.height 256: this base has no positions beyond 128 pixels"),
+    ],
+)
+def test_a_size_that_cannot_be_drawn_is_refused(width: int, height: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_model(ModelConfig(path="shapes", width=width, height=height))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])

@@ -53,7 +53,12 @@ def configured(name: str, folder: Path, **options: Any) -> ModelConfig:
         FAMILIES[name].build(folder)
     chosen = FAMILIES[name]
     return ModelConfig(
-        path=str(folder), resolution=chosen.resolution, max_sequence_length=chosen.tokens, offload=True, **options
+        path=str(folder),
+        width=chosen.width,
+        height=chosen.height,
+        max_sequence_length=chosen.tokens,
+        offload=True,
+        **options,
     )
 
 

@@ -15,7 +15,7 @@ from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.speed import compile_blocks, fuse_norms
 
-CONFIG = ModelConfig(path="", precision="fp32", resolution=32, max_sequence_length=16)
+CONFIG = ModelConfig(path="", precision="fp32", width=32, height=32, max_sequence_length=16)
 
 
 @pytest.mark.fast

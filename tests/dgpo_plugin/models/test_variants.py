@@ -122,9 +122,9 @@ def test_stable_diffusion_1_and_2(dims: dict[str, Any], prediction: str, names: 
     assert variant(SD15Model, dims, "base", prediction) == names
 
 
-def header_of(folder: Path, resolution: int = 32) -> dict[str, str]:
+def header_of(folder: Path, width: int = 64, height: int = 32) -> dict[str, str]:
     """The header of an adapter of a pipeline's."""
-    model = load_model(ModelConfig(path=str(folder), resolution=resolution))
+    model = load_model(ModelConfig(path=str(folder), width=width, height=height))
     policy = Policy(model, LoraConfig(rank=2, alpha=4), seed=0, unconditional=model.blank_conditioning(1))
     path = folder / "adapter.safetensors"
     export_adapter(policy, policy.copy_weights(), path, TrainingFacts(shapes_run(), 1))
@@ -147,6 +147,7 @@ def test_a1111_and_forge_list_our_adapters_under_the_base_they_are_for(tmp_path:
         assert a1111(header) == listed
         assert header["modelspec.prediction_type"] == ("v" if name == "sd21-v" else "epsilon")
         assert header["modelspec.architecture"].endswith("/lora")
+        assert header["modelspec.resolution"] == "64x32"
 
 
 def test_a_header_says_zero_terminal_snr(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def described(folder: Path, scheduler: str, settings: dict[str, Any], prediction
     (folder / "model_index.json").write_text(json.dumps(index))
     text = json.dumps({**config, **settings, "_class_name": scheduler})
     (folder / "scheduler" / "scheduler_config.json").write_text(text)
-    return ModelConfig(path=str(folder), resolution=32)
+    return ModelConfig(path=str(folder), width=32, height=32)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

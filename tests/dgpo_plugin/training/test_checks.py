@@ -243,9 +243,9 @@ def test_it_is_tried_on_pictures_of_the_trainings_size_with_real_prompts(tmp_pat
     (tmp_path / "one.txt").write_text("only one\n")
     name = own(tmp_path, body)
     build_trainer(with_reward(name))
-    build_trainer(with_reward(name, "model.resolution=32", f"prompts.train={tmp_path / 'one.txt'}"))
+    build_trainer(with_reward(name, "model.width=64", "model.height=32", f"prompts.train={tmp_path / 'one.txt'}"))
     (first, low, high, texts), (second, *_, one) = (eval(line) for line in said.read_text().splitlines())
-    assert (first, second, one) == ([2, 3, 64, 64], [2, 3, 32, 32], ["only one"] * 2)
+    assert (first, second, one) == ([2, 3, 64, 64], [2, 3, 32, 64], ["only one"] * 2)
     assert 0 <= low < 0.05 < 0.95 < high <= 1
     assert len(set(texts)) == 2
 
@@ -350,7 +350,9 @@ def test_prompts_that_are_cut_are_told_by_encoder(lengths: list[TextLengths], li
 def test_every_family_tells_how_long_texts_are_to_it(name: str, tmp_path: Path) -> None:
     family: Family = FAMILIES[name]
     family.build(tmp_path)
-    config = ModelConfig(path=str(tmp_path), resolution=family.resolution, max_sequence_length=family.tokens)
+    config = ModelConfig(
+        path=str(tmp_path), width=family.width, height=family.height, max_sequence_length=family.tokens
+    )
     model = load_model(config)
     short, long = "a", "a red circle " * 40
     lengths = model.text_lengths([short, long])

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgpo_plugin.rewards.ocr.matching import alike, edit_distance, forgiving_closeness, published_closeness
+from dgpo_plugin.rewards.ocr.matching import (
+    alike,
+    edit_distance,
+    forgiving_closeness,
+    forgiving_exact,
+    published_closeness,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -138,3 +144,31 @@ def test_edit_distance_in_numbers() -> None:
 )
 def test_what_is_taken_for_the_same(text: str, plain: str) -> None:
     assert alike(text) == plain
+
+
+@pytest.mark.parametrize(
+    ("read", "wanted", "exact"),
+    [
+        ("CAT", ["CAT"], True),
+        ("c at", ["CAT"], True),
+        ("'CAT'", ["CAT"], True),
+        ("“Don´t Panic”", ["don't panic"], True),
+        ("H0TE1", ["HOTEL"], False),
+        ("H0TEL", ["HOTEL"], True),
+        ("THE CAT", ["CAT"], False),
+        ("CATS", ["CAT"], False),
+        ("CA", ["CAT"], False),
+        ("", ["CAT"], False),
+        ("world hello", ["Hello", "World"], True),
+        ("world hello you", ["Hello", "World"], False),
+        ("Sérénity", ["Serenity"], True),
+        ("Serenity", ["Sérénity"], False),
+    ],
+)
+def test_exact_is_all_that_was_asked_for_and_nothing_else(read: str, wanted: list[str], exact: bool) -> None:
+    assert forgiving_exact(read, wanted) is exact
+
+
+@given(st.text(max_size=12), st.text(min_size=1, max_size=6))
+def test_what_is_exact_is_close_too(read: str, wanted: str) -> None:
+    assert forgiving_closeness(read, [wanted]) == 1 or not forgiving_exact(read, [wanted])

@@ -15,7 +15,7 @@ from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.prompts.files import read_prompts
 from dgpo_plugin.rewards import load_rewards
-from dgpo_plugin.rewards.ocr.reward import OcrReward, requested_texts
+from dgpo_plugin.rewards.ocr.reward import OcrExactReward, OcrReward, requested_texts
 from tests.dgpo_plugin.rewards.ocr.drawn_words import on_a_sign, placed, plainly
 
 pytestmark = pytest.mark.fast
@@ -111,6 +111,17 @@ def test_the_rule_stands_on_the_card(ocr: OcrReward, published: OcrReward) -> No
 @pytest.mark.parametrize("preset", ["sd35-ocr", "sd35-ocr-unguided", "sd35-ocr-old-policy"])
 def test_presets_with_published_settings_match_as_published(preset: str) -> None:
     assert load_config(preset).rewards["ocr"].options == {"matching": "published"}
+
+
+def test_exactly_the_words_asked_for_are_worth_one_and_all_else_nothing() -> None:
+    exact = load_rewards({"ocr-exact": RewardTerm()})
+    assert exact.title == "ocr-exact (forgiving 1)"
+    assert OcrExactReward(texts="all", lang="fr").title == "ocr-exact (forgiving 1, all texts, fr)"
+    asked = [Prompt('a "Fresh Bread"')]
+    for text, value in (("Fresh Bread", 1), ("Fresh Broad", 0), ("Fresh Bread today", 0), ("Closed", 0)):
+        assert exact.score(plainly(text)[None], asked).tolist() == [[value]]
+    with pytest.raises(UserError, match="no texts 'some'"):
+        OcrExactReward(texts="some")  # type: ignore[arg-type]
 
 
 # ---- what is asked for
