@@ -59,7 +59,10 @@ PROMPT_SETS = Registry(
 WORLDS = Registry(
     "world",
     "worlds",
-    {"shapes": Entry("dgpo_plugin.worlds.shapes:WORLD", "colored shapes, a verifier, a model of 1.7 M")},
+    {
+        "shapes": Entry("dgpo_plugin.worlds.shapes:WORLD", "colored shapes, a verifier, a model of 1.7 M"),
+        "shapes-2": Entry("dgpo_plugin.worlds.shapes_2:WORLD", "more figures, colors and sizes, for comparisons"),
+    },
     Entry,
 )
 """Each target is a :class:`World`."""

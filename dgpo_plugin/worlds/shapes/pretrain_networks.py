@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -21,8 +22,8 @@ from transformers import (
     T5EncoderModel,
 )
 
+from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.worlds.shapes.render import SIZE
-from dgpo_plugin.worlds.shapes.scenes import all_prompts
 
 TEXT_TOKENS = 12
 """The longest caption, "a red circle right of a blue square", is ten tokens with both ends."""
@@ -48,6 +49,8 @@ class PretrainConfig:
         caption_dropout: share of pictures that are trained on the empty caption.
         ema_decay: of the averaged weights, which are the result, once it has risen to that.
         shift: of the timesteps towards noise.
+        log_every: steps of the denoiser from one measurement of its accuracy to the next.
+        enough: mean accuracy, at the best guidance, at which a measurement ends the training; None for none.
     """
 
     seed: int = 0
@@ -63,6 +66,8 @@ class PretrainConfig:
     caption_dropout: float = 0.1
     ema_decay: float = 0.999
     shift: float = 3.0
+    log_every: int = 1_000
+    enough: float | None = None
 
 
 def build_vae() -> AutoencoderKL:
@@ -82,9 +87,9 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def build_pipeline(vae: AutoencoderKL, config: PretrainConfig) -> StableDiffusion3Pipeline:
-    """The untrained pipeline round a trained VAE."""
-    tokenizer = clip_tokenizer()
+def build_pipeline(vae: AutoencoderKL, config: PretrainConfig, prompts: Sequence[Prompt]) -> StableDiffusion3Pipeline:
+    """The untrained pipeline round a trained VAE, with a tokenizer for the world's prompts."""
+    tokenizer = clip_tokenizer(prompts)
     transformer = SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
         patch_size=2,
@@ -122,9 +127,9 @@ def _zero_modulations(transformer: SD3Transformer2DModel) -> None:
         nn.init.zeros_(linear.bias)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(prompts: Sequence[Prompt]) -> CLIPTokenizer:
     """CLIP's byte-level BPE, with merges learnt from the world's own captions, ties broken by the alphabet."""
-    words = Counter(word for prompt in all_prompts() for word in prompt.text.split())
+    words = Counter(word for prompt in prompts for word in prompt.text.split())
     merges = learn_bpe(words)
     letters = _byte_alphabet()
     pieces = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]

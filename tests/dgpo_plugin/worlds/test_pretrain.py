@@ -16,6 +16,7 @@ from dgpo_plugin.common.registry import imported
 from dgpo_plugin.worlds.shapes.pretrain import draw_scenes, make_pipeline, pretrain
 from dgpo_plugin.worlds.shapes.pretrain_loops import PaddedAttention
 from dgpo_plugin.worlds.shapes.pretrain_networks import TEXT_TOKENS, PretrainConfig, build_pipeline, build_vae
+from dgpo_plugin.worlds.shapes.scenes import all_prompts
 
 TINY = PretrainConfig(seed=3, pictures=64, vae_iterations=2, vae_batch=4, iterations=2, batch=4, layers=1)
 
@@ -59,7 +60,7 @@ def test_scenes_are_those_of_the_seed() -> None:
 def test_a_token_counted_often_is_as_many_tokens() -> None:
     """The whole denoiser with one third-encoder token for 77, against itself with 77."""
     torch.manual_seed(0)
-    transformer = build_pipeline(build_vae(), TINY).transformer.eval()
+    transformer = build_pipeline(build_vae(), TINY, all_prompts()).transformer.eval()
     for parameter in transformer.parameters():  # the modulations start at zero, and all else would do nothing
         torch.nn.init.normal_(parameter, std=0.2)
     latents, context, pooled = torch.randn(2, 16, 8, 8), torch.randn(2, TEXT_TOKENS, 128), torch.randn(2, 128)
