@@ -47,8 +47,10 @@ PROMPT_SETS = Registry(
     "prompt_sets",
     {
         "geneval/train": Entry("dgpo_plugin.prompts.geneval:train_prompts", "GenEval's six tasks, from templates"),
-        "geneval/test": Entry("dgpo_plugin.prompts.geneval:held_out_prompts", "the same six, other scenes"),
+        "geneval/validation": Entry("dgpo_plugin.prompts.geneval:validation_prompts", "likewise, other scenes"),
+        "geneval/test": Entry("dgpo_plugin.prompts.geneval:official_prompts", "GenEval's own 553"),
         "ocr/train": Entry("dgpo_plugin.prompts.ocr:train_prompts", "signs and labels with words to render"),
+        "ocr/validation": Entry("dgpo_plugin.prompts.ocr:validation_prompts", "likewise, other words"),
         "ocr/test": Entry("dgpo_plugin.prompts.ocr:held_out_prompts", "likewise, other words"),
     },
     Entry,
