@@ -22,7 +22,7 @@ from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.distributed.processor import Work, settled
-from dgpo_plugin.worlds.shapes.pretrain_loops import Passes, encode_pictures, train_denoiser, train_vae
+from dgpo_plugin.worlds.shapes.pretrain_loops import Passes, encode_pictures, sharpen_decoder, train_denoiser, train_vae
 from dgpo_plugin.worlds.shapes.pretrain_networks import LATENT_SIZE, WIDTH, PretrainConfig, build_pipeline
 from dgpo_plugin.worlds.shapes.pretrain_recipe import RECIPE, Recipe
 from dgpo_plugin.worlds.shapes.render import SIZE, render
@@ -59,11 +59,14 @@ def make_pipeline(
         start = shipped_pipeline(recipe.start) if recipe.start else None
         vae = train_vae(pictures, config, record, start.vae if start else None)
         latents = encode_pictures(vae, pictures)
+        in_bf16 = precision == "bf16"
+        if config.decoder_iterations:
+            sharpen_decoder(vae, pictures, latents, config, record, in_bf16=in_bf16)
         pipeline = build_pipeline(vae, config, recipe.prompts)
         if start:
             go_on_with(pipeline, start)
         pipeline.save_pretrained(output)
-        passes = Passes(in_bf16=precision == "bf16", compiled=compile_model)
+        passes = Passes(in_bf16=in_bf16, compiled=compile_model)
         train_denoiser(pipeline, latents, prompts, config, recipe, record, passes)
         save_in_fp16(pipeline, output)
 
@@ -78,7 +81,7 @@ def denoiser_work(config: PretrainConfig) -> Work:
 def shipped_pipeline(world: str) -> StableDiffusion3Pipeline:
     """A world's pipeline as it is shipped, in float32."""
     package, _, folder = WORLDS.load(world).pipeline.partition(":")
-    return StableDiffusion3Pipeline.from_pretrained(resources.files(package) / folder, torch_dtype=torch.float32)
+    return StableDiffusion3Pipeline.from_pretrained(resources.files(package) / folder)
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ class PretrainConfig:
         pictures: drawn once, for the VAE and for the denoiser.
         vae_iterations, vae_batch, vae_learning_rate: steps of the VAE, pictures in each, AdamW's peak rate.
         kl_weight: of the VAE's posterior, a latent.
+        decoder_iterations: steps of the VAE's decoder alone, on latents that stay as they are, after those; 0 for none.
         iterations, batch, learning_rate: the same of the denoiser and its text encoders.
         layers: blocks of the denoiser.
         caption_dropout: share of pictures that are trained on the empty caption.
@@ -59,6 +60,7 @@ class PretrainConfig:
     vae_batch: int = 48
     vae_learning_rate: float = 2e-3
     kl_weight: float = 1e-4
+    decoder_iterations: int = 0
     iterations: int = 16_000
     batch: int = 128
     learning_rate: float = 2e-3

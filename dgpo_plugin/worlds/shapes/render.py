@@ -130,8 +130,6 @@ def _coverage(drawn: SceneObject) -> NDArray[np.float32]:
         distance = np.maximum(np.abs(u), np.abs(v)) - r
     elif drawn.shape == "triangle":  # apex (0, -r), base from (-r, r) to (r, r)
         distance = np.maximum((2 * np.abs(u) - v - r) / np.sqrt(5.0), v - r)
-    elif drawn.shape == "diamond":
-        distance = (np.abs(u) + np.abs(v) - r) / np.sqrt(2.0)
     elif drawn.shape == "cross":  # of two bars as long as the box
         narrow, wide = np.minimum(np.abs(u), np.abs(v)), np.maximum(np.abs(u), np.abs(v))
         distance = np.maximum(narrow - CROSS_ARM * r, wide - r)

@@ -155,8 +155,6 @@ def _iou(
         inside, share = np.ones_like(u, dtype=bool), 1.0
     elif shape == "triangle":
         inside, share = 2 * np.abs(u) <= v + 1, 0.5
-    elif shape == "diamond":
-        inside, share = np.abs(u) + np.abs(v) <= 1, 0.5
     elif shape == "cross":
         inside, share = np.minimum(np.abs(u), np.abs(v)) <= CROSS_ARM, 1 - (1 - CROSS_ARM) ** 2
     else:  # ring

@@ -36,18 +36,19 @@ def recipe() -> Recipe:
         judged=[*validation_prompts(), *other_position_prompts()],
         headline=HEADLINE,
         guidances=GUIDANCES,
-        images_per_task=40,
+        images_per_task=32,
         start="shapes",
     )
 
 
-def settings(seed: int = 0, iterations: int = 9_000) -> PretrainConfig:
+def settings(seed: int = 0, iterations: int = 10_000) -> PretrainConfig:
     """Every number that the weights depend on."""
     return PretrainConfig(
         seed=seed,
         pictures=16_000,
         vae_iterations=400,
         vae_learning_rate=1.5e-3,
+        decoder_iterations=600,
         iterations=iterations,
         batch=64,
         log_every=1_500,

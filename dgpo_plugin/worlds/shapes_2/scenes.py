@@ -23,7 +23,7 @@ from dgpo_plugin.worlds.shapes.render import PALETTE, Size, Vocabulary
 from dgpo_plugin.worlds.shapes.scenes import NUMBER_WORDS, RELATIONS, Requirement
 
 VOCABULARY = Vocabulary(
-    figures=("circle", "square", "triangle", "diamond", "cross", "ring"),
+    figures=("circle", "square", "triangle", "cross", "ring"),
     palette={
         **PALETTE,
         "purple": np.array([0.82, 0.18, 0.90], dtype=np.float32),
