@@ -70,7 +70,7 @@ def _official() -> tuple[Prompt, ...]:
 
 
 def official_prompts() -> list[Prompt]:
-    """The test set: GenEval's own 553 prompts, in its words ("a photo of four benchs")."""
+    """The test set: GenEval's own 553 prompts, in its own spelling of plurals."""
     return list(_official())
 
 

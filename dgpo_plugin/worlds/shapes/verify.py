@@ -196,13 +196,13 @@ def judge(found: Sequence[Detection], requirement: Requirement) -> Verdict:
 
 
 def _match(detection: Detection, item: Requirement) -> float:
-    right = [detection.shape == item["shape"]]
+    right = [bool(detection.shape == item["shape"])]
     if item.get("size"):
-        right.append(detection.size == item["size"] and detection.shape != UNKNOWN)
+        right.append(bool(detection.size == item["size"] and detection.shape != UNKNOWN))
     if item["colour"] is None:
         # A thing of no palette colour is not a clean "circle" either.
-        return sum(right) / len(right) * (1 if detection.color != UNKNOWN else 0.5)
-    right.append(detection.color == item["colour"])
+        return float(sum(right) / len(right)) * (1 if detection.color != UNKNOWN else 0.5)
+    right.append(bool(detection.color == item["colour"]))
     return sum(right) / len(right)
 
 
