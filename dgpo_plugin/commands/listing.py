@@ -33,9 +33,11 @@ def _rewards() -> Listed:
 
 
 def _prompts() -> Listed:
+    from dgpo_plugin.prompts.fetched import FETCHED
     from dgpo_plugin.prompts.registry import prompt_set_names
 
-    return {name: [about] if about else [] for name, about in prompt_set_names().items()}
+    at_hand = {name: [about] if about else [] for name, about in prompt_set_names().items()}
+    return at_hand | {name: [each.about, f"fetched; license: {each.license}"] for name, each in FETCHED.items()}
 
 
 def _worlds() -> Listed:

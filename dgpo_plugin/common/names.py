@@ -60,8 +60,10 @@ PROMPT_SETS = Registry(
     "prompt_sets",
     {
         "geneval/train": Entry("dgpo_plugin.prompts.geneval:train_prompts", "GenEval's six tasks, from templates"),
-        "geneval/test": Entry("dgpo_plugin.prompts.geneval:held_out_prompts", "the same six, other scenes"),
+        "geneval/validation": Entry("dgpo_plugin.prompts.geneval:validation_prompts", "likewise, other scenes"),
+        "geneval/test": Entry("dgpo_plugin.prompts.geneval:official_prompts", "GenEval's own 553"),
         "ocr/train": Entry("dgpo_plugin.prompts.ocr:train_prompts", "signs and labels with words to render"),
+        "ocr/validation": Entry("dgpo_plugin.prompts.ocr:validation_prompts", "likewise, other words"),
         "ocr/test": Entry("dgpo_plugin.prompts.ocr:held_out_prompts", "likewise, other words"),
     },
     Entry,
@@ -74,6 +76,7 @@ WORLDS = Registry(
     "worlds",
     {
         "shapes": Entry("dgpo_plugin.worlds.shapes:WORLD", "colored shapes, a verifier, a model of 1.7 M"),
+        "shapes-2": Entry("dgpo_plugin.worlds.shapes_2:WORLD", "more figures, colors and sizes, for comparisons"),
         "words": Entry("dgpo_plugin.worlds.words:WORLD", "words of three letters for the reward ocr, 64 x 32 pixels"),
     },
     Entry,

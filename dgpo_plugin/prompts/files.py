@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 from dgpo_plugin.common.errors import MOST_PROBLEMS, UserError, first_few, is_unicode
@@ -49,6 +51,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if problems:
         raise UserError(first_few(problems, "lines", others=places[MOST_PROBLEMS:]))
     return prompts
+
+
+def read_shipped_prompts(file: str) -> list[Prompt]:
+    """Prompts of a list that lies beside this file; its name is their place, whatever folder it is installed in."""
+    with resources.as_file(resources.files(__package__) / file) as path:
+        return [replace(prompt, place=f"{file}:{number}") for number, prompt in enumerate(read_prompts(path), start=1)]
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:

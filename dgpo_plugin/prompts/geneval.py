@@ -1,17 +1,21 @@
 """Prompts of GenEval's six task types, with its metadata: tag, include, exclude (arXiv 2310.11513).
 
-The objects are the COCO classes, which its detectors know. Every scene is either a training or a test scene, whatever
-the order of its words: objects, colours, counts and relations that are tested together are never trained together.
-Task types are trained on as often as in the published list, which is 50,000 lines long and drawn by GenEval's own
-script; ours has scenes of its own.
+The objects are the COCO classes, which its detectors know. The test set is GenEval's own, the 553 prompts that its
+script draws (djghosh13/geneval, prompts/create_prompts.py, seed 43), and lies beside this file. Every other scene is
+either a training or a validation scene, whatever the order of its words: objects, colours, counts and relations that
+are tested together are never trained together. Task types are trained on as often as in the published list, which is
+50,000 lines long; ours has scenes of its own.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.prompts.files import read_shipped_prompts
 from dgpo_plugin.prompts.split import held_out_keys, shuffled_by_hash
 from dgpo_plugin.prompts.words import read_words
 
@@ -30,13 +34,14 @@ IRREGULAR = {
     "computer mouse": "computer mice",
 }
 PAIRED = ("skis", "scissors")
-TEST_SHARE = 0.1
+VALIDATION_SHARE = 0.15
+"""Of the scenes of each task type that the test set leaves."""
 TRAIN_SHARES = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
 """How often each task type is trained on: Flow-GRPO's ratio (arXiv 2505.05470), which DGPO's training list has too.
 
 A single object is no training prompt: the base draws it. In percent: 41, 29, 18, 6, 6, 0.
 """
-TRAIN_UNIT, TEST_PER_TASK = 500, 60
+TRAIN_UNIT, VALIDATION_PER_TASK = 500, 60
 
 Scene = dict[str, Any]
 
@@ -47,24 +52,45 @@ def train_prompts() -> list[Prompt]:
     return [
         prompt
         for tag, share in TRAIN_SHARES.items()
-        for prompt in itertools.islice(itertools.cycle(_side(scenes[tag], test=False)), share * TRAIN_UNIT)
+        for prompt in itertools.islice(itertools.cycle(_side(scenes[tag], held_out=False)), share * TRAIN_UNIT)
     ]
 
 
-def held_out_prompts() -> list[Prompt]:
-    """The test set: up to 60 of each of the six task types, of scenes that are in no training prompt."""
-    return [prompt for scenes in _scenes().values() for prompt in _side(scenes, test=True)[:TEST_PER_TASK]]
+def validation_prompts() -> list[Prompt]:
+    """The set for choosing settings: up to 60 of each task type, of scenes that are neither trained on nor tested.
+
+    A single object is none of them: all 80 are tested.
+    """
+    return [prompt for scenes in _scenes().values() for prompt in _side(scenes, held_out=True)[:VALIDATION_PER_TASK]]
 
 
-def _side(scenes: list[Scene], *, test: bool) -> list[Prompt]:
-    """The prompts of a task type's scenes on one side, shuffled by their words."""
-    held_out = held_out_keys([_key(scene) for scene in scenes], TEST_SHARE)
-    side = [scene for scene in scenes if (_key(scene) in held_out) == test]
+@functools.cache
+def _official() -> tuple[Prompt, ...]:
+    return tuple(read_shipped_prompts("lists/geneval/evaluation_metadata.jsonl"))
+
+
+def official_prompts() -> list[Prompt]:
+    """The test set: GenEval's own 553 prompts, in its own spelling of plurals."""
+    return list(_official())
+
+
+def _side(scenes: list[Scene], *, held_out: bool) -> list[Prompt]:
+    """The prompts of a task type's untested scenes on one side, shuffled by their words."""
+    validation = held_out_keys([_key(scene) for scene in scenes], VALIDATION_SHARE)
+    side = [scene for scene in scenes if (_key(scene) in validation) == held_out]
     return [Prompt(caption(scene), scene) for scene in shuffled_by_hash(side, caption)]
 
 
 def _scenes() -> dict[str, list[Scene]]:
-    """Every scene of every task type, as GenEval's metadata has it."""
+    """Every scene of every task type that is not tested, as GenEval's metadata has it.
+
+    Things that are tested together are left out in every relation.
+    """
+    tested = {_key(prompt.metadata) for prompt in _official()}
+    return {tag: [scene for scene in scenes if _key(scene) not in tested] for tag, scenes in _all_scenes().items()}
+
+
+def _all_scenes() -> dict[str, list[Scene]]:
     pairs = list(itertools.permutations(OBJECTS, 2))
     colored = [name for name in OBJECTS if name not in UNCOLORED]
     color_pairs = [
@@ -131,6 +157,6 @@ def plural(name: str) -> str:
     return f"{name}es" if name.endswith(("s", "x", "ch", "sh")) else f"{name}s"
 
 
-def _key(scene: Scene) -> str:
-    """A scene's key: what it holds, whatever the order."""
+def _key(scene: Mapping[str, Any]) -> str:
+    """A scene's key: what it holds, whatever the order and the relation."""
     return "|".join(sorted(f"{item['class']} {item['count']} {item.get('color')}" for item in scene["include"]))

@@ -1,15 +1,17 @@
 """Prompts that ask for rendered words, which stand in double quotes and under ``text``.
 
-No word that is tested is ever trained on, the tails apart. They stand in for Flow-GRPO's lists (dataset/ocr: about
-20,000 training prompts and 1,018 of test, scenes with a quoted text each), which are not shipped and load as they are.
+No word that is tested or validated on is ever trained on, the tails apart. They stand in for Flow-GRPO's lists
+(dataset/ocr: about 20,000 training prompts and 1,018 of test, scenes with a quoted text each), which are not shipped:
+``flow-grpo/ocr-train`` and ``flow-grpo/ocr-test`` fetch them.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Set
 
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.prompts.split import held_out_keys, shuffled_by_hash
+from dgpo_plugin.prompts.split import shuffled_by_hash, split_keys
 from dgpo_plugin.prompts.words import read_words
 
 PLACES = (
@@ -33,23 +35,35 @@ PLACES = (
 FIRST = read_words("ocr_first.txt")
 SECOND = read_words("ocr_second.txt")
 TAILS = ("Today", "Tonight", "Since 1924", "Closed Monday", "Half Price", "Welcome", "Sold Out")
-TEST_SHARE = 0.15
+TEST_SHARE = VALIDATION_SHARE = 0.15
+"""Of the words."""
 TRAIN, TEST = 2000, 200
 
 
 def train_prompts() -> list[Prompt]:
     """The training set, 2,000 prompts."""
-    return _prompts(test=False, limit=TRAIN)
+    tested, validated = _split()
+    return _prompts({*FIRST, *SECOND} - tested - validated, TRAIN)
 
 
 def held_out_prompts() -> list[Prompt]:
-    """The test set: 200 prompts whose words are in no training prompt (the tails apart)."""
-    return _prompts(test=True, limit=TEST)
+    """The test set: 200 prompts whose words are in no other set (the tails apart)."""
+    return _prompts(_split()[0], TEST)
 
 
-def _prompts(*, test: bool, limit: int) -> list[Prompt]:
-    held_out = held_out_keys([*FIRST, *SECOND], TEST_SHARE)
-    first, second = ([word for word in words if (word in held_out) == test] for words in (FIRST, SECOND))
+def validation_prompts() -> list[Prompt]:
+    """The set for choosing settings: 200 prompts whose words are in no other set (the tails apart)."""
+    return _prompts(_split()[1], TEST)
+
+
+def _split() -> list[frozenset[str]]:
+    """The words that are tested and those that are validated on."""
+    return split_keys([*FIRST, *SECOND], TEST_SHARE, VALIDATION_SHARE)
+
+
+def _prompts(own: Set[str], limit: int) -> list[Prompt]:
+    """Prompts of a set's own words."""
+    first, second = ([word for word in words if word in own] for words in (FIRST, SECOND))
     pairs = [f"{a} {b}" for a, b in itertools.product(first, second)]
     texts = [*first, *second, *pairs, *(f"{pair} {tail}" for pair, tail in itertools.product(pairs, TAILS))]
     prompts = [Prompt(place.format(text), {"text": text}) for place, text in itertools.product(PLACES, texts)]

@@ -1,4 +1,4 @@
-"""Prompts by name: registered sets, worlds' sets, a file, or a Hugging Face dataset."""
+"""Prompts by name: registered sets, worlds' sets, published lists, a file, or a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.registry import resolved
 from dgpo_plugin.common.user_file import is_from_file, told
 from dgpo_plugin.prompts.datasets import read_dataset
+from dgpo_plugin.prompts.fetched import FETCHED, fetch_prompts
 from dgpo_plugin.prompts.files import read_prompts
 
 DATASET = "hf:"
@@ -17,13 +18,18 @@ DATASET = "hf:"
 
 
 def load_prompts(source: str) -> list[Prompt]:
-    """Load a prompt set by name, a ``.txt`` / ``.jsonl`` file, ``hf:`` and a dataset's name, or your file.py:function.
+    """Load prompts: a set or a published list by name, a file, a dataset, or what a function of yours returns.
+
+    Args:
+        source: a name, a ``.txt`` / ``.jsonl`` file, ``hf:`` and a dataset's name, or ``file.py:function``.
 
     Raises:
         UserError: it is none of them, or cannot be read.
     """
     if source.startswith(DATASET):
         return read_dataset(source.removeprefix(DATASET))
+    if source in FETCHED:
+        return fetch_prompts(source)
     if source.endswith((".txt", ".jsonl")):
         return read_prompts(source)
     world, _, name = source.rpartition("/")
@@ -34,7 +40,7 @@ def load_prompts(source: str) -> list[Prompt]:
 
 
 def prompt_set_names() -> dict[str, str]:
-    """What each prompt set is, by name: this package's, other packages' and the worlds'."""
+    """What each prompt set that is at hand is, by name: this package's, other packages' and the worlds'."""
     worlds = {f"{world}/{name}": "" for world in WORLDS for name in WORLDS.load(world).prompt_sets}
     return {**{name: entry.about for name, entry in PROMPT_SETS.entries().items()}, **worlds}
 

@@ -12,8 +12,18 @@ T = TypeVar("T")
 
 def held_out_keys(keys: Iterable[str], share: float) -> frozenset[str]:
     """A share of the different keys, rounded up, picked by their hashes."""
+    return split_keys(keys, share)[0]
+
+
+def split_keys(keys: Iterable[str], *shares: float) -> list[frozenset[str]]:
+    """Disjoint parts of the different keys, a share of them each, rounded up, picked by their hashes."""
     ordered = shuffled_by_hash(sorted(set(keys)), str)
-    return frozenset(ordered[: math.ceil(len(ordered) * share)])
+    parts, start = [], 0
+    for share in shares:
+        end = start + math.ceil(len(ordered) * share)
+        parts.append(frozenset(ordered[start:end]))
+        start = end
+    return parts
 
 
 def shuffled_by_hash(items: Sequence[T], name: Callable[[T], str]) -> list[T]:

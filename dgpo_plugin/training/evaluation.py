@@ -15,6 +15,7 @@ from dgpo_plugin.config.fields import EvaluationConfig
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.generate import fixed_noise, generate
 from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.prompts.overlap import overlapping
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.unscored import HeldOutMean, held_out_mean
@@ -39,13 +40,8 @@ def call_prompts(train: Sequence[Prompt], evaluated: Sequence[Prompt] | None) ->
 
 
 def trained_on(train: Sequence[Prompt], evaluated: Sequence[Prompt]) -> list[Prompt]:
-    """Those of the prompts for evaluation that are trained on."""
-    known = {_same(prompt.text) for prompt in train}
-    return [prompt for prompt in evaluated if _same(prompt.text) in known]
-
-
-def _same(text: str) -> str:
-    return " ".join(text.casefold().split())
+    """Those of the prompts for evaluation that are trained on, in these or in other words (:func:`overlapping`)."""
+    return [evaluated[index] for index in sorted({index for _, index in overlapping(train, evaluated)})]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,14 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
+from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.distributed.processor import Work, settled
-from dgpo_plugin.worlds.shapes.pretrain_loops import encode_pictures, train_denoiser, train_vae
+from dgpo_plugin.worlds.shapes.pretrain_loops import Passes, encode_pictures, sharpen_decoder, train_denoiser, train_vae
 from dgpo_plugin.worlds.shapes.pretrain_networks import LATENT_SIZE, WIDTH, PretrainConfig, build_pipeline
+from dgpo_plugin.worlds.shapes.pretrain_recipe import RECIPE, Recipe
 from dgpo_plugin.worlds.shapes.render import SIZE, render
-from dgpo_plugin.worlds.shapes.scenes import TASKS, all_prompts
-
-TASK_WEIGHTS = dict(zip(TASKS, (0.08, 0.12, 0.25, 0.10, 0.20, 0.25), strict=True))
-"""How often each task type's captions are drawn."""
 
 
 def pretrain(output: Path, seed: int = 0, iterations: int | None = None, compile_model: bool = False) -> None:
@@ -40,8 +39,10 @@ def pretrain(output: Path, seed: int = 0, iterations: int | None = None, compile
     make_pipeline(output, PretrainConfig(seed=seed, **changes), compile_model=compile_model)
 
 
-def make_pipeline(output: Path, config: PretrainConfig, *, compile_model: bool = False) -> None:
-    """Train a shapes pipeline of any settings from nothing and save it to a folder, which is made."""
+def make_pipeline(
+    output: Path, config: PretrainConfig, recipe: Recipe = RECIPE, *, compile_model: bool = False
+) -> None:
+    """Train a shapes pipeline of any settings and save it to a folder, which is made."""
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(derive_seed(config.seed, "pretrain"))
     with (output / "pretrain.jsonl").open("w", encoding="utf-8") as log:
@@ -54,13 +55,19 @@ def make_pipeline(output: Path, config: PretrainConfig, *, compile_model: bool =
         precision = settled("the denoiser's precision", "auto", torch.device("cpu"), lambda: denoiser_work(config))
         numbers = {**asdict(config), "precision": precision}
         record(stage="config", torch=torch.__version__, threads=torch.get_num_threads(), **numbers)
-        prompts, pictures = draw_scenes(config)
-        vae = train_vae(pictures, config, record)
+        prompts, pictures = draw_scenes(config, recipe)
+        start = shipped_pipeline(recipe.start) if recipe.start else None
+        vae = train_vae(pictures, config, record, start.vae if start else None)
         latents = encode_pictures(vae, pictures)
-        pipeline = build_pipeline(vae, config)
-        pipeline.save_pretrained(output)
         in_bf16 = precision == "bf16"
-        train_denoiser(pipeline, latents, prompts, config, record, in_bf16=in_bf16, compile_model=compile_model)
+        if config.decoder_iterations:
+            sharpen_decoder(vae, pictures, latents, config, record, in_bf16=in_bf16)
+        pipeline = build_pipeline(vae, config, recipe.prompts)
+        if start:
+            go_on_with(pipeline, start)
+        pipeline.save_pretrained(output)
+        passes = Passes(in_bf16=in_bf16, compiled=compile_model)
+        train_denoiser(pipeline, latents, prompts, config, recipe, record, passes)
         save_in_fp16(pipeline, output)
 
 
@@ -71,15 +78,39 @@ def denoiser_work(config: PretrainConfig) -> Work:
     return tuple((tokens, inputs, outputs, times * 2 * config.layers) for inputs, outputs, times in shapes)
 
 
-def draw_scenes(config: PretrainConfig) -> tuple[list[Prompt], Tensor]:
+def shipped_pipeline(world: str) -> StableDiffusion3Pipeline:
+    """A world's pipeline as it is shipped, in float32."""
+    package, _, folder = WORLDS.load(world).pipeline.partition(":")
+    return StableDiffusion3Pipeline.from_pretrained(resources.files(package) / folder)
+
+
+@torch.no_grad()
+def go_on_with(pipeline: StableDiffusion3Pipeline, start: StableDiffusion3Pipeline) -> None:
+    """Give a new pipeline another one's denoiser and text encoders; a word that both know keeps its embedding."""
+    pipeline.transformer.load_state_dict(start.transformer.state_dict())
+    new, old = pipeline.tokenizer.get_vocab(), start.tokenizer.get_vocab()
+    shared = [(new[piece], old[piece]) for piece in new if piece in old]
+    rows, known = (torch.tensor(ids) for ids in zip(*shared, strict=True))
+    for name in ("text_encoder", "text_encoder_2"):
+        encoder, before = getattr(pipeline, name), getattr(start, name).state_dict()
+        weights = encoder.state_dict()
+        for key, value in before.items():
+            if "token_embedding" in key:
+                weights[key][rows] = value[known]
+            else:
+                weights[key].copy_(value)
+
+
+def draw_scenes(config: PretrainConfig, recipe: Recipe = RECIPE) -> tuple[list[Prompt], Tensor]:
     """N captions drawn at random and their pictures, (N, 3, 64, 64) in uint8 to keep them small."""
     rng = np.random.default_rng(derive_seed(config.seed, "scenes"))
-    by_task = {task: [p for p in all_prompts() if p.metadata["task"] == task] for task in TASKS}
-    tasks = rng.choice(TASKS, size=config.pictures, p=[TASK_WEIGHTS[task] for task in TASKS])
+    names, weights = tuple(recipe.task_weights), tuple(recipe.task_weights.values())
+    by_task = {task: [p for p in recipe.prompts if p.metadata["task"] == task] for task in names}
+    tasks = rng.choice(names, size=config.pictures, p=weights)
     prompts = [by_task[task][rng.integers(len(by_task[task]))] for task in tasks]
     pictures = np.empty((config.pictures, 3, SIZE, SIZE), dtype=np.uint8)
     for index, prompt in enumerate(prompts):
-        pictures[index] = (render(dict(prompt.metadata), rng) * 255).round().astype(np.uint8)
+        pictures[index] = (render(dict(prompt.metadata), rng, recipe.vocabulary) * 255).round().astype(np.uint8)
     return prompts, torch.from_numpy(pictures)
 
 

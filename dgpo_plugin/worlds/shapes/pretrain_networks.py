@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -21,8 +22,8 @@ from transformers import (
     T5EncoderModel,
 )
 
+from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.worlds.shapes.render import SIZE
-from dgpo_plugin.worlds.shapes.scenes import all_prompts
 
 TEXT_TOKENS = 12
 """The longest caption, "a red circle right of a blue square", is ten tokens with both ends."""
@@ -43,11 +44,14 @@ class PretrainConfig:
         pictures: drawn once, for the VAE and for the denoiser.
         vae_iterations, vae_batch, vae_learning_rate: steps of the VAE, pictures in each, AdamW's peak rate.
         kl_weight: of the VAE's posterior, a latent.
+        decoder_iterations: steps of the VAE's decoder alone, on latents that stay as they are, after those; 0 for none.
         iterations, batch, learning_rate: the same of the denoiser and its text encoders.
         layers: blocks of the denoiser.
         caption_dropout: share of pictures that are trained on the empty caption.
         ema_decay: of the averaged weights, which are the result, once it has risen to that.
         shift: of the timesteps towards noise.
+        log_every: steps of the denoiser from one measurement of its accuracy to the next.
+        enough: mean accuracy, at the best guidance, at which a measurement ends the training; None for none.
     """
 
     seed: int = 0
@@ -56,6 +60,7 @@ class PretrainConfig:
     vae_batch: int = 48
     vae_learning_rate: float = 2e-3
     kl_weight: float = 1e-4
+    decoder_iterations: int = 0
     iterations: int = 16_000
     batch: int = 128
     learning_rate: float = 2e-3
@@ -63,6 +68,8 @@ class PretrainConfig:
     caption_dropout: float = 0.1
     ema_decay: float = 0.999
     shift: float = 3.0
+    log_every: int = 1_000
+    enough: float | None = None
 
 
 def build_vae() -> AutoencoderKL:
@@ -82,9 +89,9 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def build_pipeline(vae: AutoencoderKL, config: PretrainConfig) -> StableDiffusion3Pipeline:
-    """The untrained pipeline round a trained VAE."""
-    tokenizer = clip_tokenizer()
+def build_pipeline(vae: AutoencoderKL, config: PretrainConfig, prompts: Sequence[Prompt]) -> StableDiffusion3Pipeline:
+    """The untrained pipeline round a trained VAE, with a tokenizer for the world's prompts."""
+    tokenizer = clip_tokenizer(prompts)
     transformer = SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
         patch_size=2,
@@ -122,9 +129,9 @@ def zero_modulations(transformer: SD3Transformer2DModel) -> None:
         nn.init.zeros_(linear.bias)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(prompts: Sequence[Prompt]) -> CLIPTokenizer:
     """CLIP's byte-level BPE, with merges learnt from the world's own captions, ties broken by the alphabet."""
-    words = Counter(word for prompt in all_prompts() for word in prompt.text.split())
+    words = Counter(word for prompt in prompts for word in prompt.text.split())
     merges = learn_bpe(words)
     letters = byte_alphabet()
     pieces = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]

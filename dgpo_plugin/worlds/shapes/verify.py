@@ -1,8 +1,9 @@
 """Read a picture back and judge it against its requirement, by rules, the way GenEval does with a detector.
 
 A pixel belongs to the palette colour whose direction from the background it shares; a thing is a connected
-component of one colour; it is a circle, a square or a triangle if it overlaps that figure, fitted to its
-bounding box, with an intersection over union of at least ``MIN_IOU``, and is neither a fragment nor a blur.
+component of one colour; it is a circle, a square or another figure if it overlaps that figure, fitted to its
+bounding box, with an intersection over union of at least ``MIN_IOU``, and is neither a fragment nor a blur; its size
+is told by its longer side.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from dgpo_plugin.worlds.shapes.render import BACKGROUND, PALETTE
-from dgpo_plugin.worlds.shapes.scenes import COLORS, SHAPES, Requirement
+from dgpo_plugin.worlds.shapes.render import BACKGROUND, CROSS_ARM, RING_HOLE, VOCABULARY, Vocabulary
+from dgpo_plugin.worlds.shapes.scenes import Requirement
 
 MIN_AREA = 12
 """Smaller components (pixels) are specks, not things."""
 MIN_IOU = 0.82
 MAX_ASPECT = 1.35
 """Longer over shorter side of the bounding box, for a thing that may be named."""
-MIN_SIDE = 11
-"""Pixels of the longer side: things are drawn 13 and up, and the top half of a triangle is a triangle again."""
 MIN_SOLIDITY = 0.75
 """Mean coverage of a thing's pixels: 0.89 and up as drawn, below this once blurred by 4 pixels (any blob is round)."""
 MIN_COSINE = 0.93
@@ -45,6 +44,7 @@ class Detection:
         shape, color: a name each, or ``unknown``.
         x, y: the centre of its bounding box, in pixels.
         area: in pixels.
+        size: a word, or "" in a world without words for sizes.
     """
 
     shape: str
@@ -52,6 +52,7 @@ class Detection:
     x: float
     y: float
     area: int
+    size: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ class Verdict:
     partial: float
 
 
-def detect(images: NDArray[np.float32]) -> list[list[Detection]]:
+def detect(images: NDArray[np.float32], vocabulary: Vocabulary = VOCABULARY) -> list[list[Detection]]:
     """Find the things in each picture.
 
     Args:
         images: float (N, 3, H, W) in [0, 1].
     """
     count, _, height, width = images.shape
-    masks, coverage = _color_masks(images)
+    masks, coverage = _color_masks(images, vocabulary)
     in_plane = np.zeros((3, 3, 3), dtype=int)
     in_plane[1] = [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
     labels, found = ndimage.label(masks.reshape(-1, height, width), structure=in_plane)
@@ -94,28 +95,32 @@ def detect(images: NDArray[np.float32]) -> list[list[Detection]]:
     half_width, half_height = (high_column - low_column) / 2, (high_row - low_row) / 2
     u = (column + 0.5 - x[label]) / half_width[label]
     v = (row + 0.5 - y[label]) / half_height[label]
-    ious = np.stack([_iou(shape, u, v, label, area, 4 * half_width * half_height) for shape in SHAPES])
+    ious = np.stack([_iou(shape, u, v, label, area, 4 * half_width * half_height) for shape in vocabulary.figures])
     aspect = np.maximum(half_width, half_height) / np.minimum(half_width, half_height)
     side = 2 * np.maximum(half_width, half_height)
-    colors = (*COLORS, UNKNOWN)
+    colors = (*vocabulary.colors, UNKNOWN)
+    least_sides = [size.least_side for size in vocabulary.sizes.values()]
     solidity = np.bincount(label, coverage[plane // len(colors), row, column], minlength=found) / area
-    named = (ious.max(0) >= MIN_IOU) & (aspect <= MAX_ASPECT) & (side >= MIN_SIDE) & (solidity >= MIN_SOLIDITY)
+    named = (ious.max(0) >= MIN_IOU) & (aspect <= MAX_ASPECT) & (side >= least_sides[0]) & (solidity >= MIN_SOLIDITY)
     best = ious.argmax(0)
+    words = tuple(vocabulary.sizes)
+    size = np.maximum(np.searchsorted(least_sides, side, side="right") - 1, 0)
     for index in np.nonzero(area >= MIN_AREA)[0]:
-        shape = SHAPES[best[index]] if named[index] else UNKNOWN
+        shape = vocabulary.figures[best[index]] if named[index] else UNKNOWN
         picture, color = divmod(int(owner[index]), len(colors))
-        detections[picture].append(Detection(shape, colors[color], float(x[index]), float(y[index]), int(area[index])))
+        place, pixels = (float(x[index]), float(y[index])), int(area[index])
+        detections[picture].append(Detection(shape, colors[color], *place, pixels, words[size[index]]))
     return detections
 
 
-def _color_masks(images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+def _color_masks(images: NDArray[np.float32], vocabulary: Vocabulary) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """Which pixels are of which colour, and how much of it they have.
 
     Returns:
         (N, colours + 1, H, W), the last plane for no palette colour; and coverage (N, H, W), 0 background, 1 full.
     """
     offset = images - BACKGROUND[:, None, None]
-    directions = np.stack([PALETTE[color] - BACKGROUND for color in COLORS])
+    directions = np.stack([full - BACKGROUND for full in vocabulary.palette.values()])
     lengths = np.linalg.norm(directions, axis=1)
     along = np.einsum("kc,nchw->nkhw", directions / lengths[:, None], offset)
     norm = np.linalg.norm(offset, axis=1)
@@ -124,8 +129,8 @@ def _color_masks(images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArra
     pure = highest >= MIN_COSINE * norm
     coverage: NDArray[np.float32] = np.where(pure, highest / lengths[best], norm / lengths.min())
     foreground = coverage >= MIN_COVERAGE
-    plane = np.where(pure, best, len(COLORS))
-    planes: NDArray[np.bool_] = (plane[:, None] == np.arange(len(COLORS) + 1)[:, None, None]) & foreground[:, None]
+    plane = np.where(pure, best, len(directions))
+    planes: NDArray[np.bool_] = (plane[:, None] == np.arange(len(directions) + 1)[:, None, None]) & foreground[:, None]
     return planes, coverage
 
 
@@ -148,8 +153,13 @@ def _iou(
         inside, share = u**2 + v**2 <= 1, np.pi / 4
     elif shape == "square":
         inside, share = np.ones_like(u, dtype=bool), 1.0
-    else:
+    elif shape == "triangle":
         inside, share = 2 * np.abs(u) <= v + 1, 0.5
+    elif shape == "cross":
+        inside, share = np.minimum(np.abs(u), np.abs(v)) <= CROSS_ARM, 1 - (1 - CROSS_ARM) ** 2
+    else:  # ring
+        distance = u**2 + v**2
+        inside, share = (distance <= 1) & (distance >= RING_HOLE**2), np.pi / 4 * (1 - RING_HOLE**2)
     overlap = np.bincount(label[inside], minlength=len(area))
     iou: NDArray[np.float64] = overlap / (area + share * box_area - overlap)
     return iou
@@ -158,9 +168,9 @@ def _iou(
 def judge(found: Sequence[Detection], requirement: Requirement) -> Verdict:
     """Compare what was found with what was asked for.
 
-    Partial credit is the best one-to-one assignment of found to required things (half for the shape, half for
-    the colour where one is asked for), over the larger of the two counts, so that a missing and a superfluous
-    thing cost the same. A relation counts as one more thing, and only between things of the right shape.
+    Partial credit is the best one-to-one assignment of found to required things (in equal parts for the shape, and
+    for the colour and the size where one is asked for), over the larger of the two counts, so that a missing and a
+    superfluous thing cost the same. A relation counts as one more thing, and only between things of the right shape.
     """
     wanted = [item for item in requirement["objects"] for _ in range(item["count"])]
     size = max(len(wanted), len(found))
@@ -186,11 +196,14 @@ def judge(found: Sequence[Detection], requirement: Requirement) -> Verdict:
 
 
 def _match(detection: Detection, item: Requirement) -> float:
-    shape = float(detection.shape == item["shape"])
+    right = [bool(detection.shape == item["shape"])]
+    if item.get("size"):
+        right.append(bool(detection.size == item["size"] and detection.shape != UNKNOWN))
     if item["colour"] is None:
         # A thing of no palette colour is not a clean "circle" either.
-        return shape if detection.color != UNKNOWN else 0.5 * shape
-    return 0.5 * shape + 0.5 * float(detection.color == item["colour"])
+        return float(sum(right) / len(right)) * (1 if detection.color != UNKNOWN else 0.5)
+    right.append(bool(detection.color == item["colour"]))
+    return sum(right) / len(right)
 
 
 def _holds(relation: str, a: Detection, b: Detection) -> bool:
@@ -199,6 +212,8 @@ def _holds(relation: str, a: Detection, b: Detection) -> bool:
     return bool(offset >= MIN_OFFSET)
 
 
-def verify(images: NDArray[np.float32], requirements: Sequence[Requirement]) -> list[Verdict]:
+def verify(
+    images: NDArray[np.float32], requirements: Sequence[Requirement], vocabulary: Vocabulary = VOCABULARY
+) -> list[Verdict]:
     """One verdict for each picture of (N, 3, 64, 64), float in [0, 1], and its requirement."""
-    return [judge(found, wanted) for found, wanted in zip(detect(images), requirements, strict=True)]
+    return [judge(found, wanted) for found, wanted in zip(detect(images, vocabulary), requirements, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections import Counter
@@ -12,9 +13,12 @@ from typing import Any
 import datasets
 import pytest
 
+import dgpo_plugin.prompts as prompts_package
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.prompts.files import read_prompts
 from dgpo_plugin.prompts.geneval import OBJECTS, plural
+from dgpo_plugin.prompts.overlap import overlapping
 from dgpo_plugin.prompts.registry import load_prompts, prompt_set_names
 
 pytestmark = pytest.mark.fast
@@ -27,11 +31,16 @@ def test_every_prompt_set_is_the_same_every_time_and_has_no_empty_text(name: str
     assert all(prompt.text.strip() for prompt in prompts)
 
 
+SIDES = ("train", "validation", "test")
+
+
 @pytest.mark.parametrize("kind", ["geneval", "ocr"])
-def test_train_and_test_share_no_prompt(kind: str) -> None:
-    train, test = load_prompts(f"{kind}/train"), load_prompts(f"{kind}/test")
-    assert len({p.text for p in test}) == len(test)
-    assert not {p.text for p in train} & {p.text for p in test}
+def test_train_validation_and_test_ask_for_nothing_twice(kind: str) -> None:
+    sides = {side: load_prompts(f"{kind}/{side}") for side in SIDES}
+    for side in SIDES[1:]:
+        assert len({p.text for p in sides[side]}) == len(sides[side])
+    for one, other in itertools.combinations(SIDES, 2):
+        assert overlapping(sides[one], sides[other]) == []
 
 
 def test_geneval_scenes_are_disjoint_whatever_the_order() -> None:
@@ -41,11 +50,56 @@ def test_geneval_scenes_are_disjoint_whatever_the_order() -> None:
             for p in load_prompts(f"geneval/{side}")
         }
 
-    assert not scenes("train") & scenes("test")
+    for one, other in itertools.combinations(SIDES, 2):
+        assert not scenes(one) & scenes(other)
+    assert set(Counter(p.metadata["tag"] for p in load_prompts("geneval/validation")).values()) == {24, 60}
     tags = Counter(p.metadata["tag"] for p in load_prompts("geneval/test"))
     assert set(tags) == {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
     assert min(tags.values()) >= 8
     assert len(OBJECTS) == 80
+
+
+def test_geneval_test_is_the_official_list() -> None:
+    """Its size and its parts (djghosh13/geneval, prompts/evaluation_metadata.jsonl), and lines seen in copies of it."""
+    official = load_prompts("geneval/test")
+    assert len(official) == 553
+    parts = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
+    assert Counter(prompt.metadata["tag"] for prompt in official) == parts
+    assert official[0] == Prompt("a photo of a bench", {"tag": "single_object", "include": [_thing("bench")]})
+    by_text = {prompt.text: prompt.metadata for prompt in official}
+    assert by_text["a photo of two sandwichs"] == {
+        "tag": "counting",
+        "include": [_thing("sandwich", 2)],
+        "exclude": [_thing("sandwich", 3)],
+    }
+    assert by_text["a photo of a chair left of a zebra"] == {
+        "tag": "position",
+        "include": [_thing("zebra"), {**_thing("chair"), "position": ["left of", 0]}],
+    }
+    assert by_text["a photo of a green surfboard and an orange oven"] == {
+        "tag": "color_attr",
+        "include": [{**_thing("surfboard"), "color": "green"}, {**_thing("oven"), "color": "orange"}],
+    }
+    assert {
+        "a photo of a pink handbag and a black scissors",
+        "a photo of a cow right of a laptop",
+        "a photo of a bus below a toothbrush",
+        "a photo of four baseball gloves",
+        "a photo of a tv remote below a cow",
+        "a photo of a white banana and a black elephant",
+        "a photo of a purple backpack",
+        "a photo of a person and a stop sign",
+    } <= set(by_text)
+
+
+def _thing(name: str, count: int = 1) -> dict[str, Any]:
+    return {"class": name, "count": count}
+
+
+def test_geneval_test_stands_beside_its_license() -> None:
+    lists = Path(prompts_package.__file__).parent / "lists"
+    assert [folder.name for folder in lists.iterdir() if not (folder / "LICENSE").exists()] == []
+    assert "MIT License" in (lists / "geneval" / "LICENSE").read_text()
 
 
 def test_geneval_task_types_are_trained_on_as_often_as_published() -> None:
@@ -62,7 +116,7 @@ def test_geneval_task_types_are_trained_on_as_often_as_published() -> None:
 
 
 def test_geneval_metadata_says_what_the_text_says() -> None:
-    for prompt in load_prompts("geneval/train") + load_prompts("geneval/test"):
+    for prompt in load_prompts("geneval/train") + load_prompts("geneval/validation"):
         things = prompt.metadata["include"]
         for thing in things:
             name = thing["class"]
@@ -79,12 +133,13 @@ def test_geneval_metadata_says_what_the_text_says() -> None:
 
 def test_ocr_texts_stand_in_quotes_and_share_no_word() -> None:
     words: dict[str, set[str]] = {}
-    for side in ("train", "test"):
+    for side in SIDES:
         prompts = load_prompts(f"ocr/{side}")
         assert all(f'"{p.metadata["text"]}"' in p.text for p in prompts)
         words[side] = {word for p in prompts for word in p.metadata["text"].split()[:2]}
     tails = {"Today", "Tonight", "Since", "Closed", "Half", "Welcome", "Sold"}
-    assert not (words["train"] - tails) & (words["test"] - tails)
+    for one, other in itertools.combinations(SIDES, 2):
+        assert not (words[one] - tails) & (words[other] - tails)
 
 
 def test_the_official_geneval_file_format_loads_unchanged(tmp_path: Path) -> None:
