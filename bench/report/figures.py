@@ -188,7 +188,7 @@ def tuning_figure(comparison: Comparison) -> str:
         known = np.isfinite(values)
         if known.any():
             best = comparison.sign * np.maximum.accumulate(comparison.sign * values[known])
-            numbers = 1.0 + np.flatnonzero(known)
+            numbers = (1 + np.flatnonzero(known)).astype(np.float64)
             points = np.stack([numbers, values[known]], axis=1)
             paths.append(Path(record.label, index, numbers, best, points, entry == results.challenger))
     metric = results.metrics[results.task.headline]
