@@ -30,7 +30,7 @@ def task(folder: Path, body: str = "return images.mean((1, 2, 3))", **metric: ob
             "prompts": {"train": "a.txt", "validation": "b.txt", "test": "c.txt"},
             "rewards": "brightness",
             "metrics": {"own": {"reward": f"{folder}/mine.py:mine", **metric}},
-            "in_domain": [{"metric": "own"}],
+            "in_domain": [{"metric": "brightness"}, {"metric": "own"}],
         }
     )
 

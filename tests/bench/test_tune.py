@@ -130,7 +130,7 @@ def test_a_trial_sees_validation_prompts_and_a_seed_from_100_on(
     values = {**preset.shared, "rollout": {"steps": 4}}
     values["training"] = {**values["training"], "prompts_per_iteration": 2, "group_size": 2}
     size = preset.sizes["quick"].model_copy(update=few)
-    ranges = {"shared": {"algorithm.noisiest_steps": Range(choices=(3,))}}
+    ranges = {"shared": {"algorithm.noisiest_steps": Range(choices=(3,)), "algorithm.timesteps": Range(choices=(2,))}}
     preset = preset.model_copy(update={"shared": values, "search": ranges, "guidance": 1.0})
     small = Plan.of("shapes-1", preset, task, "quick", size, ["dgpo"], jobs=1)
     monkeypatch.setattr(tuning_module, "run_jobs", lambda *_: None)
