@@ -48,7 +48,8 @@ def log_likelihood(error: Tensor, sigma: float, kind: Likelihood) -> Tensor:
     small; ``uniform`` is -d, ``sigma`` -sigma d, ``sigma_squared`` -sigma^2 d.
     """
     if kind == "root":
-        return -(sigma / POWER) * ((error + SMALL).pow(POWER) - SMALL**POWER)
+        likelihood: Tensor = -(sigma / POWER) * ((error + SMALL).pow(POWER) - SMALL**POWER)
+        return likelihood
     return -error * {"uniform": 1.0, "sigma": sigma, "sigma_squared": sigma**2}[kind]
 
 

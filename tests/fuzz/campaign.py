@@ -56,6 +56,7 @@ def watched(clock: float = WAITING) -> Iterator[None]:
     before = [signal.signal(number, late) for number, _, _ in timers]
     for _, timer, seconds in timers:
         signal.setitimer(timer, seconds)
+    assert sys.__stderr__ is not None
     faulthandler.dump_traceback_later(2 * clock, exit=True, file=sys.__stderr__)
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import math
@@ -192,18 +193,19 @@ def check_adapter(case: Case, outcome: Outcome, folder: Path) -> str:
 
 
 def make_results(random: Random) -> Case:
-    values: Any = seeds.results()
-    if random.random() < 0.85:
+    files = {f"c/{name}": content for name, content in seeds.comparison().items()}
+    what = random.random()
+    if what < 0.6:
+        values: Any = json.loads(files["c/results.json"])
         for _ in times(random):
             values = mutated_json(values, random)
-        content = json.dumps(values).encode("utf-8", "surrogatepass")
+        files["c/results.json"] = json.dumps(values).encode("utf-8", "surrogatepass")
+    elif what < 0.85:
+        rows = gzip.decompress(files["c/pictures.csv.gz"]).decode()
+        files["c/pictures.csv.gz"] = gzip.compress(mutated_lines(rows, random).encode("utf-8", "surrogatepass"))
     else:
-        content = mutated_bytes(json.dumps(values).encode(), random)
-    picture = seeds.picture("PNG")
-    files = {
-        "c/results.json": content,
-        "c/base.png": picture if random.random() < 0.9 else mutated_bytes(picture, random),
-    }
+        name = random.choice(sorted(files))
+        files[name] = mutated_bytes(files[name], random)
     return Case("results", "dgpo-bench", ("report", "c"), files)
 
 

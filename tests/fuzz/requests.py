@@ -84,7 +84,7 @@ def _check(answer: bytes, *, bodiless: bool) -> None:
 
 def _exchanged(data: bytes, *, whole: bool = True) -> bytes:
     """What comes back for bytes: one answer, or nothing if the server hangs up."""
-    parts = []
+    parts: list[bytes] = []
     with socket.create_connection(_server(), timeout=SECONDS) as connection:
         try:
             connection.sendall(data)

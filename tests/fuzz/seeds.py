@@ -17,12 +17,12 @@ import torch
 import yaml
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save
-from tests.bench.conftest import synthetic_results
 
 from dgpo_plugin.adapters.hashes import MODELSPEC, header_hashes
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.training.checkpoint import Progress, _State, save_checkpoint
 from dgpo_plugin.training.identity import RunIdentity
+from tests.bench.report.synthetic import World, write_synthetic
 
 PICTURES = ("PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP")
 BRIGHTNESS = 127 / 255
@@ -125,24 +125,18 @@ def _headed(tensors: dict[str, torch.Tensor], header: dict[str, str], *, hashed:
 
 
 @functools.cache
-def results() -> dict[str, Any]:
-    """A comparison of two algorithms and two seeds, with a picture."""
+def comparison() -> dict[str, bytes]:
+    """A comparison's folder: two entries with two seeds, records, the pictures' table and the galleries."""
     curves = {
-        ("dgpo", 0): [0.1, 0.5, 0.8],
-        ("dgpo", 1): [0.1, 0.6, 0.7],
-        ("flow-grpo", 0): [0.1, 0.2, 0.6],
-        ("flow-grpo", 1): [0.1, 0.3, 0.5],
+        ("dgpo", 0): [0.3, 0.5, 0.8],
+        ("dgpo", 1): [0.3, 0.6, 0.7],
+        ("flow-grpo", 0): [0.3, 0.2, 0.6],
+        ("flow-grpo", 1): [0.3, 0.3, 0.5],
     }
-    made = synthetic_results(
-        curves,
-        base=[{"guidance": 1.0, "metrics": {"score": 0.1, "odd": 1.9}}],
-        settings={"dgpo": {"training": {"seed": 0, "learning_rate": 0.1}}, "flow-grpo": {"training": {"seed": 0}}},
-        gallery={"base": "base.png"},
-        gallery_prompts=["a cat"],
-        colors={"dgpo": "#112233"},
-    )
-    values: dict[str, Any] = made.model_dump(mode="json")
-    return values
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_synthetic(folder, World(curves))
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 RETURNS = (

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,8 +40,23 @@ DECODER_RATE, DECODER_BATCH, DECODER_NOISE = 7e-4, 32, 0.03
 """AdamW's peak rate, pictures a step, and noise as a share of the latents' deviation, of the decoder alone."""
 
 
+class VaeSettings(Protocol):
+    """What a world's recipe says of its VAE's training."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def vae_iterations(self) -> int: ...
+    @property
+    def vae_batch(self) -> int: ...
+    @property
+    def vae_learning_rate(self) -> float: ...
+    @property
+    def kl_weight(self) -> float: ...
+
+
 def train_vae(
-    pictures: Tensor, config: PretrainConfig, record: Record, start: AutoencoderKL | None = None
+    pictures: Tensor, config: VaeSettings, record: Record, start: AutoencoderKL | None = None
 ) -> AutoencoderKL:
     """Train the VAE on pictures (N, 3, 64, 64), uint8; its latent scale and shift are measured at the end.
 
@@ -86,7 +101,7 @@ def sharpen_decoder(
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "decoder"))
     means = latents / vae.config.scaling_factor + vae.config.shift_factor
     started = time.perf_counter()
-    for iteration in _progress("decoder", config.decoder_iterations):
+    for iteration in progress("decoder", config.decoder_iterations):
         chosen = torch.randint(len(pictures), (DECODER_BATCH,), generator=generator)
         clean = means[chosen]
         noisy = clean + DECODER_NOISE * clean.std() * torch.randn(clean.shape, generator=generator)
@@ -95,7 +110,7 @@ def sharpen_decoder(
             decoded = vae.decoder(noisy)
         difference = decoded.float() - target
         loss = difference.square().mean() + 0.2 * difference.abs().mean()
-        _optimize(loss, parameters, optimizer, schedule)
+        optimize(loss, parameters, optimizer, schedule)
         if iteration % 250 == 0 or iteration == config.decoder_iterations - 1:
             seconds = round(time.perf_counter() - started, 1)
             record(stage="decoder", iteration=iteration, loss=loss.item(), seconds=seconds)

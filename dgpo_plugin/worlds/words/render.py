@@ -75,7 +75,8 @@ def _ground(kind: str, color: str) -> NDArray[np.float64]:
     }[kind]
     shade = CONTRAST if color in DARK else -CONTRAST
     plain = np.array(PALETTE[color])[:, None, None]
-    return np.clip(plain + shade * marked, 0, 1)
+    ground: NDArray[np.float64] = np.clip(plain + shade * marked, 0, 1)
+    return ground
 
 
 def _word(word: str, font: str, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -27,7 +27,8 @@ class Web:
     """A network that has one file, and counts how often it is asked."""
 
     def __init__(self, content: bytes | None) -> None:
-        self.content, self.asked = content, []
+        self.content = content
+        self.asked: list[str] = []
 
     def __call__(self, url: str, timeout: float) -> io.BytesIO:
         self.asked.append(url)

@@ -245,7 +245,7 @@ def grey(_: object, things: list[SceneObject], rng: np.random.Generator) -> Pict
 
 
 CORRUPTIONS: dict[str, Corruption] = {
-    corrupt.__name__: corrupt  # type: ignore[attr-defined]
+    corrupt.__name__: corrupt
     for corrupt in (missing, extra, wrong_figure, wrong_color, wrong_size, swapped_sizes, cut, blurred, noisy, grey)
 }
 
