@@ -65,7 +65,7 @@ def test_its_world_is_made_again_by_its_own_function(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_its_algorithm_is_compared_and_reported(tmp_path: Path) -> None:
     environment = outside.install(tmp_path)
-    values = yaml.safe_load(bench_preset_names()["shapes-1"].read_text(encoding="utf-8"))
+    values = yaml.safe_load(bench_preset_names()["shapes"].read_text(encoding="utf-8"))
     values["shared"]["model"]["precision"] = "fp32"
     values["shared"]["training"] |= {"prompts_per_iteration": 2, "group_size": 4}
     values["shared"]["rollout"]["steps"] = 4

@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     algorithm = sys.argv[1] if len(sys.argv) > 1 else "dgpo"
     iterations = int(sys.argv[2]) if len(sys.argv) > 2 else 6
-    preset, task = load_preset("shapes-1")
+    preset, task = load_preset("shapes")
     trainer = build_trainer(preset.run_config(task, algorithm, 0))
     trainer.model.velocity = timed("denoiser forward", trainer.model.velocity)  # type: ignore[method-assign]
     trainer.model.decode = timed("decode", trainer.model.decode)  # type: ignore[method-assign]

@@ -93,9 +93,19 @@ def _family(folder: Path, path: str) -> Any:
 
 
 def world_pipeline(name: str) -> Path:
-    """The folder of a world's pipeline."""
+    """The folder of a world's pipeline.
+
+    Raises:
+        UserError: none is shipped with it.
+    """
     package, _, folder = WORLDS.load(name).pipeline.partition(":")
-    return Path(str(resources.files(package))) / folder if folder else Path(package)
+    found = Path(str(resources.files(package))) / folder if folder else Path(package)
+    if not found.is_dir():
+        raise UserError(
+            f"model {name}: no pipeline of this world is shipped; make one with `dgpo worlds pretrain {name} --output "
+            f"FOLDER`, and name that folder"
+        )
+    return found
 
 
 def locate(path: str, *, only_configurations: bool = False) -> Path:

@@ -73,7 +73,7 @@ def test_adapters_stand_beside_the_base_in_the_same_records(tmp_path: Path) -> N
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = evaluate("shapes-1", *arguments, "--output", str(tmp_path / "out"))
+    result = evaluate("shapes", *arguments, "--output", str(tmp_path / "out"))
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

@@ -21,7 +21,7 @@ EVALUATIONS = 1500
 
 def small_values() -> dict[str, Any]:
     """The shipped comparison with everything that costs time made small."""
-    values: dict[str, Any] = yaml.safe_load(bench_preset_names()["shapes-1"].read_text())
+    values: dict[str, Any] = yaml.safe_load(bench_preset_names()["shapes"].read_text())
     values["guidance"] = 2
     values["shared"]["rollout"] = {"steps": 4}
     values["shared"]["training"] |= {"prompts_per_iteration": 4, "group_size": 4}
@@ -39,7 +39,7 @@ def small_preset(folder: Path) -> str:
     """That comparison's file, with a task of three sampler steps beside it."""
     from dgpo_bench.task import task_names
 
-    values, shipped = small_values(), task_names()["shapes-1"]
+    values, shipped = small_values(), task_names()["shapes"]
     task = yaml.safe_load(shipped.read_text())
     task["sampling"]["steps"] = 3
     for role in ("validation", "test"):

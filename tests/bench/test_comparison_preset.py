@@ -16,7 +16,7 @@ pytestmark = pytest.mark.fast
 
 def changed(folder: Path, **changes: Any) -> str:
     """The shipped comparison with other values at the top, as a file."""
-    values = yaml.safe_load(bench_preset_names()["shapes-1"].read_text())
+    values = yaml.safe_load(bench_preset_names()["shapes"].read_text())
     path = folder / "p.yaml"
     path.write_text(yaml.safe_dump({**values, **changes}))
     return str(path)
@@ -34,7 +34,7 @@ def test_every_shipped_size_is_larger_than_the_one_before() -> None:
 
 
 def test_a_preset_without_a_size_is_refused(tmp_path: Path) -> None:
-    values = yaml.safe_load(bench_preset_names()["shapes-1"].read_text())
+    values = yaml.safe_load(bench_preset_names()["shapes"].read_text())
     del values["sizes"]["full"]
     path = tmp_path / "p.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -43,7 +43,7 @@ def test_a_preset_without_a_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_algorithms_that_start_from_different_bases_are_refused(tmp_path: Path) -> None:
-    values = yaml.safe_load(bench_preset_names()["shapes-1"].read_text())
+    values = yaml.safe_load(bench_preset_names()["shapes"].read_text())
     values["algorithms"]["dgpo"]["model"] = {"width": 32, "height": 32}
     path = tmp_path / "p.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -52,7 +52,7 @@ def test_algorithms_that_start_from_different_bases_are_refused(tmp_path: Path) 
 
 
 def test_the_command_line_changes_a_size() -> None:
-    preset, _ = load_preset("shapes-1")
+    preset, _ = load_preset("shapes")
     assert preset.sized("full") == preset.sizes["full"]
     changed = preset.sized("full", 7, 1234, "best-of-n, zero")
     assert (changed.seeds, changed.evaluations, changed.controls) == (7, 1234, ("zero", "best-of-n"))
@@ -143,7 +143,7 @@ def test_the_mistakes_of_all_algorithms_are_told_at_once(tmp_path: Path) -> None
 
 
 def test_controls_are_the_challenger_told_something_else() -> None:
-    preset, task = load_preset("shapes-1")
+    preset, task = load_preset("shapes")
     plain = preset.run_config(task, "dgpo", 3)
     for name in ("zero", "shuffled", "best"):
         control = preset.run_config(task, name, 3)

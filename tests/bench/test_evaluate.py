@@ -34,8 +34,8 @@ SMALL = {
 
 
 def make(policy: Policy, steps: int, **size: Any) -> Evaluator:
-    """The evaluator of shapes-1 with a size of its own."""
-    _, task = load_preset("shapes-1")
+    """The evaluator of shapes with a size of its own."""
+    _, task = load_preset("shapes")
     sets = sampled_sets(task, Size(evaluations=1, **size))
     return make_evaluator(policy, sets, load_measures(task, ScoringConfig(), {}), steps=steps, guidance=1)
 

@@ -13,11 +13,11 @@ pytestmark = pytest.mark.fast
 
 
 def plan(**shared: object) -> Plan:
-    preset, task = load_preset("shapes-1")
+    preset, task = load_preset("shapes")
     changes = {"evaluations": 1000, "seeds": 2, "schedule": (0.5,), "guidances": (1.0, 2.0), "controls": ("zero",)}
     size = preset.sizes["quick"].model_copy(update=changes)
     preset = preset.model_copy(update={"shared": {**preset.shared, **shared}})
-    return Plan.of("shapes-1", preset, task, "quick", size, ["dgpo"], jobs=1)
+    return Plan.of("shapes", preset, task, "quick", size, ["dgpo"], jobs=1)
 
 
 def test_everything_is_counted_before_it_is_done() -> None:

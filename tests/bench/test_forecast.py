@@ -13,10 +13,10 @@ pytestmark = pytest.mark.fast
 
 
 def two_seeds() -> Plan:
-    preset, task = load_preset("shapes-1")
+    preset, task = load_preset("shapes")
     changes = {"evaluations": 1000, "seeds": 2, "schedule": (0.5,), "guidances": (1.0, 2.0), "controls": ("zero",)}
     size = preset.sizes["quick"].model_copy(update=changes)
-    return Plan.of("shapes-1", preset, task, "quick", size, ["dgpo", "flow-grpo"], jobs=2)
+    return Plan.of("shapes", preset, task, "quick", size, ["dgpo", "flow-grpo"], jobs=2)
 
 
 def test_a_forecast_adds_up_what_was_timed() -> None:

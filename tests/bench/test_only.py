@@ -21,10 +21,10 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "slurm_array.sh"
 
 
 def plan() -> Plan:
-    preset, task = load_preset("shapes-1")
+    preset, task = load_preset("shapes")
     fixed = {**preset.shared, "model": {**preset.shared["model"], "precision": "fp32"}}
     preset = preset.model_copy(update={"shared": fixed})
-    return Plan.of("shapes-1", preset, task, "quick", preset.sizes["quick"], ["dgpo", "flow-grpo"], jobs=1)
+    return Plan.of("shapes", preset, task, "quick", preset.sizes["quick"], ["dgpo", "flow-grpo"], jobs=1)
 
 
 def test_a_cell_that_is_not_there_and_one_that_comes_too_early_are_refused(tmp_path: Path) -> None:
@@ -65,13 +65,13 @@ def test_the_slurm_example_submits_the_base_the_cells_and_the_report(tmp_path: P
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     place = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(["bash", str(EXAMPLE), "shapes-1", "out"], env=place, check=True)
+    subprocess.run(["bash", str(EXAMPLE), "shapes", "out"], env=place, check=True)
     base, cells, report = (tmp_path / "submitted").read_text().splitlines()
-    assert base.endswith("dgpo-bench compare shapes-1 --size default --output out --only base")
+    assert base.endswith("dgpo-bench compare shapes --size default --output out --only base")
     assert "--dependency=afterok:7 --array=0-8" in cells
     assert report == "--dependency=afterany:7 --wrap dgpo-bench report out"
     wrapped = cells.partition("--wrap ")[2]
     told = subprocess.run(
         ["bash", "-c", wrapped], env={**place, "SLURM_ARRAY_TASK_ID": "4"}, capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == "compare shapes-1 --size default --output out --only flow-grpo:1"
+    assert told.stdout.strip() == "compare shapes --size default --output out --only flow-grpo:1"

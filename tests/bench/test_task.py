@@ -41,7 +41,7 @@ def own_task(folder: Path, **changes: Any) -> str:
 
 
 def test_every_shipped_task_is_read_and_named_by_its_file() -> None:
-    assert {"shapes-1", "shapes", "words", "geneval", "ocr", "pickscore", "shapes-vivid"} <= set(task_names())
+    assert {"shapes", "words", "geneval", "ocr", "pickscore", "shapes-vivid"} <= set(task_names())
     for name in task_names():
         task = load_task(name)
         assert (task.name, bool(task.description)) == (name, True)
@@ -55,7 +55,7 @@ def test_shipped_tasks_whose_prompts_are_here_are_valid() -> None:
         for task in map(load_task, task_names())
         if all(source in known or source.endswith(".jsonl") for _, source in prompt_sources(task))
     ]
-    assert "shapes-1" in {task.name for task in here}
+    assert "shapes" in {task.name for task in here}
     for task in here:
         assert min(check_prompts(task).values()) > 0
 
@@ -70,7 +70,7 @@ def test_each_published_column_stands_in_the_published_tasks() -> None:
 
 
 def test_every_comparison_stands_on_a_task() -> None:
-    assert {"shapes", "shapes-unguided", "shapes-1", "words", "sd35-geneval", "sd35-ocr", "sd35-pickscore"} <= set(
+    assert {"shapes", "shapes-unguided", "words", "sd35-geneval", "sd35-ocr", "sd35-pickscore"} <= set(
         bench_preset_names()
     )
     for name in bench_preset_names():
@@ -204,7 +204,7 @@ def test_prompts_are_spread_over_each_kind_and_noises_stay_with_them() -> None:
     assert spread(tags, 3) == [0, 3, 6, 8, 9]
     assert counted_tags(tags, 3) == {"a"}
     assert counted_tags(tags, 20) == {"a", "b"}
-    preset, task = load_preset("shapes-1")
+    preset, task = load_preset("shapes")
     sets = sampled_sets(task, preset.sizes["default"])
     numbers = {
         name: [n for prompt in range(len(each.prompts)) for n in each.noise_numbers(prompt, range(each.images))]

@@ -33,9 +33,9 @@ class Ear:
 
 
 def plan(**changes: Any) -> Plan:
-    preset, task = load_preset("shapes-1")
+    preset, task = load_preset("shapes")
     preset = preset.model_copy(update=changes)
-    return Plan.of("shapes-1", preset, task, "quick", preset.sized("quick", 1), ["dgpo", "flow-grpo"], jobs=1)
+    return Plan.of("shapes", preset, task, "quick", preset.sized("quick", 1), ["dgpo", "flow-grpo"], jobs=1)
 
 
 def test_a_trial_is_drawn_from_its_ranges_and_stays_what_it_is() -> None:
@@ -125,14 +125,14 @@ def test_a_preset_without_ranges_and_ranges_that_cannot_be_are_refused(tmp_path:
 def test_a_trial_sees_validation_prompts_and_a_seed_from_100_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preset, task = load_preset("shapes-1")
+    preset, task = load_preset("shapes")
     few = {"evaluations": 400, "validation_prompts": 1, "images_per_prompt": 1, "guidances": (1.0,)}
     values = {**preset.shared, "rollout": {"steps": 4}}
     values["training"] = {**values["training"], "prompts_per_iteration": 2, "group_size": 2}
     size = preset.sizes["quick"].model_copy(update=few)
     ranges = {"shared": {"algorithm.noisiest_steps": Range(choices=(3,)), "algorithm.timesteps": Range(choices=(2,))}}
     preset = preset.model_copy(update={"shared": values, "search": ranges, "guidance": 1.0})
-    small = Plan.of("shapes-1", preset, task, "quick", size, ["dgpo"], jobs=1)
+    small = Plan.of("shapes", preset, task, "quick", size, ["dgpo"], jobs=1)
     monkeypatch.setattr(tuning_module, "run_jobs", lambda *_: None)
     monkeypatch.setattr(tuning_module, "start_workers", lambda *_: contextlib.nullcontext([]))
     tune(small, tmp_path, 1, Ear())

@@ -43,10 +43,10 @@ def run_cell(plan, folder, algorithm, seed, listener):
 
 
 def plan(**changes: object) -> Plan:
-    preset, task = load_preset("shapes-1")
+    preset, task = load_preset("shapes")
     values = {"entries": ["dgpo", "flow-grpo"], "seeds": [0, 1], "jobs": 2, "threads": 1, **changes}
     size = preset.sizes["quick"]
-    return Plan(preset_name="shapes-1", preset=preset, task=task, size_name="quick", size=size, **values)
+    return Plan(preset_name="shapes", preset=preset, task=task, size_name="quick", size=size, **values)
 
 
 class Ear:

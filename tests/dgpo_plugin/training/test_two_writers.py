@@ -27,7 +27,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     [
         (dgpo, ["train", "shapes", *(word for value in SMALL for word in ("--set", value)), "--output"]),
         (dgpo, ["resume"]),
-        (bench, ["compare", "shapes-1", "--size", "quick", "--output"]),
+        (bench, ["compare", "shapes", "--size", "quick", "--output"]),
     ],
     ids=["train", "resume", "compare"],
 )

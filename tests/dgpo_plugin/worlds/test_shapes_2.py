@@ -19,12 +19,11 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.registry import imported
-from dgpo_plugin.config.load import load_config
+from dgpo_plugin.models.load import world_pipeline
 from dgpo_plugin.prompts.files import prompts_hash
 from dgpo_plugin.prompts.overlap import overlapping
 from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.rewards.load import load_reward
-from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.worlds.shapes import scenes as first_version
 from dgpo_plugin.worlds.shapes.render import BACKGROUND, SIZE, SceneObject, draw, layout, render
 from dgpo_plugin.worlds.shapes.verify import UNKNOWN, detect, verify
@@ -302,9 +301,6 @@ def test_the_recipe_sees_every_task_and_judges_no_test_prompt() -> None:
 # ---- training
 
 
-def test_an_iteration_of_the_preset() -> None:
-    """Pipeline, prompts, reward and settings as `dgpo train shapes-2` brings them together."""
-    small = ["prompts_per_iteration=2", "group_size=2", "iterations=1"]
-    config = load_config("shapes-2", [*(f"training.{each}" for each in small)])
-    metrics = next(build_trainer(config).iterations())
-    assert 0 <= metrics["reward"] <= 1
+def test_a_world_whose_pipeline_is_not_shipped_says_how_it_is_made() -> None:
+    with pytest.raises(UserError, match="dgpo worlds pretrain shapes-2 --output FOLDER"):
+        world_pipeline("shapes-2")
