@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dgpo_plugin.algorithms.base import Algorithm, Cost, Metric, Random, Totals, initial_noise, log_norm
+from dgpo_plugin.algorithms.base import GROWTH, Algorithm, Cost, Metric, Random, Totals, initial_noise, log_norm
 from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
 from dgpo_plugin.config.fields import AdvantageStd, AlgorithmConfig, RunConfig
 from dgpo_plugin.samplers.ode import euler_step
@@ -132,6 +132,7 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
             "the rollout's own log-probability: what rounding makes of a batch of another size.",
             "Well below algorithm.clip; in float32 about 1e-7. In bf16 up to 2e-4 was measured.",
         ),
+        GROWTH,
     )
 
     @classmethod

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dgpo_plugin.algorithms.dgpo import DGPOConfig
 from dgpo_plugin.algorithms.flow_grpo import FlowGRPOConfig, FlowGRPOFastConfig
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.names import ALGORITHMS
 from dgpo_plugin.config.explain import explain
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config, parse_config, preset_names
@@ -189,9 +190,9 @@ def test_the_constraints_hold_at_their_limits(tmp_path: Path) -> None:
 
 
 def test_an_algorithm_needs_its_name(tmp_path: Path) -> None:
-    assert "algorithm: name is missing; name dgpo, flow-grpo, flow-grpo-fast" in mistake(
-        tmp_path, "algorithm: {beta: 3}"
-    )
+    told = mistake(tmp_path, "algorithm: {beta: 3}")
+    assert f"algorithm: name is missing; name {', '.join(ALGORITHMS)}" in told
+    assert "dgpo, nft, elbo" in told
 
 
 @pytest.mark.parametrize(
