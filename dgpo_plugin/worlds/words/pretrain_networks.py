@@ -53,7 +53,7 @@ class PretrainConfig:
     vae_batch: int = 48
     vae_learning_rate: float = 2e-3
     kl_weight: float = 1e-4
-    iterations: int = 1_000
+    iterations: int = 1_150
     batch: int = 64
     learning_rate: float = 1.5e-3
     layers: int = 4
