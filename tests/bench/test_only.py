@@ -40,7 +40,7 @@ def test_a_cell_runs_once_and_its_failure_is_written_down(tmp_path: Path, monkey
 
     def run_cell(_plan: Plan, _folder: Path, entry: str, seed: int, _listener: object) -> None:
         ran.append((entry, seed))
-        raise UserError("reward shapes:\nno server is left")
+        raise UserError("reward shapes: no server is left")
 
     monkeypatch.setattr(comparing, "run_cell", run_cell)
     with pytest.raises(UserError, match="no server is left"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_bench.results import read_results
+from dgpo_bench.records import read_results
 from dgpo_plugin.adapters import read_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.tensor_file import tensor_header

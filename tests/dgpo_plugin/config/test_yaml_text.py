@@ -89,7 +89,7 @@ def test_merged_keys_are_no_second_ones() -> None:
     [
         ("training.iterations=true", "training.iterations: must be a number, and not true or false"),
         ("training.learning_rate=true", "training.learning_rate: must be a number"),
-        ("model.resolution=false", "model.resolution: must be a number"),
+        ("model.width=false", "model.width: must be a number"),
         ("rewards.shapes.weight=true", "rewards.shapes.weight: must be a number"),
         ("algorithm.timesteps=true", "algorithm.timesteps: must be a number"),
         ("training.process_timeout=1:30:00", "unable to parse string as a number (given '1:30:00')"),
