@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class AdapterFile:
         Raises:
             UserError: missing, several, not safetensors, or no adapter.
         """
-        path = _in_folder(path) if path.is_dir() else path
+        path = _in_folder(path) if os.path.isdir(path) else path  # Path.is_dir raises for a name that is too long
         try:
             instead = what_instead(path)
             if instead is not None:
