@@ -48,7 +48,8 @@ def log_likelihood(error: Tensor, sigma: float, kind: Likelihood) -> Tensor:
     small; ``uniform`` is -d, ``sigma`` -sigma d, ``sigma_squared`` -sigma^2 d.
     """
     if kind == "root":
-        return -(sigma / POWER) * ((error + SMALL).pow(POWER) - SMALL**POWER)
+        root: Tensor = (error + SMALL) ** POWER - SMALL**POWER
+        return -(sigma / POWER) * root
     return -error * {"uniform": 1.0, "sigma": sigma, "sigma_squared": sigma**2}[kind]
 
 
