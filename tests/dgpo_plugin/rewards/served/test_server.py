@@ -207,7 +207,7 @@ class Unreadable(BaseException):
         (asyncio.CancelledError(), "500, CancelledError"),
         (Unreadable(), "500, Unreadable"),
         (RuntimeError("two\nlines"), "500, RuntimeError: two"),
-        (UserError("not\nthis"), "422, reward plain: not this"),
+        (UserError("not\nthis"), r"422, reward plain: not\\nthis"),
         ("nonsense", "422, reward plain: returned"),
         ({"a": 1}, "422, reward plain: returned"),
     ],
