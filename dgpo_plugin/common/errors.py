@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-MOST_BYTES = 1800
+MOST_BYTES = 3600
 """Of an error's message in UTF-8: it may quote a file, a key or a value of any length."""
 
 

@@ -24,7 +24,7 @@ from dgpo_plugin.training.accept import refuse_misfit
 from dgpo_plugin.training.identity import check_same_run, replan
 from dgpo_plugin.training.run_folder import RunFolder
 
-MOST_BYTES = 2000
+MOST_BYTES = 4000
 """Of a line that says what is wrong."""
 STOPPED = "stopped; what was finished is kept\n"
 """Said of Ctrl-C; a user's code that raises what Ctrl-C raises is taken for it in a process of one thread."""

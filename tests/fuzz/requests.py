@@ -78,7 +78,7 @@ def _check(answer: bytes, *, bodiless: bool) -> None:
     else:
         assert content.keys() == {"error"}
         assert content["error"].isprintable(), content
-        assert 0 < len(content["error"]) < 2000
+        assert 0 < len(content["error"]) < 4000
         assert "Traceback" not in content["error"]
 
 

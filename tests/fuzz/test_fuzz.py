@@ -48,7 +48,7 @@ def test_a_case_is_the_same_from_its_file() -> None:
         (Outcome(0, "", ""), True),
         (Outcome(2, "", "error: run.yaml: mend it\n"), True),
         (Outcome(2, "", "error: a\nb\n"), False),
-        (Outcome(2, "", f"error: {'x' * 2000}\n"), False),
+        (Outcome(2, "", f"error: {'x' * 4000}\n"), False),
         (Outcome(2, "", "error: \x1b[31m\n"), False),
         (Outcome(1, "", "Aborted!\n"), False),
         (Outcome(1, "", "", "Traceback ..."), False),
