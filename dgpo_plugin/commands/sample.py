@@ -30,9 +30,11 @@ from dgpo_plugin.common.errors import UserError
     help="Classifier-free guidance; 1 is none.  [default: as the preset evaluates]",
 )
 @click.option(
-    "--width", type=click.IntRange(16), help="Of the pictures, in pixels.  [default: the preset's or the model's]"
+    "--width",
+    type=click.IntRange(16),
+    help="Pixels of the pictures, as --height.  [default: the preset's or the model's]",
 )
-@click.option("--height", type=click.IntRange(16), help="Likewise; give both or neither.")
+@click.option("--height", type=click.IntRange(16), help="Pixels of the pictures; give it with --width, or neither.")
 @click.option(
     "--strength",
     type=float,

@@ -41,7 +41,7 @@ def picture(draw: random.Random) -> bytes:
     out = io.BytesIO()
     try:
         made.save(out, format=form, **options)
-    except (OSError, ValueError):  # a mode that the format has not
+    except (OSError, TypeError, ValueError):  # a mode that the format has not; Pillow 10.1 trips over it
         made.convert("RGB").save(out, format="PNG")
     return _odd_file(draw, out.getvalue())
 
