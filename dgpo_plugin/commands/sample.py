@@ -34,7 +34,7 @@ from dgpo_plugin.common.errors import UserError
     type=click.IntRange(16),
     help="Pixels of the pictures, as --height.  [default: the preset's or the model's]",
 )
-@click.option("--height", type=click.IntRange(16), help="Pixels of the pictures; give it with --width, or neither.")
+@click.option("--height", type=click.IntRange(16), help="Pixels; with --width, or neither.")
 @click.option(
     "--strength",
     type=float,

@@ -21,8 +21,8 @@ from dgpo_bench.records import read_results
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig, ScoringConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
-from tests.bench.test_finished_adapters import evaluate, exported
 from tests.bench.test_compare import small_preset
+from tests.bench.test_finished_adapters import evaluate, exported
 
 SMALL = {
     "test_prompts": 2,
