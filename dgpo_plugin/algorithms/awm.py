@@ -9,11 +9,13 @@ And it differs from that code:
 4. The six flow times are one set an iteration, there one for every three images; the noise is each image's own in both.
 5. The matching error is in the type of the latents, there in float64.
 6. The ratio's clip to [0, 2] is left out: with one update a rollout the ratio is exactly 1.
-7. The rollout's first step from sigma = 1 is the limit of the solver's, there the grid begins below 1.
+7. The rollout's first step from sigma = 1 is the limit of the solver's, there the grid begins at .999. Its last noise
+   level is half of the one before it in both (:func:`sampled_at`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -56,6 +58,19 @@ def log_likelihood(error: Tensor, sigma: float, kind: Likelihood) -> Tensor:
 def awm_loss(likelihood: Tensor, advantages: Tensor) -> Tensor:
     """-(A / 5) exp(l - l) for each image, (N,), where the second l is without gradient: so -(A / 5) times l's slope."""
     return -(advantages / 5) * torch.exp(likelihood - likelihood.detach())
+
+
+def sampled_at(sigmas: Sequence[float]) -> list[float]:
+    """The rollout's noise levels: a schedule's, of which the last above 0 is replaced by half of the one before it.
+
+    As in the released code (flow_grpo/diffusers_patch/sd3_pipeline_with_logprob.py). The pipeline's own last one, .0089
+    after .2062 in 14 steps at shift 3, is too far from there in log((1 - sigma) / sigma) for a solver that goes on
+    along a slope. What is trained on are the schedule's in both.
+
+    Args:
+        sigmas: steps + 1 falling values, 3 at least, the last 0.
+    """
+    return [*sigmas[:-2], sigmas[-3] / 2, sigmas[-1]]
 
 
 class AWMConfig(ForwardConfig):
@@ -142,7 +157,7 @@ class AWM(ForwardAlgorithm[AWMConfig]):
         def tau(sigma: float) -> float:
             return self.config.noise if NOISY_FROM <= sigma <= NOISY_TO else 0.0
 
-        return sample_sa_solver(velocity, noise, batch.sigmas, tau, fresh)
+        return sample_sa_solver(velocity, noise, sampled_at(batch.sigmas), tau, fresh)
 
     def losses(self, seen: Seen, advantages: Tensor) -> Tensor:
         config = self.config

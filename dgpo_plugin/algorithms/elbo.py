@@ -11,6 +11,7 @@ It follows what others read of the released code (tang-bd/v-grpo, which we have 
 3. The old policy is the policy as the iteration began. In an iteration's first update the ratio is exactly 1, so there
    it asks for no pass; in later ones a pass without gradient has the mean over all flow times inside the exponent.
 4. Without ``ratio_clip`` there is no ratio: the advantage weighs the error itself.
+5. The flow times are one set an iteration, for all prompts; there they are drawn anew for every update, with the noise.
 """
 
 from __future__ import annotations

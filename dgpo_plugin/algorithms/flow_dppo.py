@@ -1,12 +1,14 @@
 """Flow-DPPO (arXiv 2606.11025): no ratio is clipped; a step that went too far from the old policy gives no gradient.
 
-It follows the authors' code in UniRL (0c97cfb, flowdppo.py) and in Flow-Factory, as far as others have read it:
+It follows the authors' code in UniRL (0c97cfb, flowdppo.py) and in Flow-Factory (examples/dppo/lora/sd3_5):
 1. The divergence is a mean over dims, the paper's a sum: its delta is this threshold times the dims.
 2. The two repositories name thresholds ten times apart, 1e-5 (Flow-SDE steps) and 1e-6 (CPS steps): ``threshold``.
-3. The window of stochastic steps is drawn anew each iteration, as Flow-GRPO-Fast's.
+3. The stochastic steps are any of the noisiest, drawn anew each iteration; they need not follow each other, as in
+   Flow-GRPO-Fast's window.
 4. In an iteration's first update the old policy is the policy, and nothing is dropped.
 5. The old policy's means are kept from the rollout, there computed again before the updates.
-6. Log-probabilities, zero advantages and the advantages' limit are as in Flow-GRPO here.
+6. The KL term of ``kl_of: step`` is Flow-GRPO's, without the step's length; UniRL's is the Gaussians' own.
+7. Log-probabilities, zero advantages and the advantages' limit are as in Flow-GRPO here.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class FlowDPPOConfig(TrajectoryConfig):
     )
     guidance: Guidance = 1.0
     window: int = Field(3, ge=1, description="Stochastic steps, the only ones trained.")
-    window_range: int = Field(5, ge=1, description="Steps, the noisiest, within which the window lies; 6 with cps.")
+    window_range: int = Field(5, ge=1, description="Steps, the noisiest, that they are drawn from; 6 with cps.")
 
     def trained_steps(self, steps: int) -> int:
         return self.window
@@ -85,15 +87,14 @@ class FlowDPPOConfig(TrajectoryConfig):
 
 
 class FlowDPPO(Trajectories[FlowDPPOConfig]):
-    """A window of stochastic steps, whose means are kept."""
+    """A few stochastic steps, whose means are kept."""
 
     Config = FlowDPPOConfig
     KEEPS_MEANS = True
 
     def _choose_steps(self, steps: int, random: Random) -> tuple[list[int], list[int]]:
-        first = random.choose(1, self.config.window_range - self.config.window + 1, "window")[0]
-        window = list(range(first, first + self.config.window))
-        return window, window
+        drawn = random.choose(self.config.window, self.config.window_range, "window")
+        return drawn, drawn
 
     def _gaussian(self, x: Tensor, velocity: Tensor, sigmas: list[float], step: int) -> SdeStep:
         ends, level = (sigmas[step], sigmas[step + 1]), self.config.noise_level

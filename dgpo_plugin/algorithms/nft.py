@@ -8,7 +8,7 @@ It follows the released code (NVlabs/DiffusionNFT 24af555, scripts/train_nft_sd3
 And it differs from that code:
 5. Errors are the velocity's, which is the same loss (sigma times the velocity's error is the clean picture's).
 6. The mean of the absolute error is computed in the type of the latents, there in float64.
-7. The second step of the rollout is first order too, as the first: it would extrapolate from sigma = 1.
+7. An iteration's several updates (OCR's two) have prompt groups of their own, there images shuffled over all groups.
 8. The denoiser is told the flow time as it is, there in the rollout cut off to a thousandth.
 """
 

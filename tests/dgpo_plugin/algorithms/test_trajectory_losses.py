@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.algorithms import Random
-from dgpo_plugin.algorithms.flow_dppo import dppo_loss, outside
+from dgpo_plugin.algorithms.flow_dppo import FlowDPPO, dppo_loss, outside
 from dgpo_plugin.algorithms.flow_grpo import FlowGRPOFast, FlowGRPOFastConfig
 from dgpo_plugin.algorithms.flow_grpo_guard import normalized_ratio
 from dgpo_plugin.algorithms.trajectories import TrajectoryRollout
@@ -167,6 +167,14 @@ def test_without_it_the_window_is_drawn_as_before(policy: Policy) -> None:
     assert firsts == [Random(0, iteration).choose(1, 2, "window")[0] for iteration in range(40)]
     assert 10 < np.sum(firsts) < 30
     assert FlowGRPOFastConfig().window_every is None
+
+
+def test_dppos_steps_are_any_of_the_noisiest(policy: Policy) -> None:
+    """As in both of the authors' codes, which draw three of the first five, or six, without replacement."""
+    algorithm = make_algorithm(config_for("flow-dppo", "algorithm.window=2", "algorithm.window_range=3"), policy)
+    assert isinstance(algorithm, FlowDPPO)
+    drawn = {tuple(algorithm._choose_steps(4, Random(0, iteration))[1]) for iteration in range(40)}  # noqa: SLF001
+    assert drawn == {(0, 1), (0, 2), (1, 2)}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
+from dgpo_plugin.algorithms.awm import sampled_at
 from dgpo_plugin.samplers.ode import dpm_solver_pp_2m_step, sample_ode
 from dgpo_plugin.samplers.sa_solver import sa_step, sample_sa_solver
 
@@ -122,3 +123,27 @@ def test_the_pictures_distribution_survives_the_noise() -> None:
     pictures = sample_sa_solver(field, noise, np.linspace(1, 0, 41).tolist(), awms_tau, fresh)
     assert pictures.mean().item() == pytest.approx(1.5, abs=0.02)
     assert pictures.std().item() == pytest.approx(0.4, abs=0.01)
+
+
+def shifted(sigma: float) -> float:
+    return 3 * sigma / (1 + 2 * sigma)
+
+
+NATIVE = [*(shifted(s) for s in np.linspace(1, shifted(0.001), 14).tolist()), 0.0]
+"""Stable Diffusion 3.5's own fourteen steps at shift 3, as in diffusers' FlowMatchEulerDiscreteScheduler."""
+
+
+def quiet(step: int) -> Tensor:
+    return torch.zeros(9, dtype=torch.float64)
+
+
+def test_awms_grid_is_its_codes() -> None:
+    """The last noise level is half of the one before it; from .2062 to .0089 the solver would go far astray."""
+    assert NATIVE[-3:] == pytest.approx([0.2062, 0.0089, 0], abs=1e-4)
+    assert sampled_at(NATIVE) == [*NATIVE[:13], NATIVE[12] / 2, 0.0]
+    noise = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    exact = sample_ode(field, noise, np.linspace(1, 0, 4001).tolist(), "euler")
+    published, native = (sample_sa_solver(field, noise, g, awms_tau, quiet) for g in (sampled_at(NATIVE), NATIVE))
+    solved = sample_sa_solver(field, noise, sampled_at(NATIVE), lambda sigma: 0.0, never)
+    assert (solved - exact).abs().max() < 0.1
+    assert published.std() < 0.5 * native.std()
