@@ -83,11 +83,12 @@ def _measured_by(comparison: Comparison) -> dict[str, Any]:
             }
     found |= {"sampler": sampling.sampler, "steps": sampling.steps, "precision": sampling.precision}
     found |= {"size of pictures": f"{sampling.width} × {sampling.height}"}
-    for name, prompts in results.sets.items():
-        if prompts.role != "validation":
-            found[f"role of {name}"] = prompts.role
-            found[f"images per prompt of {name}"] = prompts.images_per_prompt
-            found[f"prompts of {name}"] = [(prompt.text, prompt.tag) for prompt in prompts.prompts]
+    found["choice of guidances"] = ", ".join(f"{each:g}" for each in sampling.guidances)
+    # The validation prompts too: guidance was chosen on them.
+    for name, prompts in sorted(results.sets.items(), key=lambda each: each[1].role == "validation"):
+        found[f"role of {name}"] = prompts.role
+        found[f"images per prompt of {name}"] = prompts.images_per_prompt
+        found[f"prompts of {name}"] = [(prompt.text, prompt.tag) for prompt in prompts.prompts]
     return found
 
 
