@@ -62,7 +62,7 @@ class TaskPrompts(Section):
     """The three sets of a task, no prompt of one in another."""
 
     train: str = Field(description="What is trained on.")
-    validation: str = Field(description="What guidance, checkpoints and settings are chosen on.")
+    validation: str = Field(description="What guidance and settings are chosen on.")
     test: str = Field(description="What is reported; nothing is chosen on it.")
 
 

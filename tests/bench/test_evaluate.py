@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.bench.test_adapters import evaluate, exported
 
 from dgpo_bench.evaluate import Evaluator, Subject, headline, make_evaluator
 from dgpo_bench.measures import load_measures
@@ -21,7 +22,6 @@ from dgpo_bench.records import read_results
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig, ScoringConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
-from tests.bench.test_adapters import evaluate, exported
 from tests.bench.test_compare import small_preset
 
 SMALL = {
