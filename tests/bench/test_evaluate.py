@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.bench.test_adapters import evaluate, exported
 
 from dgpo_bench.evaluate import Evaluator, Subject, headline, make_evaluator
 from dgpo_bench.measures import load_measures
@@ -23,6 +22,7 @@ from dgpo_plugin.config.fields import LoraConfig, ModelConfig, ScoringConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from tests.bench.test_compare import small_preset
+from tests.bench.test_finished_adapters import evaluate, exported
 
 SMALL = {
     "test_prompts": 2,
