@@ -98,3 +98,11 @@ def test_guidances_chosen_on_other_validation_prompts_are_not_of_one_table(tmp_p
     fewer = sets["validation"].model_copy(update={"prompts": sets["validation"].prompts[:3]})
     with pytest.raises(UserError, match="prompts of validation differs, 14 of them in first and 3 of them in second"):
         write_leaderboard(folders(tmp_path, sets={**sets, "validation": fewer}), tmp_path / "board.html")
+
+
+def test_runs_of_one_label_with_another_budget_are_not_one_methods(tmp_path: Path) -> None:
+    budget = records(WORLD).budget.model_copy(update={"evaluations": 999})
+    path = write_leaderboard(folders(tmp_path, WORLD, budget=budget), tmp_path / "board.html")
+    last = path.with_suffix(".md").read_text(encoding="utf-8").partition("## Probability of improvement")[2]
+    methods = [line.split(" | ")[0].strip("| ") for line in last.splitlines() if line.startswith("| ")]
+    assert methods == ["A run of", "OURS (first)", "THEIRS (first)", "OURS (second)", "THEIRS (second)"]
