@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from .gather import gather
 from .pictures import PICTURES_FILE, join, write_pictures
 from .plan import Plan, cell_file, run_folder
 from .prompt_sets import VALIDATION
-from .records import CellRecord, Results
+from .records import BASE, CellRecord, Results
 from .throughput import peak_bytes
 
 SEED = 0
@@ -97,6 +98,7 @@ def named_adapters(paths: Sequence[Path]) -> dict[str, str]:
         name = path.resolve().parent.name if usual else path.stem
         if str(path) in named.values():
             raise UserError(f"--adapter {path}: stands there twice")
-        number = sum(each == name or each.startswith(f"{name}-") for each in named)
-        named[f"{name}-{number + 1}" if number else name] = str(path)
+        # The untrained base's name is taken; a numbered name may be another file's own.
+        names = itertools.chain([name] if name != BASE else [], (f"{name}-{number}" for number in itertools.count(2)))
+        named[next(each for each in names if each not in named)] = str(path)
     return named

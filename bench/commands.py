@@ -152,9 +152,10 @@ def tune(
     console = Console()
     with Display(console) as display:
         tuning = search(plan, folder, trials, display)
+    sign = 1 if plan.task.metric(plan.task.headline_metric).better == "higher" else -1
     for entry in plan.entries:
         done = [trial for trial in tuning.done() if trial.entry == entry and trial.value is not None]
-        for trial in sorted(done, key=lambda trial: -(trial.value or 0))[:3]:
+        for trial in sorted(done, key=lambda trial: -sign * (trial.value or 0))[:3]:
             settings = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
             console.print(f"{entry}: {trial.value:.3f} with {settings}", soft_wrap=True, highlight=False, markup=False)
 
@@ -165,7 +166,8 @@ def tune(
 def validate(task: str) -> None:
     """Check a task before anything is spent on it: its fields, its prompts, its metrics. TASK: a name or a YAML file.
 
-    Prompts of one set that are in another too are refused, and metrics whose package or server is missing.
+    Prompts that are trained or chosen on and are in another set too are refused, and metrics whose package or server
+    is missing.
     """
     from .measures import check_metrics, relation
     from .prompt_sets import check_prompts

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.training.plan import GIB, make_plan
 
+from .base import BEST_OF
 from .forecast import base_evaluations, cell_evaluations
 from .gpu.flops import Flops, skeleton_flops
 from .plan import Plan
-from .prompt_sets import SampledSet, sampled_sets
+from .prompt_sets import TEST, SampledSet, sampled_sets
 
 
 def expense_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -39,7 +40,8 @@ def _pictures(plan: Plan, sets: dict[str, SampledSet]) -> int:
     tested, curve = sum(counts.values()) - validation, sum(len(e.curve) * e.images for e in sets.values())
     guidances = len(plan.guidances)
     cell = (len(plan.size.schedule) + 1) * curve + validation * guidances + tested
-    return (validation + tested) * guidances + cell * len(plan.cells)
+    more = len(sets[TEST].prompts) * max(0, BEST_OF - sets[TEST].images) if plan.best_of_n else 0
+    return (validation + tested) * guidances + more + cell * len(plan.cells)
 
 
 def _on_the_device(plan: Plan, training: int, measuring: int) -> list[tuple[str, str]]:

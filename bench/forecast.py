@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dgpo_plugin.training.build import build_trainer
 
-from .base import evaluator_of
+from .base import BEST_OF, evaluator_of
 from .cell import check_budget
 from .evaluate import Subject
 from .plan import Forecast, Plan
@@ -83,8 +83,10 @@ def cell_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
 
 
 def base_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
-    """Denoiser evaluations of measuring the base: everything at every guidance."""
-    return sum(_pictures(sets)) * sum(passes(plan, each) for each in plan.guidances)
+    """Denoiser evaluations of measuring the base: everything at every guidance, and the best of N at the dearest."""
+    more = len(sets[TEST].prompts) * max(0, BEST_OF - sets[TEST].images) if plan.best_of_n else 0
+    every = sum(_pictures(sets)) * sum(passes(plan, each) for each in plan.guidances)
+    return every + more * max(passes(plan, each) for each in plan.guidances)
 
 
 def _pictures(sets: Mapping[str, SampledSet]) -> tuple[int, int]:

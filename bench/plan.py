@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from dgpo_plugin.common.public_names import public_name
 from dgpo_plugin.config.fields import RunConfig
 
-from .preset import BEST_OF_N, CONTROLS, ControlName, Preset, Size, SizeName
+from .preset import BEST_OF_N, CONTROLS, NONE, ControlName, Preset, Size, SizeName
 from .task import Task
 
 
@@ -96,7 +96,10 @@ class Plan(BaseModel):
         """The command that makes this comparison."""
         if self.adapters or not self.entries:
             adapters = [f"--adapter {public_name(path)}" for path in self.adapters.values()]
-            return " ".join([f"dgpo-bench evaluate {self.preset_name} --size {self.size_name}", *adapters])
+            given = [f"--guidance {each:g}" for each in self.size.guidances or () if not self._has_own_guidances]
+            model = [f"--model {public_name(self.base_config().model.path)}"] if NONE in self.preset.algorithms else []
+            parts = [f"dgpo-bench evaluate {self.preset_name} --size {self.size_name}", *model, *given]
+            return " ".join([*parts, *(adapters or ["--base"])])
         algorithms = [entry for entry in self.entries if entry not in CONTROLS]
         controls = [*(entry for entry in self.entries if entry in CONTROLS), *([BEST_OF_N] if self.best_of_n else [])]
         parts = [f"dgpo-bench compare {self.preset_name} --size {self.size_name} --seeds {len(self.seeds)}"]
@@ -104,6 +107,11 @@ class Plan(BaseModel):
         parts += [f"--algorithms {','.join(algorithms)}"] if algorithms != list(self.preset.algorithms) else []
         parts += [f"--controls {','.join(controls) or 'none'}"]
         return " ".join(parts)
+
+    @property
+    def _has_own_guidances(self) -> bool:
+        """Whether the guidances are those of the preset's size, rather than the command line's."""
+        return self.size.guidances == self.preset.sizes[self.size_name].guidances
 
     def run_config(self, entry: str, seed: int) -> RunConfig:
         """The complete configuration of one cell's training."""

@@ -32,6 +32,8 @@ BEST_OF_N = "best-of-n"
 """The control that trains nothing: more pictures of the base, for the best of several at equal inference cost."""
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00", "#5A4FCF")
 """For entries without a color of their own; told apart by color-blind people too (Okabe and Ito, the first six)."""
+NONE = "none"
+"""The one entry of a comparison that trains nothing, :func:`preset_of_task`'s."""
 GRAYS = ("#555555", "#7A7A7A", "#9A9A9A", "#B5B5B5")
 """For controls."""
 Color = Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")]
@@ -303,8 +305,8 @@ def preset_of_task(source: str, model: str | None) -> tuple[Preset, Task]:
         description=task.description,
         task=source,
         shared={"model": {"path": model, "precision": "auto"}},
-        algorithms={"none": {}},
-        challenger="none",
+        algorithms={NONE: {}},
+        challenger=NONE,
         sizes={
             "quick": size,
             "default": size.model_copy(update={"test_prompts": 60}),

@@ -48,7 +48,7 @@ class SampledSet:
     metrics: tuple[str, ...]
 
     def noise_numbers(self, prompt: int, images: Sequence[int]) -> list[int]:
-        """The numbers of a prompt's noises: the same for every cell, size and number of pictures."""
+        """The numbers of a prompt's noises: the same for every cell, whatever number of pictures."""
         return [(self.first + prompt) * MOST_IMAGES + image for image in images]
 
     def record(self) -> PromptSetRecord:

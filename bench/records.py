@@ -59,7 +59,7 @@ class PromptSetRecord(_Record):
     """The prompts of one set that were sampled, in order.
 
     Attributes:
-        role: ``validation`` (guidance, checkpoints and settings are chosen on it, nothing is reported from it),
+        role: ``validation`` (guidance and settings are chosen on it, nothing is reported from it),
             ``in_domain`` (the test prompts of the kind that is trained on) or ``out_of_domain`` (another kind).
         images_per_prompt: pictures of each, from noises 0 to that, the same for every cell.
     """

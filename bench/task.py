@@ -62,7 +62,7 @@ class TaskPrompts(Section):
     """The three sets of a task, no prompt of one in another."""
 
     train: str = Field(description="What is trained on.")
-    validation: str = Field(description="What guidance, checkpoints and settings are chosen on.")
+    validation: str = Field(description="What guidance and settings are chosen on.")
     test: str = Field(description="What is reported; nothing is chosen on it.")
 
 
@@ -76,7 +76,7 @@ class TaskSampling(Section):
         min_length=1,
         description="What the best guidance is chosen from, on validation prompts, for the base and every adapter.",
     )
-    images_per_prompt: int = Field(4, ge=1, description="Pictures of each prompt; diversity needs two.")
+    images_per_prompt: int = Field(4, ge=1, le=1000, description="Pictures of each prompt; diversity needs two.")
 
     @field_validator("guidances")
     @classmethod

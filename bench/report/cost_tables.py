@@ -60,8 +60,10 @@ def _speed_table(comparison: Comparison, axis: Axis, others: Sequence[str]) -> T
 def _ratio_cell(found: ThresholdSpeed) -> TableCell:
     crossings = [*found.challenger.values(), *found.baseline.values()]
     if found.ratio is None:
-        there = any(each.by == 0 for each in crossings)
-        return TableCell("undefined", "the base is there" if there else "neither reached it")
+        if any(each.by == 0 for each in crossings):
+            return TableCell("undefined", "the base is there")
+        came = any(each.reached for each in crossings)
+        return TableCell("undefined", "evaluations are too far apart to tell" if came else "neither reached it")
     runs = found.ratio.runs
     late = sum(not each.reached for each in crossings)
     notes = [f"a new run {format_between(runs.low, runs.high)}"] if runs else []

@@ -83,11 +83,12 @@ def _measured_by(comparison: Comparison) -> dict[str, Any]:
             }
     found |= {"sampler": sampling.sampler, "steps": sampling.steps, "precision": sampling.precision}
     found |= {"size of pictures": f"{sampling.width} × {sampling.height}"}
-    for name, prompts in results.sets.items():
-        if prompts.role != "validation":
-            found[f"role of {name}"] = prompts.role
-            found[f"images per prompt of {name}"] = prompts.images_per_prompt
-            found[f"prompts of {name}"] = [(prompt.text, prompt.tag) for prompt in prompts.prompts]
+    found["choice of guidances"] = ", ".join(f"{each:g}" for each in sampling.guidances)
+    # The validation prompts too: guidance was chosen on them.
+    for name, prompts in sorted(results.sets.items(), key=lambda each: each[1].role == "validation"):
+        found[f"role of {name}"] = prompts.role
+        found[f"images per prompt of {name}"] = prompts.images_per_prompt
+        found[f"prompts of {name}"] = [(prompt.text, prompt.tag) for prompt in prompts.prompts]
     return found
 
 
@@ -188,17 +189,26 @@ def _improvement_table(tasks: Sequence[Sequence[Named]]) -> Table | None:
         rows,
         about="The share of pairs of runs in which the row's is better in domain, averaged over "
         f"{count(len(tasks), 'task')}; one half is no difference. Under it: the 95 % interval over runs. Methods that "
-        "every task has, by their labels.",
+        "every task has, by their labels; of one task's, those of other settings or budgets stand apart.",
     )
 
 
 def _runs(group: Sequence[Named]) -> dict[str, Any]:
-    """The headline in domain of each run of each method that a task's comparisons have, higher is better."""
+    """The headline in domain of each run of each method that a task's comparisons have, higher is better.
+
+    Runs of one label are one method's where settings and budget are equal; else the label gets its folder's name.
+    """
+    entries = [(name, comparison, entry) for name, comparison in group for entry in comparison.results.entries]
+    methods: dict[str, list[Any]] = {}
+    for _, comparison, entry in entries:
+        results = comparison.results
+        method = results.entries[entry].settings, results.budget.evaluations
+        methods.setdefault(comparison.label(entry), []).append(method)
     found: dict[str, list[float]] = {}
-    for _, comparison in group:
-        for entry in comparison.results.entries:
-            ends = value(comparison, entry, "in_domain", comparison.results.task.headline)
-            if ends is not None:
-                points = [comparison.sign * point for point in ends.points]
-                found.setdefault(comparison.label(entry), []).extend(points)
+    for name, comparison, entry in entries:
+        label, ends = comparison.label(entry), value(comparison, entry, "in_domain", comparison.results.task.headline)
+        one = all(method == methods[label][0] for method in methods[label])
+        if ends is not None:
+            points = [comparison.sign * point for point in ends.points]
+            found.setdefault(label if one else f"{label} ({name})", []).extend(points)
     return {label: np.array(points) for label, points in found.items()}

@@ -13,10 +13,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ..records import BASE, CellRecord, Checkpoint
+from ..records import BASE, NO_SEED, CellRecord, Checkpoint
 from .comparison import Comparison
 from .intervals import LEAST_SEEDS, Array, Estimate, Interval, new_run
-from .measures import curve_values, difference, value_at
+from .measures import curve_values, difference, on_curve
 
 Axis: TypeAlias = Literal["flops", "denoiser_evaluations", "total_seconds", "images_scored", "steps"]
 AXES: dict[Axis, str] = {
@@ -67,7 +67,8 @@ class ThresholdSpeed:
     Attributes:
         base_there: the untrained base meets it at its best guidance: guidance alone gets there.
         challenger, baseline: their crossings by seed, of the seeds that both finished.
-        ratio: None where it is undefined: the base is there at the guidance of the curves, or nobody of the two came.
+        ratio: None where it is undefined: the base is there at the guidance of the curves, nobody of the two came, or
+            the evaluations are too far apart to bound it (both came before the first).
     """
 
     threshold: float
@@ -147,9 +148,13 @@ def cost(checkpoint: Checkpoint, axis: Axis) -> float | None:
 
 
 def axes_of(comparison: Comparison) -> list[Axis]:
-    """The axes on which every checkpoint of every finished cell has a cost, the budget's own first."""
+    """The axes on which every checkpoint of every finished cell has a cost, the budget's own first.
+
+    None where nothing was trained: adapters that were made elsewhere have cost nothing here that is known.
+    """
     points = [point for cell in comparison.results.cells if cell.status == "done" for point in cell.checkpoints]
-    return [axis for axis in AXES if all(cost(point, axis) is not None for point in points)]
+    costs = {axis: [cost(point, axis) for point in points] for axis in AXES}
+    return [axis for axis, found in costs.items() if None not in found and any(found)]
 
 
 def gain(comparison: Comparison, entry: str) -> Estimate | None:
@@ -163,14 +168,15 @@ def speed(comparison: Comparison, baseline: str, axis: Axis) -> Speed:
     results = comparison.results
     ours, theirs = gain(comparison, results.challenger), gain(comparison, baseline)
     defined = theirs is not None and theirs.low is not None and theirs.low > 0
-    base = value_at(comparison, list(comparison.finished(BASE).values()), "in_domain", results.task.headline)
+    # Of the very pictures that crossings are read from, which may be fewer than those of the tables.
+    base = on_curve(comparison, comparison.finished(BASE)[NO_SEED], "in_domain", results.task.headline)
     found = []
     for threshold in results.task.thresholds:
         first = _crossings(comparison, results.challenger, axis, threshold)
         second = _crossings(comparison, baseline, axis, threshold)
         seeds = [seed for seed in first if seed in second]
         first, second = {s: first[s] for s in seeds}, {s: second[s] for s in seeds}
-        there = base is not None and comparison.sign * (base.mean - threshold) >= 0
+        there = base is not None and comparison.sign * (base - threshold) >= 0
         measured = ratio(list(first.values()), list(second.values())) if defined else None
         found.append(ThresholdSpeed(threshold, there, first, second, measured))
     return Speed(baseline, axis, ours, theirs, defined, found)

@@ -8,7 +8,7 @@ from typing import Literal
 from ..records import BASE, MetricRecord
 from .comparison import Comparison, Role, missing_cells, read_comparison, small_tags
 from .intervals import Estimate
-from .measures import difference, shared_seeds, value
+from .measures import difference, shared_seeds, value, value_at
 from .numbers import count, format_between, format_bounds, format_guidances, format_interval, format_number
 from .speed import AXES, axes_of, speed
 
@@ -85,9 +85,9 @@ def _clause(comparison: Comparison, other: str, role: Role) -> str:
     task, where = results.task, "in domain" if role == "in_domain" else "on out-of-domain prompts"
     metric = f"{in_sentence(results.metrics[task.headline])} " if role == "in_domain" else ""
     found = difference(comparison, results.challenger, other, role, task.headline)
-    first, second = (value(comparison, entry, role, task.headline) for entry in (results.challenger, other))
+    first, second = _both(comparison, other, role)
     if found is None or first is None or second is None:
-        return f"nothing was measured {where}"
+        return _unmeasured(comparison, role, where)
     gain = found if comparison.sign > 0 else found.reversed()
     phrases: dict[Judgement, str] = {
         "better": "better",
@@ -109,10 +109,40 @@ def _clause(comparison: Comparison, other: str, role: Role) -> str:
     return f"{judged} {where}, {metric}{format_number(first.mean)} against {format_number(second.mean)} ({bounds})"
 
 
+def _both(comparison: Comparison, other: str, role: Role) -> tuple[Estimate | None, Estimate | None]:
+    """The headline of the challenger and of another entry over the seeds of their difference."""
+    ours, theirs = comparison.finished(comparison.results.challenger), comparison.finished(other)
+    if other != BASE:
+        seeds = shared_seeds(comparison, comparison.results.challenger, other)
+        ours, theirs = ({seed: places[seed] for seed in seeds} for places in (ours, theirs))
+    metric = comparison.results.task.headline
+    return tuple(value_at(comparison, list(places.values()), role, metric) for places in (ours, theirs))  # type: ignore[return-value]
+
+
+def _unmeasured(comparison: Comparison, role: Role, where: str) -> str:
+    """Why there is no number of the headline for a role."""
+    results, sets = comparison.results, comparison.sets_of(role)
+    if not sets:
+        return f"there are no {'test' if role == 'in_domain' else 'out-of-domain'} prompts"
+    others = [
+        metric.label
+        for name, metric in results.metrics.items()
+        if metric.relation in ("untrained", "same data")
+        and name != results.task.headline
+        and value(comparison, results.challenger, role, name) is not None
+    ]
+    told = f", which {', '.join(others)} judge; the tables have them" if others else ""
+    return f"{in_sentence(results.metrics[results.task.headline])} was not measured {where}{told}"
+
+
 def speed_sentence(comparison: Comparison, baseline: str) -> str:
     """How soon the challenger reached the highest threshold that a ratio is known for; empty without thresholds."""
     axes = axes_of(comparison)
-    if not comparison.results.task.thresholds or not shared_seeds(comparison, comparison.results.challenger, baseline):
+    if (
+        not axes
+        or not comparison.results.task.thresholds
+        or not shared_seeds(comparison, comparison.results.challenger, baseline)
+    ):
         return ""
     found, ours = speed(comparison, baseline, axes[0]), comparison.label(comparison.results.challenger)
     theirs = comparison.label(baseline)
@@ -131,7 +161,10 @@ def speed_sentence(comparison: Comparison, baseline: str) -> str:
         )
     known = [each for each in found.thresholds if each.ratio is not None]
     if not known:
-        return f"Between {ours} and {theirs} no threshold has a speed ratio: none lies above the base that either held."
+        return (
+            f"Between {ours} and {theirs} no threshold has a speed ratio: the base is there, neither held it, or the "
+            "evaluations are too far apart to tell."
+        )
     each = known[-1]
     assert each.ratio is not None
     there = " The untrained base at its best guidance is there without training." if each.base_there else ""

@@ -40,3 +40,16 @@ def test_a_model_that_is_not_here_costs_only_the_rows_that_need_it() -> None:
     rows = dict(expense_rows(plan(model={"path": "no/such-model"})))
     assert rows["memory"].startswith("cannot be told here: ")
     assert "operations" not in rows
+
+
+def test_the_best_of_eight_costs_six_more_pictures_of_every_test_prompt() -> None:
+    without = plan()
+    more = without.model_copy(update={"best_of_n": True})
+    tested = len(sampled_sets(more.task, more.size)["test"].prompts)
+    rows, before = dict(expense_rows(more)), dict(expense_rows(without))
+
+    def first(text: str) -> int:
+        return int(text.split()[0].replace(",", ""))
+
+    for row, each in (("pictures measured", 6), ("measuring the base", 6 * 20)):
+        assert first(rows[row]) - first(before[row]) == each * tested

@@ -12,6 +12,8 @@ from dgpo_bench import commands
 from dgpo_bench.adapters import named_adapters
 from dgpo_bench.commands import main
 from dgpo_bench.pictures import PICTURES_FILE, read_pictures
+from dgpo_bench.plan import Plan
+from dgpo_bench.preset import preset_of_task
 from dgpo_bench.records import read_results
 from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.common.errors import UserError
@@ -91,5 +93,25 @@ def test_a_task_needs_a_model(tmp_path: Path) -> None:
 def test_adapters_are_named_by_their_file_or_folder() -> None:
     named = named_adapters([Path("a/adapter.safetensors"), Path("b/mine.safetensors"), Path("c/mine.safetensors")])
     assert list(named) == ["a", "mine", "mine-2"]
+    taken = [Path("a/x-2.safetensors"), Path("a/x.safetensors"), Path("b/x.safetensors"), Path("base.safetensors")]
+    assert list(named_adapters(taken).items()) == [
+        ("x-2", str(taken[0])),
+        ("x", str(taken[1])),
+        ("x-3", str(taken[2])),
+        ("base-2", str(taken[3])),
+    ]
     with pytest.raises(UserError, match="stands there twice"):
         named_adapters([Path("x.safetensors"), Path("x.safetensors")])
+
+
+@pytest.mark.fast
+def test_the_command_that_made_a_page_of_adapters_is_one_that_makes_it_again() -> None:
+    preset, task = preset_of_task("shapes", "shapes")
+    size = preset.sized("quick", seeds=1, controls="none")
+    plan = Plan.of("shapes", preset, task, "quick", size, [], jobs=1)
+    assert plan.command == "dgpo-bench evaluate shapes --size quick --model shapes --base"
+    chosen = plan.model_copy(update={"size": size.model_copy(update={"guidances": (1.0, 2.5)}), "entries": ["mine"]})
+    chosen = chosen.model_copy(update={"adapters": {"mine": "mine.safetensors"}})
+    assert chosen.command == (
+        "dgpo-bench evaluate shapes --size quick --model shapes --guidance 1 --guidance 2.5 --adapter mine.safetensors"
+    )

@@ -99,6 +99,7 @@ def test_ones_own_task_is_found_with_all_that_lies_beside_it(tmp_path: Path) -> 
         ({"sampling": {"guidances": [2, 1]}}, "sampling.guidances: must rise"),
         ({"prompts": {"train": "train.txt", "validation": "train.txt", "test": "test.jsonl"}}, "stands there twice"),
         ({"in_domain": [{"metric": "brightness", "by": "a"}, {"metric": "sharpness", "by": "b"}]}, "different fields"),
+        ({"sampling": {"images_per_prompt": 1001}}, "sampling.images_per_prompt: "),
         ({"version": 0}, "version: "),
         ({"metrics": {"mine.py:red": {"reward": "brightness", "optional": True}}}, "is optional; verdicts are about"),
     ],

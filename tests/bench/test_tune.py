@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from dgpo_bench import tune as tuning_module
+from dgpo_bench.commands import main
 from dgpo_bench.gather import TUNING_FILE, read_tuning
 from dgpo_bench.plan import Event, Forecast, Plan
 from dgpo_bench.preset import Range, load_preset
+from dgpo_bench.records import Trial
+from dgpo_bench.task import Metric
 from dgpo_bench.tune import drawn, nested, tune
 from dgpo_plugin.common.errors import UserError
 
@@ -149,3 +153,26 @@ def test_a_trial_sees_validation_prompts_and_a_seed_from_100_on(
     assert 0 < cost <= 400
     assert built[0].training.seed >= 100
     assert built[0].algorithm.model_dump()["noisiest_steps"] == 3
+
+
+def test_the_best_trials_are_said_first_where_less_is_better_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (loaded, task), values = load_preset("shapes"), [0.9, 0.1, 0.5]
+    metric = Metric(reward="shapes", better="lower")
+    task = task.model_copy(update={"metrics": {**task.metrics, "accuracy": metric}})
+    monkeypatch.setattr("dgpo_bench.asked.load_preset", lambda _: (loaded, task))
+    found = tune(plan(), tmp_path, 0, Ear())
+    trials = [
+        Trial(entry="dgpo", number=i, settings={}, value=value, denoiser_evaluations=1)
+        for i, value in enumerate(values)
+    ]
+    found = found.model_copy(update={"trials": trials, "finished": ["dgpo:0", "dgpo:1", "dgpo:2"]})
+    monkeypatch.setattr(tuning_module, "tune", lambda *_: found)
+    result = CliRunner().invoke(main, ["tune", "shapes", "--algorithms", "dgpo", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[1] for line in result.output.splitlines() if line.startswith("dgpo:")] == [
+        "0.100",
+        "0.500",
+        "0.900",
+    ]

@@ -44,6 +44,7 @@ def test_the_best_stands_first_with_what_its_number_depends_on(tmp_path: Path) -
         ("sampling", {"sampler": "heun"}, "sampler differs, euler in first and heun in second"),
         ("sampling", {"steps": 40}, "steps differs, 10 in first and 40 in second"),
         ("sampling", {"precision": "bf16"}, "precision differs, float32 in first and bf16 in second"),
+        ("sampling", {"guidances": [1.0, 3.0]}, "choice of guidances differs, 1, 3, 4.5 in first and 1, 3 in second"),
         ("sampling", {"width": 16}, "size of pictures differs, 8 × 8 in first and 16 × 8 in second"),
     ],
 )
@@ -90,3 +91,18 @@ def test_across_tasks_runs_are_compared_pair_by_pair(tmp_path: Path) -> None:
     assert "0.75" in row
     assert "## made-up, version 1" in text
     assert "## another, version 7" in text
+
+
+def test_guidances_chosen_on_other_validation_prompts_are_not_of_one_table(tmp_path: Path) -> None:
+    sets = records(OTHER).sets
+    fewer = sets["validation"].model_copy(update={"prompts": sets["validation"].prompts[:3]})
+    with pytest.raises(UserError, match="prompts of validation differs, 14 of them in first and 3 of them in second"):
+        write_leaderboard(folders(tmp_path, sets={**sets, "validation": fewer}), tmp_path / "board.html")
+
+
+def test_runs_of_one_label_with_another_budget_are_not_one_methods(tmp_path: Path) -> None:
+    budget = records(WORLD).budget.model_copy(update={"evaluations": 999})
+    path = write_leaderboard(folders(tmp_path, WORLD, budget=budget), tmp_path / "board.html")
+    last = path.with_suffix(".md").read_text(encoding="utf-8").partition("## Probability of improvement")[2]
+    methods = [line.split(" | ")[0].strip("| ") for line in last.splitlines() if line.startswith("| ")]
+    assert methods == ["A run of", "OURS (first)", "THEIRS (first)", "OURS (second)", "THEIRS (second)"]

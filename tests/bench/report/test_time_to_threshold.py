@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dgpo_bench.cell import START
+from dgpo_bench.records import BASE
+from dgpo_bench.report.comparison import comparison_of
+from dgpo_bench.report.cost_tables import speed_tables
+from dgpo_bench.report.measures import value
 from dgpo_bench.report.speed import AXES, Crossing, axes_of, crossing, ratio, speed
+from dgpo_bench.report.verdict import speed_sentence
 from tests.bench.report.synthetic import World, synthetic
 
 pytestmark = pytest.mark.fast
@@ -115,3 +124,39 @@ def test_an_axis_that_some_cell_did_not_measure_is_left_out() -> None:
         for cell in comparison.results.cells
     ]
     assert "flops" not in axes_of(synthetic(World({("ours", 0): RISING, ("theirs", 0): SLOW}), cells=cells))
+
+
+def test_thresholds_that_both_reached_before_the_first_evaluation_are_not_called_unreached() -> None:
+    curves = {("ours", 0): [0.4, 0.6, 0.6], ("theirs", 0): [0.4, 0.6, 0.6]}
+    comparison = synthetic(World(curves))
+    found = speed(comparison, "theirs", "flops")
+    assert [each.ratio for each in found.thresholds] == [None, None, None]
+    notes = [row.cells[0].note for row in speed_tables(comparison)[0].rows]
+    assert notes == [*["evaluations are too far apart to tell"] * 2, "neither reached it"]
+    assert "or the evaluations are too far apart to tell" in speed_sentence(comparison, "theirs")
+
+
+def test_adapters_that_were_made_elsewhere_have_no_speed() -> None:
+    curves = {("ours", 0): [0.4, 0.6], ("theirs", 0): [0.4, 0.5]}
+    comparison = synthetic(World(curves, step=0.0))
+    cells = [
+        cell.model_copy(update={"checkpoints": [START, START.model_copy(update={"flops": None})]})
+        for cell in comparison.results.cells
+    ]
+    comparison = synthetic(World(curves), cells=cells)
+    assert axes_of(comparison) == []
+    assert speed_tables(comparison) == []
+    assert speed_sentence(comparison, "theirs") == ""
+
+
+def test_whether_the_base_is_there_is_asked_of_the_pictures_that_crossings_are_read_from() -> None:
+    """The base has .4 on the curves' prompts and .6 on the one prompt that no checkpoint measures."""
+    comparison = synthetic(World({("ours", 0): RISING, ("theirs", 0): SLOW}, tags={"one": 6}))
+    pictures = comparison.pictures
+    rest = (pictures.prompt == 0) & (pictures.set == "held-out")
+    scores = np.where(rest & (pictures.entry == "base"), 2.0, pictures.metrics["accuracy"])
+    pictures = replace(pictures, metrics={**pictures.metrics, "accuracy": scores})
+    between = rest & (pictures.entry != "base") & (pictures.checkpoint < len(RISING) - 1)
+    without = comparison_of(comparison.results, pictures.where(~between), Path("made-up"))
+    assert value(without, BASE, "in_domain", "accuracy").mean > 0.55  # type: ignore[union-attr]
+    assert [each.base_there for each in speed(without, "theirs", "flops").thresholds] == [False, False, False]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dgpo_bench.records import CellRecord
+from dgpo_bench.report.comparison import comparison_of
 from dgpo_bench.report.intervals import Estimate, Interval
 from dgpo_bench.report.numbers import format_amount, format_between, format_number, format_ratio
 from dgpo_bench.report.verdict import cautions, headline, judge, rivals
@@ -114,3 +117,30 @@ def test_what_is_missing_is_named() -> None:
 def test_seeds_that_are_not_shared_are_not_compared() -> None:
     text = rivals(synthetic(World({("ours", 0): [0.4, 0.7], ("theirs", 1): [0.4, 0.5]})))
     assert text == ["THEIRS shares no finished seed with OURS: not compared."]
+
+
+def test_out_of_domain_prompts_that_only_other_metrics_judge_are_not_called_unmeasured() -> None:
+    plain = synthetic(WIN)
+    pictures = plain.pictures
+    scores = np.where(pictures.set == "unseen", np.nan, pictures.metrics["accuracy"])
+    judged = replace(pictures, metrics={**pictures.metrics, "accuracy": scores})
+    sentence = headline(comparison_of(plain.results, judged, Path("made-up")))
+    assert sentence.endswith(
+        "; accuracy was not measured on out-of-domain prompts, which Taste, Cousin judge; the tables have them."
+    )
+
+
+def test_without_out_of_domain_prompts_that_is_what_is_said() -> None:
+    sets = {name: each for name, each in records(WIN).sets.items() if each.role != "out_of_domain"}
+    assert headline(synthetic(WIN, sets=sets)).endswith("; there are no out-of-domain prompts.")
+
+
+def test_both_numbers_of_a_difference_are_of_the_seeds_that_it_is_of() -> None:
+    """Theirs failed with seed 1, where ours had .9: .6 against .5 is a difference of .1, .75 against .5 is not."""
+    curves = {("ours", 0): [0.4, 0.6], ("ours", 1): [0.4, 0.9], ("theirs", 0): [0.4, 0.5], ("theirs", 1): [0.4, 0.5]}
+    cells = [
+        cell if (cell.entry, cell.seed) != ("theirs", 1) else CellRecord(entry="theirs", seed=1, status="failed")
+        for cell in records(World(curves)).cells
+    ]
+    sentence = rivals(synthetic(World(curves), cells=cells))[0]
+    assert "accuracy 0.600 against 0.500 (+0.100;" in sentence
