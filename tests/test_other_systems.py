@@ -51,7 +51,8 @@ def without_encoding(tree: ast.AST) -> Iterator[str]:
         owner = node.func.value.id if isinstance(getattr(node.func, "value", None), ast.Name) else ""  # type: ignore[attr-defined]
         modes = [str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)]
         plain = name == "open" and owner not in ("os", "Image") and not any("b" in mode for mode in modes[-1:])
-        if name in ("read_text", "write_text") or plain:
+        is_paths = isinstance(node.func, ast.Attribute)  # common.files has a read_text whose encoding is UTF-8
+        if (name in ("read_text", "write_text") and is_paths) or plain:
             yield f"{name} in line {node.lineno}"
 
 

@@ -158,5 +158,5 @@ def test_whether_the_base_is_there_is_asked_of_the_pictures_that_crossings_are_r
     pictures = replace(pictures, metrics={**pictures.metrics, "accuracy": scores})
     between = rest & (pictures.entry != "base") & (pictures.checkpoint < len(RISING) - 1)
     without = comparison_of(comparison.results, pictures.where(~between), Path("made-up"))
-    assert value(without, BASE, "in_domain", "accuracy").mean > 0.55  # type: ignore[union-attr]
+    assert value(without, BASE, "in_domain", "accuracy").mean > 0.55
     assert [each.base_there for each in speed(without, "theirs", "flops").thresholds] == [False, False, False]
