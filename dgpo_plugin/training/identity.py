@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from dgpo_plugin.common.errors import UserError, resume_command
 from dgpo_plugin.common.user_file import is_from_file
@@ -44,6 +44,10 @@ ROUNDS_OTHERWISE = ("device", "batch_size")
 """How a reward is computed that may be another on resume, and may change the last bits of its values."""
 
 
+SECTIONS = ("model", "lora", "prompts", "rewards", "scoring", "rollout", "algorithm", "training")
+"""Of a configuration, those that are looked into when two runs are compared."""
+
+
 class RunIdentity(BaseModel):
     """What must not change while a run goes on.
 
@@ -66,6 +70,18 @@ class RunIdentity(BaseModel):
     rewards_sha256: str = ""
     contents: dict[str, str] = {}
     packages: dict[str, str]
+
+    @field_validator("config")
+    @classmethod
+    def _in_sections(cls, config: dict[str, Any]) -> dict[str, Any]:
+        rewards = config.get("rewards")
+        sections = [config.get(name, {}) for name in SECTIONS] + list(
+            rewards.values() if isinstance(rewards, dict) else []
+        )
+        options = [term.get("options", {}) for term in sections if isinstance(term, dict)]
+        if not all(isinstance(section, dict) for section in (*sections, *options)):
+            raise ValueError("config: a section of it is none")
+        return config
 
 
 def check_same_run(
