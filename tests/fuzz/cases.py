@@ -125,7 +125,7 @@ def run_apart(case: Case, folder: Path) -> Outcome:
         [sys.executable, "-m", module, *case.arguments], cwd=folder, env=environment, capture_output=True, timeout=600
     )
     errors = done.stderr.decode("utf-8", "replace")
-    errors = "\n".join(line for line in errors.split("\n") if "torchao" not in line)
+    errors = "\n".join(each for each in errors.split("\n") if "torchao" not in each or each.startswith("error: "))
     return Outcome(
         done.returncode, done.stdout.decode("utf-8", "replace"), errors, errors if "Traceback" in errors else ""
     )
