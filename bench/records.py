@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, is_unicode
 from dgpo_plugin.common.files import read_text, write_text_atomically
 from dgpo_plugin.config.explain import explain
 
@@ -269,6 +269,8 @@ def read_results(path: Path) -> Results:
         raise UserError(f"results file {path}: {error.strerror}; name a folder made by `dgpo-bench compare`") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"results file {path}: not JSON ({error}); run `dgpo-bench compare` again") from error
+    if not is_unicode(json.dumps(record, ensure_ascii=False)):
+        raise UserError(f"results file {path}: holds half of a character; run `dgpo-bench compare` again")
     version = record.get("schema_version") if isinstance(record, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(f"results file {path}: schema version {version}, this program reads {SCHEMA_VERSION}")

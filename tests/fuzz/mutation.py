@@ -47,7 +47,7 @@ YAML_VALUES = (
 
 def mutated_bytes(data: bytes, random: Random) -> bytes:
     """A few bits flipped, a cut, a piece taken out, doubled or moved, or bytes put in."""
-    content, size = bytearray(data), max(1, len(data))
+    content, size = bytearray(data or b"\0"), max(1, len(data))
     at, length = random.randrange(size), random.choice((1, 2, 4, 8, 64, 1024))
     match random.randrange(7):
         case 0 | 1:
