@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -305,7 +306,8 @@ def test_a_signal_ends_it_after_the_requests_in_flight(tmp_path: Path, number: s
         started.send_signal(number)
         assert started.stdout is not None
         assert started.stdout.readline() == "answering the requests in flight; a second signal ends at once\n"
-        assert "ConnectionRefusedError" in str(hung_up(address))
+        # Refused; or hung up on, if it came in the moment before the listening ends.
+        assert re.search("ConnectionRefusedError|disconnected|reset", str(hung_up(address)))
         (tmp_path / "go_on").touch()
         thread.join()
         _, errors = started.communicate(timeout=60)
