@@ -7,9 +7,11 @@ latents by flow matching. The result is a plain diffusers ``StableDiffusion3Pipe
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,20 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.distributed.processor import Work, settled
-from dgpo_plugin.worlds.shapes.pretrain_loops import Passes, encode_pictures, sharpen_decoder, train_denoiser, train_vae
+from dgpo_plugin.models.load import world_pipeline
+from dgpo_plugin.worlds.shapes.pretrain_loops import (
+    Passes,
+    Record,
+    encode_pictures,
+    sharpen_decoder,
+    task_accuracy,
+    train_denoiser,
+    train_vae,
+    warm_cosine,
+)
 from dgpo_plugin.worlds.shapes.pretrain_networks import LATENT_SIZE, WIDTH, PretrainConfig, build_pipeline
 from dgpo_plugin.worlds.shapes.pretrain_recipe import RECIPE, Recipe
 from dgpo_plugin.worlds.shapes.render import SIZE, render
@@ -43,6 +54,38 @@ def make_pipeline(
     output: Path, config: PretrainConfig, recipe: Recipe = RECIPE, *, compile_model: bool = False
 ) -> None:
     """Train a shapes pipeline of any settings and save it to a folder, which is made."""
+    with pretraining(output, config, (LATENT_SIZE // 2) ** 2) as (record, in_bf16):
+        prompts, pictures = draw_scenes(config, recipe)
+        start = StableDiffusion3Pipeline.from_pretrained(world_pipeline(recipe.start)) if recipe.start else None
+        vae = train_vae(pictures, config, record, start.vae if start else None)
+        latents = encode_pictures(vae, pictures)
+        if config.decoder_iterations:
+            sharpen_decoder(vae, pictures, latents, config, record, in_bf16=in_bf16)
+        pipeline = build_pipeline(vae, config, recipe.prompts)
+        if start:
+            go_on_with(pipeline, start)
+        pipeline.save_pretrained(output)
+
+        def look(iteration: int, loss: float, seconds: float) -> bool:
+            accuracy = {f"accuracy_guidance_{g:g}": task_accuracy(pipeline, recipe, g) for g in recipe.guidances}
+            record(stage="denoiser", iteration=iteration, loss=loss, seconds=seconds, **accuracy)
+            return config.enough is not None and max(each["mean"] for each in accuracy.values()) >= config.enough
+
+        passes = Passes(in_bf16=in_bf16, compiled=compile_model)
+        train_denoiser(pipeline, latents, prompts, config, passes, warm_cosine(config.iterations), look)
+        save_in_fp16(pipeline, output)
+
+
+@contextlib.contextmanager
+def pretraining(output: Path, config: PretrainConfig, picture_tokens: int) -> Iterator[tuple[Record, bool]]:
+    """A folder for a pipeline, made, with the log of how it is trained, which begins with the settings.
+
+    Args:
+        picture_tokens: of the denoiser, for each picture.
+
+    Yields:
+        What writes into the log, and whether to compute the denoiser's passes in bf16.
+    """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(derive_seed(config.seed, "pretrain"))
     with (output / "pretrain.jsonl").open("w", encoding="utf-8") as log:
@@ -52,36 +95,18 @@ def make_pipeline(
             log.flush()
 
         # The first thing, because what it may have to mask is fixed once anything was computed.
-        precision = settled("the denoiser's precision", "auto", torch.device("cpu"), lambda: denoiser_work(config))
+        work = functools.partial(denoiser_work, config, picture_tokens)
+        precision = settled("the denoiser's precision", "auto", torch.device("cpu"), work)
         numbers = {**asdict(config), "precision": precision}
         record(stage="config", torch=torch.__version__, threads=torch.get_num_threads(), **numbers)
-        prompts, pictures = draw_scenes(config, recipe)
-        start = shipped_pipeline(recipe.start) if recipe.start else None
-        vae = train_vae(pictures, config, record, start.vae if start else None)
-        latents = encode_pictures(vae, pictures)
-        in_bf16 = precision == "bf16"
-        if config.decoder_iterations:
-            sharpen_decoder(vae, pictures, latents, config, record, in_bf16=in_bf16)
-        pipeline = build_pipeline(vae, config, recipe.prompts)
-        if start:
-            go_on_with(pipeline, start)
-        pipeline.save_pretrained(output)
-        passes = Passes(in_bf16=in_bf16, compiled=compile_model)
-        train_denoiser(pipeline, latents, prompts, config, recipe, record, passes)
-        save_in_fp16(pipeline, output)
+        yield record, precision == "bf16"
 
 
-def denoiser_work(config: PretrainConfig) -> Work:
+def denoiser_work(config: PretrainConfig, picture_tokens: int) -> Work:
     """The denoiser's layers in a step: the picture's tokens and the text's, each through a block's own."""
-    tokens = config.batch * (LATENT_SIZE // 2) ** 2
+    tokens = config.batch * picture_tokens
     shapes = ((WIDTH, WIDTH, 4), (WIDTH, 4 * WIDTH, 1), (4 * WIDTH, WIDTH, 1))
     return tuple((tokens, inputs, outputs, times * 2 * config.layers) for inputs, outputs, times in shapes)
-
-
-def shipped_pipeline(world: str) -> StableDiffusion3Pipeline:
-    """A world's pipeline as it is shipped, in float32."""
-    package, _, folder = WORLDS.load(world).pipeline.partition(":")
-    return StableDiffusion3Pipeline.from_pretrained(resources.files(package) / folder)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.worlds.shapes.pretrain_networks import (
     LATENT_CHANNELS,
     LATENT_SIZE,
-    TEXT_TOKENS,
     PretrainConfig,
     build_vae,
 )
@@ -40,23 +39,8 @@ DECODER_RATE, DECODER_BATCH, DECODER_NOISE = 7e-4, 32, 0.03
 """AdamW's peak rate, pictures a step, and noise as a share of the latents' deviation, of the decoder alone."""
 
 
-class VaeSettings(Protocol):
-    """What a world's recipe says of its VAE's training."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def vae_iterations(self) -> int: ...
-    @property
-    def vae_batch(self) -> int: ...
-    @property
-    def vae_learning_rate(self) -> float: ...
-    @property
-    def kl_weight(self) -> float: ...
-
-
 def train_vae(
-    pictures: Tensor, config: VaeSettings, record: Record, start: AutoencoderKL | None = None
+    pictures: Tensor, config: PretrainConfig, record: Record, start: AutoencoderKL | None = None
 ) -> AutoencoderKL:
     """Train the VAE on pictures (N, 3, 64, 64), uint8; its latent scale and shift are measured at the end.
 
@@ -66,17 +50,17 @@ def train_vae(
     vae = (start or build_vae()).train().to(memory_format=torch.channels_last)
     parameters = list(vae.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.vae_learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(config.vae_iterations))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(config.vae_iterations))
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "vae"))
     started = time.perf_counter()
-    for iteration in progress("VAE", config.vae_iterations):
+    for iteration in _progress("VAE", config.vae_iterations):
         chosen = torch.randint(len(pictures), (config.vae_batch,), generator=generator)
         target = _to_model_range(pictures[chosen]).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(target).latent_dist
         decoded = vae.decode(posterior.sample()).sample
         error = (decoded - target).square().mean() + 0.2 * (decoded - target).abs().mean()
         loss = error + config.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
-        optimize(loss, parameters, optimizer, schedule)
+        _optimize(loss, parameters, optimizer, schedule)
         if iteration % 250 == 0 or iteration == config.vae_iterations - 1:
             seconds = round(time.perf_counter() - started, 1)
             record(stage="vae", iteration=iteration, error=error.item(), loss=loss.item(), seconds=seconds)
@@ -97,11 +81,11 @@ def sharpen_decoder(
     vae.to(memory_format=torch.channels_last)
     parameters = list(vae.decoder.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=DECODER_RATE, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(config.decoder_iterations))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(config.decoder_iterations))
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "decoder"))
     means = latents / vae.config.scaling_factor + vae.config.shift_factor
     started = time.perf_counter()
-    for iteration in progress("decoder", config.decoder_iterations):
+    for iteration in _progress("decoder", config.decoder_iterations):
         chosen = torch.randint(len(pictures), (DECODER_BATCH,), generator=generator)
         clean = means[chosen]
         noisy = clean + DECODER_NOISE * clean.std() * torch.randn(clean.shape, generator=generator)
@@ -110,7 +94,7 @@ def sharpen_decoder(
             decoded = vae.decoder(noisy)
         difference = decoded.float() - target
         loss = difference.square().mean() + 0.2 * difference.abs().mean()
-        optimize(loss, parameters, optimizer, schedule)
+        _optimize(loss, parameters, optimizer, schedule)
         if iteration % 250 == 0 or iteration == config.decoder_iterations - 1:
             seconds = round(time.perf_counter() - started, 1)
             record(stage="decoder", iteration=iteration, loss=loss.item(), seconds=seconds)
@@ -144,15 +128,18 @@ def train_denoiser(
     latents: Tensor,
     prompts: Sequence[Prompt],
     config: PretrainConfig,
-    recipe: Recipe,
-    record: Record,
     passes: Passes,
+    rate: Callable[[int], float],
+    look: Callable[[int, float, float], bool],
 ) -> None:
     """Flow matching on cached latents, with both text encoders; the pipeline ends with the averaged weights.
 
     Args:
-        latents: (N, 16, 8, 8), as the denoiser sees them.
+        latents: (N, 16, H, W), as the denoiser sees them.
         prompts: N, what each shows.
+        rate: the learning rate's factor by step, from 0.
+        look: called every ``config.log_every`` steps and after the last, while the pipeline has the averaged weights,
+            with the number of steps done, a smoothed loss, and seconds; whether that is enough.
     """
     transformer, attention = pipeline.transformer, PaddedAttention()
     original_processors = transformer.attn_processors
@@ -162,29 +149,28 @@ def train_denoiser(
     parameters = [parameter for network in networks for parameter in network.parameters()]
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=1e-2, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(config.iterations))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "denoiser"))
     token_ids, rows = _tokenized_once(pipeline, prompts)
     started, smoothed_loss = time.perf_counter(), 0.0
-    for iteration in progress("denoiser", config.iterations):
+    for iteration in _progress("denoiser", config.iterations):
         batch = _draw_batch(latents, rows, config, generator)
         attention.count_last_token(batch.third_encoder_tokens)
         with torch.autocast("cpu", torch.bfloat16, enabled=passes.in_bf16):
             context, pooled = encode_ids(pipeline, token_ids[batch.rows])
             predicted = denoise(batch.noisy, context, pooled, batch.sigma * 1000, return_dict=False)[0]
         loss = (predicted.float() - batch.velocity).square().mean()
-        optimize(loss, parameters, optimizer, schedule)
+        _optimize(loss, parameters, optimizer, schedule)
         decay = min(config.ema_decay, (1 + iteration) / (10 + iteration))
         with torch.no_grad():
             torch._foreach_lerp_(average, parameters, 1 - decay)
         smoothed_loss = loss.item() if iteration == 0 else 0.98 * smoothed_loss + 0.02 * loss.item()
         if (iteration + 1) % config.log_every == 0 or iteration == config.iterations - 1:
             seconds = round(time.perf_counter() - started, 1)
-            with exchanged(parameters, average):
+            with _exchanged(parameters, average):
                 attention.count_last_token_once()
-                accuracy = {f"accuracy_guidance_{g:g}": task_accuracy(pipeline, recipe, g) for g in recipe.guidances}
-            record(stage="denoiser", iteration=iteration + 1, loss=smoothed_loss, seconds=seconds, **accuracy)
-            if config.enough is not None and max(each["mean"] for each in accuracy.values()) >= config.enough:
+                enough = look(iteration + 1, smoothed_loss, seconds)
+            if enough:
                 break
     _assign(parameters, average)
     transformer.set_attn_processor(original_processors)
@@ -195,7 +181,7 @@ class _Batch:
     """One step's latents, noised, and what the denoiser is told about them.
 
     Attributes:
-        noisy, velocity: (N, 16, 8, 8).
+        noisy, velocity: (N, 16, H, W).
         sigma: (N,) in [0, 1].
         rows: each caption's row among the token ids, (N,); 0, the empty text's, where it is dropped.
         third_encoder_tokens: how many each text has of them, (N,).
@@ -221,7 +207,7 @@ def _draw_batch(latents: Tensor, rows: Tensor, config: PretrainConfig, generator
 
 
 def _tokenized_once(pipeline: StableDiffusion3Pipeline, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    """Token ids of the empty text and of each different text, (texts, 12), and every prompt's row among them, (N,)."""
+    """Token ids of the empty text and of each different text, (texts, tokens); every prompt's row among them, (N,)."""
     texts = sorted({prompt.text for prompt in prompts})
     row_of = {text: index for index, text in enumerate(texts, start=1)}
     return tokenize(pipeline, ["", *texts]), torch.tensor([row_of[prompt.text] for prompt in prompts])
@@ -274,16 +260,17 @@ class PaddedAttention:
 
 
 def tokenize(pipeline: StableDiffusion3Pipeline, texts: list[str]) -> Tensor:
-    """The token ids of N texts, (N, 12); both text encoders share the tokenizer."""
-    batch = pipeline.tokenizer(
-        texts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
-    )
-    ids: Tensor = batch.input_ids
+    """The token ids of N texts, (N, as many as a text may have); both text encoders share the tokenizer."""
+    tokenizer = pipeline.tokenizer
+    length = tokenizer.model_max_length
+    ids: Tensor = tokenizer(
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
     return ids
 
 
 def encode_ids(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """What ``encode_prompt`` gives with one third-encoder token, differentiably: (N, 13, 128) and pooled (N, 128)."""
+    """What ``encode_prompt`` gives with one third-encoder token, differentiably: (N, T + 1, 128), pooled (N, 128)."""
     encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
     outputs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
     context = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
@@ -292,36 +279,41 @@ def encode_ids(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def task_accuracy(
-    pipeline: StableDiffusion3Pipeline, recipe: Recipe, guidance: float, steps: int = 10
-) -> dict[str, float]:
-    """Strict accuracy in [0, 1] for each task type that is judged, with a plain Euler loop; and the headline's mean."""
+def sample_pictures(
+    pipeline: StableDiffusion3Pipeline, texts: list[str], noise: Tensor, guidance: float, steps: int = 10
+) -> Tensor:
+    """A picture of each text, (N, 3, H, W) in [0, 1], from noise (N, 16, ...), with a plain Euler loop."""
+    vae = pipeline.vae
+    pipeline.scheduler.set_timesteps(steps)
+    context, pooled = encode_ids(pipeline, tokenize(pipeline, texts + [""] * len(texts)))
+    x = noise
+    for sigma, following in itertools.pairwise(pipeline.scheduler.sigmas):
+        t = sigma.expand(2 * len(texts)) * 1000
+        both = pipeline.transformer(x.repeat(2, 1, 1, 1), context, pooled, t, return_dict=False)[0]
+        prompted, empty = both.chunk(2)
+        x = x + (following - sigma) * (empty + guidance * (prompted - empty))
+    decoded: Tensor = vae.decode(x / vae.config.scaling_factor + vae.config.shift_factor).sample
+    return (decoded / 2 + 0.5).clamp(0, 1)
+
+
+def task_accuracy(pipeline: StableDiffusion3Pipeline, recipe: Recipe, guidance: float) -> dict[str, float]:
+    """Strict accuracy in [0, 1] for each task type that is judged; and the headline's mean."""
     images_per_task = recipe.images_per_task
     generator = torch.Generator().manual_seed(1)
     rng = np.random.default_rng(1)
-    pipeline.scheduler.set_timesteps(steps)
-    sigmas = pipeline.scheduler.sigmas
-    vae = pipeline.vae
     accuracy = {}
     for task in recipe.task_weights:
         candidates = [p for p in recipe.judged if p.metadata["task"] == task]
         prompts = [candidates[i] for i in rng.integers(len(candidates), size=images_per_task)]
-        context, pooled = encode_ids(pipeline, tokenize(pipeline, [p.text for p in prompts] + [""] * images_per_task))
-        x = torch.randn(images_per_task, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=generator)
-        for sigma, following in itertools.pairwise(sigmas):
-            t = sigma.expand(2 * images_per_task) * 1000
-            both = pipeline.transformer(x.repeat(2, 1, 1, 1), context, pooled, t, return_dict=False)[0]
-            prompted, empty = both.chunk(2)
-            x = x + (following - sigma) * (empty + guidance * (prompted - empty))
-        decoded = vae.decode(x / vae.config.scaling_factor + vae.config.shift_factor).sample
-        pictures = (decoded / 2 + 0.5).clamp(0, 1).numpy()
+        noise = torch.randn(images_per_task, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=generator)
+        pictures = sample_pictures(pipeline, [p.text for p in prompts], noise, guidance).numpy()
         verdicts = verify(pictures, [dict(p.metadata) for p in prompts], recipe.vocabulary)
         accuracy[task] = float(np.mean([verdict.strict for verdict in verdicts]))
     return {**accuracy, "mean": float(np.mean([accuracy[task] for task in recipe.headline]))}
 
 
 @contextlib.contextmanager
-def exchanged(parameters: list[nn.Parameter], values: list[Tensor]) -> Iterator[None]:
+def _exchanged(parameters: list[nn.Parameter], values: list[Tensor]) -> Iterator[None]:
     """Have other values in the parameters for the block."""
     own = [parameter.detach().clone() for parameter in parameters]
     _assign(parameters, values)
@@ -338,7 +330,7 @@ def _assign(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
 # ---- both
 
 
-def optimize(
+def _optimize(
     loss: Tensor,
     parameters: list[nn.Parameter],
     optimizer: torch.optim.Optimizer,
@@ -352,7 +344,7 @@ def optimize(
     optimizer.zero_grad()
 
 
-def _warm_cosine(total: int, warm: int = 100) -> Callable[[int], float]:
+def warm_cosine(total: int, warm: int = 100) -> Callable[[int], float]:
     """A learning rate's factor by step: a linear warm-up, then a cosine to 2 % of the peak."""
 
     def factor(step: int) -> float:
@@ -361,7 +353,7 @@ def _warm_cosine(total: int, warm: int = 100) -> Callable[[int], float]:
     return factor
 
 
-def progress(name: str, total: int) -> Iterator[int]:
+def _progress(name: str, total: int) -> Iterator[int]:
     """Count to a total, with a bar on the terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:

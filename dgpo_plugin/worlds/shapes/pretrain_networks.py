@@ -91,9 +91,15 @@ def build_vae() -> AutoencoderKL:
 
 def build_pipeline(vae: AutoencoderKL, config: PretrainConfig, prompts: Sequence[Prompt]) -> StableDiffusion3Pipeline:
     """The untrained pipeline round a trained VAE, with a tokenizer for the world's prompts."""
-    tokenizer = clip_tokenizer(prompts)
+    return pipeline_of(vae, config, clip_tokenizer(prompts), LATENT_SIZE)
+
+
+def pipeline_of(
+    vae: AutoencoderKL, config: PretrainConfig, tokenizer: CLIPTokenizer, latent_size: int
+) -> StableDiffusion3Pipeline:
+    """The untrained pipeline round a trained VAE and a tokenizer, for latents of at most so many a side."""
     transformer = SD3Transformer2DModel(
-        sample_size=LATENT_SIZE,
+        sample_size=latent_size,
         patch_size=2,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -103,7 +109,7 @@ def build_pipeline(vae: AutoencoderKL, config: PretrainConfig, prompts: Sequence
         joint_attention_dim=2 * TEXT_WIDTH,
         caption_projection_dim=WIDTH,
         pooled_projection_dim=2 * TEXT_WIDTH,
-        pos_embed_max_size=LATENT_SIZE,
+        pos_embed_max_size=latent_size,
         qk_norm="rms_norm",
     )
     zero_modulations(transformer)
@@ -183,7 +189,7 @@ def _clip_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
             projection_dim=TEXT_WIDTH,
             num_hidden_layers=2,
             num_attention_heads=2,
-            max_position_embeddings=TEXT_TOKENS,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -14,8 +14,8 @@ from diffusers import StableDiffusion3Pipeline
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.common.registry import imported
-from dgpo_plugin.worlds.shapes import pretrain_loops
-from dgpo_plugin.worlds.shapes.pretrain import draw_scenes, go_on_with, make_pipeline, pretrain, shipped_pipeline
+from dgpo_plugin.models.load import world_pipeline
+from dgpo_plugin.worlds.shapes.pretrain import draw_scenes, go_on_with, make_pipeline, pretrain
 from dgpo_plugin.worlds.shapes.pretrain_loops import PaddedAttention, sharpen_decoder
 from dgpo_plugin.worlds.shapes.pretrain_networks import TEXT_TOKENS, PretrainConfig, build_pipeline, build_vae
 from dgpo_plugin.worlds.shapes.scenes import all_prompts
@@ -63,7 +63,7 @@ def test_scenes_are_those_of_the_seed() -> None:
 @pytest.mark.fast
 def test_a_second_version_goes_on_with_the_first_ones_networks_and_words() -> None:
     """Every weight is the first one's but the embeddings of words that it does not have."""
-    start = shipped_pipeline("shapes")
+    start = StableDiffusion3Pipeline.from_pretrained(world_pipeline("shapes"))
     pipeline = build_pipeline(build_vae(), settings(), second_version.all_prompts())
     before = pipeline.text_encoder.get_input_embeddings().weight.detach().clone()
     go_on_with(pipeline, start)
@@ -97,7 +97,7 @@ def test_the_decoder_goes_on_alone() -> None:
 def test_training_ends_where_it_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the first measurement whose best guidance reaches the mark."""
     means = iter([0.2, 0.3, 0.4, 0.6, 0.1, 0.1])
-    monkeypatch.setattr(pretrain_loops, "task_accuracy", lambda *_: {"mean": next(means)})
+    monkeypatch.setattr("dgpo_plugin.worlds.shapes.pretrain.task_accuracy", lambda *_: {"mean": next(means)})
     make_pipeline(tmp_path, replace(TINY, iterations=9, log_every=1, enough=0.5))
     log = [json.loads(line) for line in (tmp_path / "pretrain.jsonl").read_text().splitlines()]
     assert [entry["iteration"] for entry in log if entry["stage"] == "denoiser"] == [1, 2]

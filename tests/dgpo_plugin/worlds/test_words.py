@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from string import ascii_letters, digits
@@ -24,14 +25,14 @@ from dgpo_plugin.models.load import world_pipeline
 from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.rewards.ocr.reward import OcrExactReward, OcrReward, requested_texts
 from dgpo_plugin.training.build import build_trainer
+from dgpo_plugin.worlds.shapes.pretrain_loops import tokenize
 from dgpo_plugin.worlds.words import captions, render
-from dgpo_plugin.worlds.words.pretrain import draw_words, make_pipeline, pretrain
-from dgpo_plugin.worlds.words.pretrain_loops import tokenize
-from dgpo_plugin.worlds.words.pretrain_networks import PretrainConfig, spelling_tokenizer
+from dgpo_plugin.worlds.words.pretrain import SETTINGS, draw_words, make_pipeline, pretrain
+from dgpo_plugin.worlds.words.pretrain_networks import spelling_tokenizer
 
 pytestmark = pytest.mark.fast
 SETS = ("train", "validation", "held-out", "out-of-domain")
-TINY = PretrainConfig(seed=3, pictures=32, vae_iterations=2, vae_batch=4, iterations=2, batch=4, layers=1)
+TINY = replace(SETTINGS, seed=3, pictures=32, vae_iterations=2, vae_batch=4, iterations=2, batch=4, layers=1)
 SMALL = [
     "training.iterations=2",
     "training.prompts_per_iteration=2",
@@ -151,15 +152,19 @@ def test_the_world_names_its_recipe() -> None:
 
 
 @pytest.mark.slow
-def test_a_shorter_pretraining_is_the_beginning_of_a_longer_one(tmp_path: Path) -> None:
+def test_a_shorter_pretraining_is_the_beginning_of_a_longer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: dict[str, list[torch.Tensor]] = {"one": [], "longer": []}
+    monkeypatch.setattr("dgpo_plugin.worlds.words.pretrain.GUIDANCES", (1.0,))  # looked at once each time
     for name, iterations in (("one", 2), ("longer", 3)):
-        config = PretrainConfig(**{**vars(TINY), "iterations": iterations, "evaluate_every": 2})
 
-        def keep(pipeline: StableDiffusion3Pipeline, _: int, name: str = name) -> None:
+        def keep(pipeline: StableDiffusion3Pipeline, *_: object, name: str = name, **__: object) -> dict[str, float]:
             kept[name].append(pipeline.transformer.proj_out.weight.detach().clone())
+            return {}
 
-        make_pipeline(tmp_path / name, config, keep)
+        monkeypatch.setattr("dgpo_plugin.worlds.words.pretrain.words_read", keep)
+        make_pipeline(tmp_path / name, replace(TINY, iterations=iterations, log_every=2))
     assert torch.equal(kept["one"][0], kept["longer"][0])
     assert not torch.equal(kept["one"][0], kept["longer"][1])
     pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path / "one")
