@@ -9,7 +9,6 @@ from pathlib import Path
 
 from dgpo_plugin.adapters.load import apply_adapter, read_adapter
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.device import best_device, runs_on_cpu
@@ -17,15 +16,14 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 
-from .base import evaluator_of, least_prompts, measure_base, read_base
+from .base import best_guidance, evaluator_of, measure_base, read_base
 from .cell import START, gallery_file, missing_metrics, save_gallery
 from .compare import check_task, claim_folder
 from .evaluate import Evaluator, Subject
 from .gather import gather
 from .pictures import PICTURES_FILE, join, write_pictures
 from .plan import Plan, cell_file, run_folder
-from .prompt_sets import VALIDATION
-from .records import BASE, CellRecord, Results
+from .records import BASE, CellRecord, Results, write_record
 from .throughput import peak_bytes
 
 SEED = 0
@@ -67,9 +65,7 @@ def _measure(plan: Plan, folder: Path, entry: str, config: RunConfig, evaluator:
     policy, subject = Policy(model, config.lora, SEED), Subject(entry, SEED, 1)
     with policy.as_reference():
         drift = evaluator.drift(policy)
-        best, rows = evaluator.best_guidance(
-            policy, subject, plan.guidances, plan.task.headline_metric, least_prompts(plan, VALIDATION)
-        )
+        best, rows = best_guidance(plan, evaluator, policy, subject)
         curve = evaluator.curve(policy, subject, plan.guidance)
         rest = evaluator.finished(policy, subject, best, plan.guidance)
         save_gallery(evaluator, policy, plan.guidance, gallery_file(cell, subject.checkpoint))
@@ -83,7 +79,7 @@ def _measure(plan: Plan, folder: Path, entry: str, config: RunConfig, evaluator:
         peak_memory=peak_bytes(runs_on_cpu()),
         evaluation_seconds=round(time.perf_counter() - started, 4),
     )
-    write_text_atomically(cell_file(folder, entry, SEED), record.model_dump_json(indent=1) + "\n")
+    write_record(record, cell_file(folder, entry, SEED))
 
 
 def named_adapters(paths: Sequence[Path]) -> dict[str, str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import write_text_atomically
 
 from .devices import gpu_count, runs_at_once
 from .gather import TUNING_FILE, read_tuning
 from .plan import Plan
-from .preset import load_preset
+from .preset import is_file_name, load_preset, name_of
+from .records import write_record
 
 
 def asked_plan(
@@ -25,7 +25,7 @@ def asked_plan(
     chosen = loaded.sized(size, *changes)
     names = [name.strip() for name in algorithms.split(",")] if algorithms is not None else list(loaded.algorithms)
     loaded.check_algorithms(names)
-    name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
+    name = name_of(preset)
     plan = Plan.of(name, loaded, task, size, chosen, names, jobs=jobs or 1)  # type: ignore[arg-type]  # sized() knows the size
     for entry in plan.entries:  # a control may not suit the challenger's algorithm
         plan.run_config(entry, 0)
@@ -48,5 +48,5 @@ def asked_cell(only: str | None) -> tuple[str, int] | None:
 def take_tuning(preset: str, folder: Path) -> None:
     """Have a comparison show the trials that lie beside its preset's file, unless its folder has its own."""
     beside = Path(preset).parent / TUNING_FILE
-    if preset.endswith((".yaml", ".yml")) and beside.is_file() and not (folder / TUNING_FILE).exists():
-        write_text_atomically(folder / TUNING_FILE, read_tuning(beside).model_dump_json(indent=1) + "\n")
+    if is_file_name(preset) and beside.is_file() and not (folder / TUNING_FILE).exists():
+        write_record(read_tuning(beside), folder / TUNING_FILE)

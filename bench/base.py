@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import atomic_path, write_text_atomically
+from dgpo_plugin.common.files import atomic_path
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.models.generate import BATCH_SIZE
+from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.trainer import Trainer
 
@@ -23,7 +24,7 @@ from .measures import load_measures, try_measures
 from .pictures import PICTURES_FILE, Pictures, join, write_pictures
 from .plan import Plan, base_file
 from .prompt_sets import TEST, VALIDATION, SampledSet, check_prompts, sampled_sets
-from .records import MetricRecord, PromptSetRecord, Sampling
+from .records import MetricRecord, PromptSetRecord, Sampling, passes, read_record, write_record
 
 BEST_OF = 8
 """Pictures of a prompt that the best is taken from, in the control ``best-of-n``."""
@@ -53,11 +54,7 @@ def read_base(folder: Path) -> BaseRecord:
     Raises:
         UserError: the file is missing or damaged.
     """
-    file = base_file(folder)
-    try:
-        return BaseRecord.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise UserError(f"{file}: cannot be read; remove it and start the comparison again") from error
+    return read_record(BaseRecord, base_file(folder), "cannot be read; remove it and start the comparison again")
 
 
 def base_pictures_file(folder: Path) -> Path:
@@ -81,10 +78,15 @@ def measure_base(plan: Plan, folder: Path) -> None:
             gallery = evaluator.gallery(trainer.policy, plan.guidance)
             evaluator = _with_what_is_there(plan, evaluator, gallery)
             record, rows = _measured(plan, trainer, evaluator, gallery)
-        with atomic_path(folder / "base.png") as temporary:
-            image_grid(gallery, columns=len(gallery), gap=4).save(temporary)
+        write_gallery(gallery, folder / "base.png")
         write_pictures(rows, base_pictures_file(folder))
-        write_text_atomically(base_file(folder), record.model_dump_json(indent=1) + "\n")
+        write_record(record, base_file(folder))
+
+
+def write_gallery(gallery: Tensor, path: Path) -> None:
+    """Write the report's pictures, (N, 3, H, W) in [0, 1], as a row."""
+    with atomic_path(path) as temporary:
+        image_grid(gallery, columns=len(gallery), gap=4).save(temporary)
 
 
 def evaluator_of(
@@ -144,18 +146,22 @@ def least_prompts(plan: Plan, name: str) -> int:
     return min(plan.task.prompts_per_tag, taken)
 
 
+def best_guidance(plan: Plan, evaluator: Evaluator, policy: Policy, subject: Subject) -> tuple[float, Pictures]:
+    """The guidance of a plan that suits the weights in place best on validation prompts, and the pictures there."""
+    least = least_prompts(plan, VALIDATION)
+    return evaluator.best_guidance(policy, subject, plan.guidances, plan.task.headline_metric, least)
+
+
 def _measured(plan: Plan, trainer: Trainer, evaluator: Evaluator, gallery: Tensor) -> tuple[BaseRecord, Pictures]:
     policy, subject = trainer.policy, Subject()
-    best, validation = evaluator.best_guidance(
-        policy, subject, plan.guidances, plan.task.headline_metric, least_prompts(plan, VALIDATION)
-    )
+    best, validation = best_guidance(plan, evaluator, policy, subject)
     rows = [validation, *(evaluator.finished(policy, subject, each, None) for each in plan.guidances)]
     if plan.best_of_n:
         more = range(evaluator.sets[TEST].images, BEST_OF)
         rows += [evaluator.measure(policy, subject, TEST, best, images=more)] if more else []
     height, width = gallery.shape[-2:]
     table = join(rows)
-    cost = plan.task.sampling.steps * sum(1 if each == 1 else 2 for each in table.guidance.tolist())
+    cost = sum(passes(plan.task.sampling.steps, each) for each in table.guidance.tolist())
     sampling = Sampling(
         sampler="euler",
         steps=plan.task.sampling.steps,

@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import atomic_path, write_text_atomically
+from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import HeldFolder, only_process
-from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.distributed.device import runs_on_cpu
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
@@ -30,14 +29,22 @@ from dgpo_plugin.training.run import identity_of, progress_of, restore_run
 from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 
-from .base import BaseRecord, base_pictures_file, evaluator_of, least_prompts, read_base
+from .base import (
+    BaseRecord,
+    base_pictures_file,
+    best_guidance,
+    evaluator_of,
+    least_prompts,
+    read_base,
+    write_gallery,
+)
 from .cost import count_flops, iteration_flops, parts_of
 from .evaluate import Evaluator, Subject, headline
 from .gpu.flops import Flops
 from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
 from .plan import Event, Listener, Plan, cell_file, run_folder
-from .prompt_sets import TEST, VALIDATION
-from .records import BASE, CellRecord, Checkpoint
+from .prompt_sets import TEST
+from .records import BASE, CellRecord, Checkpoint, read_record, write_record
 from .throughput import peak_bytes
 
 PROGRESS_FILE = "progress.json"
@@ -142,16 +149,13 @@ def read_cell(file: Path) -> CellRecord:
     Raises:
         UserError: the file is missing or damaged.
     """
-    try:
-        return CellRecord.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise UserError(f"{file}: not a finished cell; remove it, and the same command does that cell again") from error
+    return read_record(CellRecord, file, "not a finished cell; remove it, and the same command does that cell again")
 
 
 def write_failed(folder: Path, entry: str, seed: int, reason: str) -> None:
     """Write down that a cell failed and why; what it has saved stays, for it to be tried again."""
     record = CellRecord(entry=entry, seed=seed, status="failed", reason=reason)
-    write_text_atomically(cell_file(folder, entry, seed), record.model_dump_json(indent=1) + "\n")
+    write_record(record, cell_file(folder, entry, seed))
 
 
 # ---- the run, in order
@@ -267,9 +271,7 @@ def _finish(cell: Cell) -> None:
     trainer, plan, started = cell.trainer, cell.plan, time.perf_counter()
     weights, subject, policy = trainer.average_now(), cell.subject, trainer.policy
     with policy.with_weights(weights):
-        best, rows = cell.evaluator.best_guidance(
-            policy, subject, plan.guidances, plan.task.headline_metric, least_prompts(plan, VALIDATION)
-        )
+        best, rows = best_guidance(plan, cell.evaluator, policy, subject)
         cell.pictures += [rows, cell.evaluator.finished(policy, subject, best, plan.guidance)]
     adapter = RunFolder(cell.folder).adapter
     cell.held.check()
@@ -288,7 +290,7 @@ def _finish(cell: Cell) -> None:
         evaluation_seconds=round(cell.progress.evaluation_seconds + time.perf_counter() - started, 4),
         adapter=adapter.relative_to(cell.comparison).as_posix(),
     )
-    write_text_atomically(cell_file(cell.comparison, cell.entry, cell.seed), record.model_dump_json(indent=1) + "\n")
+    write_record(record, cell_file(cell.comparison, cell.entry, cell.seed))
     shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
     (cell.folder / PROGRESS_FILE).unlink(missing_ok=True)
 
@@ -327,6 +329,4 @@ def gallery_file(folder: Path, checkpoint: int) -> Path:
 
 def save_gallery(evaluator: Evaluator, policy: Policy, guidance: float, path: Path) -> None:
     """Draw the report's prompts in a row, with the weights that are in place."""
-    gallery = evaluator.gallery(policy, guidance)
-    with atomic_path(path) as temporary:
-        image_grid(gallery, columns=len(gallery), gap=4).save(temporary)
+    write_gallery(evaluator.gallery(policy, guidance), path)

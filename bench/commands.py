@@ -211,7 +211,7 @@ def evaluate(
     """
     from .adapters import evaluate_adapters, named_adapters
     from .plan import Plan
-    from .preset import bench_preset_names, load_preset, preset_of_task
+    from .preset import bench_preset_names, load_preset, name_of, preset_of_task
     from .task import task_names
 
     if not adapters and not base:
@@ -223,7 +223,7 @@ def evaluate(
         chosen = chosen.model_copy(update={"guidances": tuple(sorted({*guidances}))})
         preset = preset.model_copy(update={"guidance": min(guidances)})
     named = named_adapters(adapters)
-    name = Path(source).stem if source.endswith((".yaml", ".yml")) else source
+    name = name_of(source)
     plan = Plan.of(name, preset, task, size, chosen, [], jobs=1)  # type: ignore[arg-type]  # sized() knows the size
     plan = plan.model_copy(update={"entries": list(named), "adapters": named})
     folder = output or Path("runs") / f"evaluate-{name}"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
@@ -20,7 +18,7 @@ from .measures import check_metrics
 from .plan import Listener, Plan, base_file, cell_file, run_folder
 from .preset import CONTROLS
 from .prompt_sets import check_prompts
-from .records import Results
+from .records import Results, read_record, write_record
 from .workers import Job, run_jobs, start_workers
 
 BASE_CELL = "base"
@@ -143,10 +141,7 @@ def plan_of(folder: Path) -> Plan | None:
         UserError: it cannot be read.
     """
     file = folder / "plan.json"
-    try:
-        return Plan.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
-    except (ValidationError, ValueError) as error:
-        raise UserError(f"{file}: not a comparison's plan; choose another --output") from error
+    return read_record(Plan, file, "not a comparison's plan; choose another --output") if file.exists() else None
 
 
 def claim_folder(plan: Plan, folder: Path) -> Plan:
@@ -158,7 +153,7 @@ def claim_folder(plan: Plan, folder: Path) -> Plan:
     before = plan_of(folder)
     plan = _with_precision(plan, before)
     if before is None:
-        write_text_atomically(folder / "plan.json", plan.model_dump_json(indent=1) + "\n")
+        write_record(plan, folder / "plan.json")
     elif before != plan:
         changed = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
         raise UserError(

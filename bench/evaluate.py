@@ -110,7 +110,8 @@ class Evaluator:
         parts = []
         for each in self.sets.values():
             if each.role != "validation":
-                left = [n for n in range(len(each.prompts)) if seen != guidance or n not in set(each.curve)]
+                there = set(each.curve) if seen == guidance else set()
+                left = [n for n in range(len(each.prompts)) if n not in there]
                 parts += [self.measure(policy, subject, each.name, guidance, prompts=left)] if left else []
         return join(parts) if parts else empty()
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.training.plan import GIB, make_plan
 
-from .base import BEST_OF
-from .forecast import base_evaluations, cell_evaluations
+from .forecast import base_evaluations, best_of_pictures, cell_evaluations, curve_pictures, pictures_of
 from .gpu.flops import Flops, skeleton_flops
 from .plan import Plan
-from .prompt_sets import TEST, SampledSet, sampled_sets
+from .prompt_sets import SampledSet, sampled_sets
 
 
 def expense_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -35,13 +34,10 @@ def expense_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def _pictures(plan: Plan, sets: dict[str, SampledSet]) -> int:
     """Pictures that every metric of their set looks at, in all."""
-    counts = {name: len(each.prompts) * each.images for name, each in sets.items()}
-    validation = sum(counts[name] for name, each in sets.items() if each.role == "validation")
-    tested, curve = sum(counts.values()) - validation, sum(len(e.curve) * e.images for e in sets.values())
-    guidances = len(plan.guidances)
-    cell = (len(plan.size.schedule) + 1) * curve + validation * guidances + tested
-    more = len(sets[TEST].prompts) * max(0, BEST_OF - sets[TEST].images) if plan.best_of_n else 0
-    return (validation + tested) * guidances + more + cell * len(plan.cells)
+    (validation, tested), guidances = pictures_of(sets), len(plan.guidances)
+    base = (validation + tested) * guidances + best_of_pictures(plan, sets)
+    cell = curve_pictures(plan, sets) + validation * guidances + tested
+    return base + cell * len(plan.cells)
 
 
 def _on_the_device(plan: Plan, training: int, measuring: int) -> list[tuple[str, str]]:

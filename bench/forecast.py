@@ -15,6 +15,7 @@ from .evaluate import Subject
 from .plan import Forecast, Plan
 from .preset import CONTROLS
 from .prompt_sets import TEST, SampledSet, sampled_sets
+from .records import passes
 
 TIMED_ITERATIONS = 2
 TIMED_PROMPTS = 4
@@ -58,7 +59,7 @@ def time_entry(plan: Plan, entry: str) -> Timing:
     return Timing(
         start=ready - started,
         training=min(record["seconds"] / record["denoiser_evaluations"] for record in records),
-        sampling=spent / (len(rows) * passes(plan, plan.guidance)),
+        sampling=spent / (len(rows) * passes(plan.task.sampling.steps, plan.guidance)),
         evaluating=cell_evaluations(plan, sets),
     )
 
@@ -68,28 +69,31 @@ def _no_optional(plan: Plan) -> dict[str, str]:
     return {name: "not timed" for name in plan.task.metric_names() if plan.task.metric(name).optional}
 
 
-def passes(plan: Plan, guidance: float) -> int:
-    """Denoiser evaluations of one picture."""
-    return plan.task.sampling.steps * (1 if guidance == 1 else 2)
-
-
 def cell_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
     """Denoiser evaluations of measuring one cell: its curve, every guidance on validation prompts, the rest at one."""
-    validation, tested = _pictures(sets)
-    curve = sum(len(each.curve) * each.images for each in sets.values())
-    dearest = max(passes(plan, each) for each in plan.guidances)
-    chosen = validation * sum(passes(plan, each) for each in plan.guidances)
-    return (len(plan.size.schedule) + 1) * curve * passes(plan, plan.guidance) + chosen + tested * dearest
+    validation, tested = pictures_of(sets)
+    at_each = [passes(plan.task.sampling.steps, each) for each in plan.guidances]
+    on_curve = curve_pictures(plan, sets) * passes(plan.task.sampling.steps, plan.guidance)
+    return on_curve + validation * sum(at_each) + tested * max(at_each)
 
 
 def base_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
     """Denoiser evaluations of measuring the base: everything at every guidance, and the best of N at the dearest."""
-    more = len(sets[TEST].prompts) * max(0, BEST_OF - sets[TEST].images) if plan.best_of_n else 0
-    every = sum(_pictures(sets)) * sum(passes(plan, each) for each in plan.guidances)
-    return every + more * max(passes(plan, each) for each in plan.guidances)
+    at_each = [passes(plan.task.sampling.steps, each) for each in plan.guidances]
+    return sum(pictures_of(sets)) * sum(at_each) + best_of_pictures(plan, sets) * max(at_each)
 
 
-def _pictures(sets: Mapping[str, SampledSet]) -> tuple[int, int]:
+def curve_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
+    """Pictures of a cell's checkpoints, the last among them."""
+    return (len(plan.size.schedule) + 1) * sum(len(each.curve) * each.images for each in sets.values())
+
+
+def best_of_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
+    """Pictures of the base beyond every cell's, for the best of N."""
+    return len(sets[TEST].prompts) * max(0, BEST_OF - sets[TEST].images) if plan.best_of_n else 0
+
+
+def pictures_of(sets: Mapping[str, SampledSet]) -> tuple[int, int]:
     """Pictures of the validation set, and of all others together."""
     counts = {each.name: len(each.prompts) * each.images for each in sets.values()}
     validation = sum(counts[each.name] for each in sets.values() if each.role == "validation")

@@ -9,9 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.provenance import package_versions
 from dgpo_plugin.common.public_names import public_name, without_folders
 
@@ -22,7 +21,7 @@ from .pictures import PICTURES_FILE, join, read_pictures, write_pictures
 from .plan import Plan, cell_file, run_folder
 from .preset import CONTROLS, GRAYS, PALETTE
 from .prompt_sets import TEST
-from .records import BASE, Budget, CellRecord, EntryRecord, Results, TaskRecord, Trial, write_results
+from .records import BASE, Budget, CellRecord, EntryRecord, Results, TaskRecord, Trial, read_record, write_record
 
 TUNING_FILE = "tuning.json"
 
@@ -64,10 +63,7 @@ def read_tuning(file: Path) -> Tuning:
     Raises:
         UserError: the file is missing or damaged.
     """
-    try:
-        return Tuning.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise UserError(f"{file}: cannot be read; remove it, or run `dgpo-bench tune` again") from error
+    return read_record(Tuning, file, "cannot be read; remove it, or run `dgpo-bench tune` again")
 
 
 def gather(plan: Plan, folder: Path) -> Results:
@@ -114,7 +110,7 @@ def gather(plan: Plan, folder: Path) -> Results:
     )
     # The table first: results never speak of cells whose pictures are not there.
     write_pictures(join(tables), folder / PICTURES_FILE)
-    write_results(results, folder / "results.json")
+    write_record(results, folder / "results.json")
     return results
 
 

@@ -260,6 +260,16 @@ def bench_preset_names() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def is_file_name(source: str) -> bool:
+    """Whether a preset or a task is named by its file."""
+    return source.endswith((".yaml", ".yml"))
+
+
+def name_of(source: str) -> str:
+    """What a preset or a task is called: its name, or its file's."""
+    return Path(source).stem if is_file_name(source) else source
+
+
 def load_preset(source: str) -> tuple[Preset, Task]:
     """A shipped preset by name, or a YAML file, and its task; a task's file is looked for beside it.
 
@@ -273,7 +283,7 @@ def load_preset(source: str) -> tuple[Preset, Task]:
     except ValidationError as error:
         raise UserError(f"{source}: {explain(error, Preset, values)}") from error
     beside = Path(source).parent / preset.task
-    is_beside = preset.task.endswith((".yaml", ".yml")) and beside.is_file()
+    is_beside = is_file_name(preset.task) and beside.is_file()
     with prefixed(source):
         task = load_task(str(beside) if is_beside else preset.task)
     if mistakes := preset.mistakes(task):

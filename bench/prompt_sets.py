@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Literal
 
@@ -80,16 +80,12 @@ def sampled_sets(task: Task, size: Size) -> dict[str, SampledSet]:
         sets[name] = _sampled(name, "out_of_domain", each.prompts, each.by, size.out_of_domain_prompts, metrics)
     placed, first = {}, 0
     for name, chosen in sets.items():
-        validation = chosen.role == "validation"
-        curve = spread(chosen.tags, size.curve_prompts or len(chosen.prompts))
-        placed[name] = _placed(chosen, images, [] if validation else curve, 0 if validation else first)
-        first += 0 if validation else len(chosen.prompts)
+        placed[name] = replace(chosen, images=images)
+        if chosen.role != "validation":
+            curve = spread(chosen.tags, size.curve_prompts or len(chosen.prompts))
+            placed[name] = replace(placed[name], curve=curve, seed=TEST_SEED, first=first)
+            first += len(chosen.prompts)
     return placed
-
-
-def _placed(chosen: SampledSet, images: int, curve: list[int], first: int) -> SampledSet:
-    seed = VALIDATION_SEED if chosen.role == "validation" else TEST_SEED
-    return SampledSet(chosen.name, chosen.role, chosen.prompts, chosen.tags, images, curve, seed, first, chosen.metrics)
 
 
 def _sampled(
@@ -103,7 +99,8 @@ def _sampled(
     prompts = load_prompts(source)
     tags = [str(prompt.metadata.get(by, "")) if by else "" for prompt in prompts]
     chosen = spread(tags, per_tag)
-    return SampledSet(name, role, [prompts[n] for n in chosen], [tags[n] for n in chosen], 1, [], 0, 0, metrics)
+    taken = [prompts[n] for n in chosen]
+    return SampledSet(name, role, taken, [tags[n] for n in chosen], 1, [], VALIDATION_SEED, 0, metrics)
 
 
 def spread(tags: Sequence[str], per_tag: int) -> list[int]:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from dgpo_plugin.common.errors import UserError, is_unicode
-from dgpo_plugin.common.files import read_text, write_text_atomically
+from dgpo_plugin.common.files import read_bytes, read_text, write_text_atomically
 from dgpo_plugin.config.explain import explain
 
 SCHEMA_VERSION = 4
 BASE = "base"
 """The entry that the untrained base's pictures are under, with seed :data:`NO_SEED` and checkpoint 0."""
 NO_SEED = -1
+
+
+R = TypeVar("R", bound=BaseModel)
 
 
 class _Record(BaseModel):
@@ -251,9 +254,29 @@ class Results(_Record):
         return {seed: found[seed] for seed in self.seeds if seed in found}
 
 
-def write_results(results: Results, path: Path) -> None:
-    """Write the result file, whole or not at all."""
-    write_text_atomically(path, results.model_dump_json(indent=1) + "\n")
+def passes(steps: int, guidance: float) -> int:
+    """Denoiser evaluations of one picture: one a step, two with guidance."""
+    return steps * (1 if guidance == 1 else 2)
+
+
+def write_record(record: BaseModel, file: Path) -> None:
+    """Write a record as JSON, whole or not at all."""
+    write_text_atomically(file, record.model_dump_json(indent=1) + "\n")
+
+
+def read_record(kind: type[R], file: Path, otherwise: str) -> R:
+    """A record that :func:`write_record` wrote.
+
+    Args:
+        otherwise: what is said of a file that is missing or damaged.
+
+    Raises:
+        UserError: it is.
+    """
+    try:
+        return kind.model_validate_json(read_bytes(file))
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{file}: {otherwise}") from error
 
 
 def read_results(path: Path) -> Results:

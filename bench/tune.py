@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.training.build import build_trainer
 
-from .base import evaluator_of, least_prompts
+from .base import best_guidance, evaluator_of, least_prompts
 from .cell import check_budget
 from .compare import check_task
 from .evaluate import Subject, headline
@@ -22,7 +21,7 @@ from .gather import TUNING_FILE, Tuning, read_tuning, search_ranges
 from .plan import Event, Listener, Plan
 from .preset import Range
 from .prompt_sets import VALIDATION, sampled_sets
-from .records import Trial
+from .records import Trial, write_record
 from .workers import Job, run_jobs, start_workers
 
 SEED = 100
@@ -54,7 +53,7 @@ def tune(plan: Plan, folder: Path, trials: int, listener: Listener) -> Tuning:
             ]
             finished = [*tuning.finished, f"{job.entry}:{job.seed}"]
             tuning = tuning.model_copy(update={"trials": done, "finished": finished})
-            _write(tuning, folder)
+            write_record(tuning, folder / TUNING_FILE)
             shown = f"failed: {reason.strip().splitlines()[-1]}" if value is None else f"{value:.3f}"
             listener.listen(Event(f"{job.entry}-trial{job.seed}", 1.0, shown, evaluated=True))
 
@@ -91,9 +90,9 @@ def run_trial(plan: Plan, folder: Path, entry: str, number: int, listener: Liste
         listener.listen(Event(f"{entry}-trial{number}", share(), "", evaluated=False))
         if sum(costs) + max(costs) > budget:
             break
-    metric, least = plan.task.headline_metric, least_prompts(plan, VALIDATION)
     with trainer.policy.with_weights(trainer.average_now()):
-        best, rows = evaluator.best_guidance(trainer.policy, Subject(entry, SEED, 1), plan.guidances, metric, least)
+        best, rows = best_guidance(plan, evaluator, trainer.policy, Subject(entry, SEED, 1))
+    metric, least = plan.task.headline_metric, least_prompts(plan, VALIDATION)
     return headline(rows.where(rows.guidance == best), validation[VALIDATION], metric, least), sum(costs)
 
 
@@ -161,9 +160,5 @@ def _begin(plan: Plan, folder: Path, trials: int) -> Tuning:
         if tuning.asked() != before.asked():
             raise UserError(f"{file}: holds another search; choose another --output, or remove it to start again")
         return before
-    _write(tuning, folder)
+    write_record(tuning, file)
     return tuning
-
-
-def _write(tuning: Tuning, folder: Path) -> None:
-    write_text_atomically(folder / TUNING_FILE, tuning.model_dump_json(indent=1) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..records import BASE, MetricRecord
+from ..records import BASE, MetricRecord, passes
 from .comparison import Comparison, Role, small_tags
 from .intervals import Estimate
 from .measures import best_of, difference, value, value_at
@@ -118,7 +118,7 @@ def guidance_table(comparison: Comparison, role: Role) -> Table:
     results = comparison.results
     sampling = results.sampling
     columns = [
-        Column(f"{guidance:g}", "Guidance", f"{sampling.steps * (1 if guidance == 1 else 2)} evaluations a picture")
+        Column(f"{guidance:g}", "Guidance", f"{passes(sampling.steps, guidance)} evaluations a picture")
         for guidance in sampling.guidances
     ]
     rows = []
@@ -169,7 +169,7 @@ def best_of_table(comparison: Comparison) -> Table:
     for entry in entries:
         found = [best_of(comparison, entry, number) for number in counts]
         guidances = {place[3] for place in comparison.finished(entry).values()}
-        cost = ", ".join(f"{results.sampling.steps * (1 if g == 1 else 2)}" for g in sorted(guidances))
+        cost = ", ".join(f"{passes(results.sampling.steps, g)}" for g in sorted(guidances))
         cells = [TableCell(NONE if each is None else format_number(each)) for each in found]
         note = f"{cost} evaluations a picture" if cost else ""
         rows.append(Row(comparison.label(entry), cells, note, color_of(comparison, entry)))

@@ -23,7 +23,7 @@ from dgpo_bench.records import (
     Sampling,
     TaskRecord,
     Trial,
-    write_results,
+    write_record,
 )
 from dgpo_bench.report.comparison import Comparison, comparison_of
 
@@ -213,6 +213,6 @@ def write_synthetic(folder: Path, world: World, **changes: Any) -> Results:
             Image.fromarray(np.full((4, 8, 3), 40 * i, dtype=np.uint8)).save(folder / name)
     if "galleries" not in changes:
         results = results.model_copy(update={"galleries": galleries, "gallery_prompts": ["a <red> circle", "two & 3"]})
-    write_results(results, folder / "results.json")
+    write_record(results, folder / "results.json")
     write_pictures(pictures_of(results, world), folder / PICTURES_FILE)
     return results

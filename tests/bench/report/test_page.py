@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dgpo_bench.pictures import PICTURES_FILE
-from dgpo_bench.records import EntryRecord, MetricRecord, write_results
+from dgpo_bench.records import EntryRecord, MetricRecord, write_record
 from dgpo_bench.report.comparison import read_comparison
 from dgpo_bench.report.gallery import gallery
 from dgpo_bench.report.page import curves_csv, entry_colors, interval_note, write_report
@@ -234,7 +234,7 @@ def test_nothing_is_written_of_what_cannot_be_drawn(broken: str, copied: Path) -
     else:
         results = read_comparison(copied).results
         entries = {n: e.model_copy(update={"color": "red;} body {x:y"}) for n, e in results.entries.items()}
-        write_results(results.model_copy(update={"entries": entries}), copied / "results.json")
+        write_record(results.model_copy(update={"entries": entries}), copied / "results.json")
     with pytest.raises(UserError) as raised:
         write_report(copied)
     assert "\n" not in str(raised.value)
