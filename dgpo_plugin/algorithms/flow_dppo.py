@@ -20,7 +20,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dgpo_plugin.algorithms.base import Random
-from dgpo_plugin.algorithms.trajectories import Guidance, KLWeight, Taken, Trajectories, TrajectoryConfig
+from dgpo_plugin.algorithms.trajectories import (
+    Guidance,
+    KLWeight,
+    Taken,
+    Trajectories,
+    TrajectoryConfig,
+    check_window,
+)
 from dgpo_plugin.config.fields import Schedule
 from dgpo_plugin.samplers.sde import (
     SdeSampler,
@@ -70,10 +77,7 @@ class FlowDPPOConfig(TrajectoryConfig):
         return self.window
 
     def check_rollout(self, steps: int, schedule: Schedule) -> None:
-        if steps < self.window_range + 1:
-            raise ValueError(
-                f"rollout.steps ({steps}) must be at least {self.window_range + 1} for algorithm.window_range"
-            )
+        check_window(self.window_range, steps)
         if schedule == "dpm" and self.sampler == "flow-sde":
             raise ValueError("rollout.schedule dpm: is for deterministic samplers; leave it out for flow-sde steps")
 

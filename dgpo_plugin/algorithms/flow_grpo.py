@@ -23,7 +23,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dgpo_plugin.algorithms.base import Random
-from dgpo_plugin.algorithms.trajectories import Guidance, KLWeight, Taken, Trajectories, TrajectoryConfig
+from dgpo_plugin.algorithms.trajectories import (
+    Guidance,
+    KLWeight,
+    Taken,
+    Trajectories,
+    TrajectoryConfig,
+    check_window,
+)
 from dgpo_plugin.config.fields import Schedule
 from dgpo_plugin.samplers.sde import (
     SdeStep,
@@ -94,10 +101,7 @@ class FlowGRPOFastConfig(RatioConfig):
         return self.window
 
     def check_rollout(self, steps: int, schedule: Schedule) -> None:
-        if steps < self.window_range + 1:
-            raise ValueError(
-                f"rollout.steps ({steps}) must be at least {self.window_range + 1} for algorithm.window_range"
-            )
+        check_window(self.window_range, steps)
 
     @model_validator(mode="after")
     def _window_fits(self) -> FlowGRPOFastConfig:

@@ -32,6 +32,16 @@ Guidance = Annotated[
 ]
 
 
+def check_window(window_range: int, steps: int) -> None:
+    """Refuse a rollout that has no further step behind the range that stochastic ones are in.
+
+    Raises:
+        ValueError: it is too short.
+    """
+    if steps < window_range + 1:
+        raise ValueError(f"rollout.steps ({steps}) must be at least {window_range + 1} for algorithm.window_range")
+
+
 class TrajectoryConfig(AlgorithmConfig):
     """What all variants are told."""
 
