@@ -74,12 +74,12 @@ class RunIdentity(BaseModel):
     @field_validator("config")
     @classmethod
     def _in_sections(cls, config: dict[str, Any]) -> dict[str, Any]:
-        rewards = config.get("rewards")
-        sections = [config.get(name, {}) for name in SECTIONS] + list(
-            rewards.values() if isinstance(rewards, dict) else []
-        )
-        options = [term.get("options", {}) for term in sections if isinstance(term, dict)]
-        if not all(isinstance(section, dict) for section in (*sections, *options)):
+        sections = [config.get(name, {}) for name in SECTIONS]
+        rewards = config.get("rewards", {})
+        if isinstance(rewards, dict):
+            sections += rewards.values()
+            sections += [term.get("options", {}) for term in rewards.values() if isinstance(term, dict)]
+        if not all(isinstance(section, dict) for section in sections):
             raise ValueError("config: a section of it is none")
         return config
 
