@@ -24,6 +24,7 @@ from dgpo_plugin.commands.terminal import is_out_of_memory, quieten
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.faults import how_it_ended
 from dgpo_plugin.common.files import reason
+from dgpo_plugin.common.signals import ENDING, handled, heeded, known
 
 from .devices import gpu_count, pin
 from .plan import Event, Listener, Plan
@@ -193,10 +194,6 @@ def _death_of(worker: Worker) -> UserError:
     return UserError(f"{worker.job}: its process {how_it_ended(worker.process.exitcode)}; {KEPT}")
 
 
-LEAVING_ON = ("SIGTERM", "SIGHUP", "SIGUSR1")
-"""Signals that end a comparison, and a session on a card: a cluster's and a closed terminal's."""
-
-
 def _leave(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
@@ -204,16 +201,8 @@ def _leave(number: int, _frame: object) -> None:
 @contextlib.contextmanager
 def signals_as_exit() -> Iterator[None]:
     """Let signals end the block in order, so that no worker outlives it."""
-    if threading.current_thread() is not threading.main_thread():
+    with handled(heeded(ENDING), _leave):
         yield
-        return
-    known = [getattr(signal, name) for name in LEAVING_ON if hasattr(signal, name)]
-    before = {n: signal.signal(n, _leave) for n in known if signal.getsignal(n) is not signal.SIG_IGN}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # ---- in the worker
@@ -234,9 +223,8 @@ class _PipeListener:
 
 def _serve(pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, gpu: int | None) -> None:
     # A terminal's Ctrl-C reaches all, and so does its end; the comparison ends its workers.
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in known(["SIGINT", "SIGHUP", "SIGUSR1"]):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_comparison, name="parent", daemon=True).start()
     quieten()

@@ -7,7 +7,6 @@ import errno
 import functools
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import click
 
 from dgpo_plugin.common.errors import Stopped, UserError
 from dgpo_plugin.common.files import reason
+from dgpo_plugin.common.signals import ENDING, known
 
 F = TypeVar("F", bound=Callable[..., Any])
 OUT_OF_MEMORY = (
@@ -24,7 +24,7 @@ OUT_OF_MEMORY = (
     "training.gradient_checkpointing=true or model.offload=true; `dgpo plan` says what a run takes"
 )
 STOPPED = "stopped; what was finished is kept"
-BY_SIGNALS = {128 + getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)}
+BY_SIGNALS = {128 + number for number in known(ENDING)}
 """Exit codes, as a shell has them, of commands that signals ended in order."""
 Changes = tuple[str, ...]
 """What was given with ``--set``."""

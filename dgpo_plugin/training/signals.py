@@ -10,23 +10,17 @@ from types import FrameType
 
 from rich.console import Console
 
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+from dgpo_plugin.common.signals import ENDING, handled, heeded, known
+
+STOPPING = ("SIGINT", *ENDING)
 """Signals that end a run after the iteration under way."""
 
 
 @contextlib.contextmanager
 def as_interrupts() -> Iterator[None]:
     """Signals that ask to stop, each as Ctrl-C, where there is no iteration to end first: while a run loads, say."""
-    if threading.current_thread() is not threading.main_thread():
+    with handled(_stopping(), _interrupt):
         yield
-        return
-
-    before = {number: signal.signal(number, _interrupt) for number in _stopping()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -35,10 +29,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _stopping() -> list[int]:
     """The numbers of those that this system has, without a SIGHUP that nohup has ignored."""
-    known = [int(getattr(signal, name)) for name in STOPPING if hasattr(signal, name)]
-    hangup = getattr(signal, "SIGHUP", None)
-    is_ignored = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
-    return [number for number in known if not (is_ignored and number == hangup)]
+    hangup = known(["SIGHUP"])
+    return [number for number in known(STOPPING) if number not in hangup or heeded(["SIGHUP"])]
 
 
 @contextlib.contextmanager

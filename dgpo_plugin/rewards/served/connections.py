@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -22,6 +20,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dgpo_plugin.common.signals import ENDING, handled, heeded
+
 CONNECTIONS = 256
 """At once; for a further one, the oldest whose request has not come whole gives way."""
 HEAD_SECONDS = 10.0
@@ -30,7 +30,7 @@ READ_SECONDS = 60.0
 """Within which a whole request must have come."""
 SILENCE_SECONDS = 10.0
 """Without a byte of a body, or with an answer that is not taken, after which a connection is given up."""
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
+STOPPING = ("SIGINT", *ENDING, "SIGBREAK")
 """Signals that end a server after the requests in flight: Ctrl-C, a cluster's, a closed terminal's, Slurm's."""
 
 
@@ -165,9 +165,6 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Have signals drain the server; uvicorn's own would raise them again once it has ended."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def stop(number: int, _frame: FrameType | None) -> None:
             if self.signal is not None:
@@ -176,12 +173,5 @@ class Server(uvicorn.Server):
             if self.server_state.tasks:
                 self._tell("answering the requests in flight; a second signal ends at once")
 
-        known = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
-        # Under nohup a closed terminal is ignored, and stays so.
-        wanted = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, stop) for number in wanted}
-        try:
+        with handled(heeded(STOPPING), stop):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
