@@ -13,27 +13,15 @@ from click.testing import CliRunner
 from dgpo_bench import tune as tuning_module
 from dgpo_bench.commands import main
 from dgpo_bench.gather import TUNING_FILE, read_tuning
-from dgpo_bench.plan import Event, Forecast, Plan
+from dgpo_bench.plan import Plan
 from dgpo_bench.preset import Range, load_preset
 from dgpo_bench.records import Trial
 from dgpo_bench.task import Metric
 from dgpo_bench.tune import drawn, nested, tune
 from dgpo_plugin.common.errors import UserError
+from tests.bench.test_workers import Ear
 
 pytestmark = pytest.mark.fast
-
-
-class Ear:
-    """A listener that notes."""
-
-    def __init__(self) -> None:
-        self.heard: list[Event] = []
-
-    def expect(self, forecast: Forecast) -> None:
-        raise AssertionError("nothing is forecast here")
-
-    def listen(self, event: Event) -> None:
-        self.heard.append(event)
 
 
 def plan(**changes: Any) -> Plan:
