@@ -6,6 +6,8 @@ import contextlib
 import functools
 import os
 import random
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,39 +15,51 @@ import numpy as np
 import torch
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.seeding import seeded_globals
+
+Switches = tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...]
+"""Each as how it is read, and how it is put back."""
 
 
 @contextlib.contextmanager
-def others_code(*, new_seed: bool = False) -> Iterator[None]:
+def others_code(*, new_seed: bool = False, given_up: threading.Event | None = None) -> Iterator[None]:
     """Put back after the block what it changed of what is everybody's.
 
     That is torch's gradients, inference mode and autocast (of this thread), its search for anomalies, its deterministic
-    and its TF32 switches, its kinds of attention, its number of threads, the generators of Python, NumPy and torch, and
-    the working directory.
+    and its TF32 switches, its kinds of attention, its number of threads, the generators of Python, NumPy and torch, the
+    working directory, and a standard stream that it took away.
 
     Args:
         new_seed: let the generators begin at the run's next random number; else they go on where they are, and are put
             back all the same. Two calls then draw two things, and a resumed run the same again.
+        given_up: set by whoever no longer waits for the block; then nothing is put back, for what was there when it
+            began may long have been changed by those who did not wait.
 
     Raises:
         UserError: it changed the default dtype or device, and so what is sampled beside it; they are put back too.
     """
     seed = int(torch.randint(2**32, ())) if new_seed else None
-    with contextlib.ExitStack() as stack:
-        # Leaving an inference mode puts all of a thread's autograd state back, whatever was entered inside it.
-        stack.enter_context(torch.inference_mode(torch.is_inference_mode_enabled()))
-        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
-        stack.enter_context(seeded_globals(seed) if seed is not None else _same_generators())
-        stack.enter_context(_same_switches())
+    given_up = given_up or threading.Event()
+    # Leaving an inference mode puts all of a thread's autograd state back, whatever was entered inside it.
+    with (
+        torch.inference_mode(torch.is_inference_mode_enabled()),
+        torch.set_grad_enabled(torch.is_grad_enabled()),
+        _same_generators(given_up),
+        _same_switches(given_up),
+    ):
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)  # the accelerators' too
         dtype, device = torch.get_default_dtype(), torch.get_default_device()
+        now_dtype, now_device = dtype, device
         try:
             yield
         finally:
-            now_dtype, now_device = torch.get_default_dtype(), torch.get_default_device()
-            torch.set_default_dtype(dtype)
-            if now_device != device:
-                torch.set_default_device(None if device.type == "cpu" else device)
+            if not given_up.is_set():
+                now_dtype, now_device = torch.get_default_dtype(), torch.get_default_device()
+                torch.set_default_dtype(dtype)
+                if now_device != device:
+                    torch.set_default_device(None if device.type == "cpu" else device)
         for name, before, after in (("dtype", dtype, now_dtype), ("device", device, now_device)):
             if before != after:
                 raise UserError(
@@ -55,30 +69,42 @@ def others_code(*, new_seed: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _same_generators() -> Iterator[None]:
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    module = None if device is None else torch.get_device_module(device.type)
-    device_state = None if module is None else module.get_rng_state()
+def _same_generators(given_up: threading.Event) -> Iterator[None]:
+    before = [read() for read, _ in _generators()]
     try:
         yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-        if module is not None:
-            module.set_rng_state(device_state)
+        if not given_up.is_set():
+            for (_, put_back), state in zip(_generators(), before, strict=True):
+                put_back(state)
+
+
+def _generators() -> Switches:
+    """Python's, NumPy's and torch's, of each of this machine's accelerators."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    module = None if accelerator is None else torch.get_device_module(accelerator.type)
+    indices = range(0 if module is None else module.device_count())
+    return (
+        (random.getstate, random.setstate),
+        (np.random.get_state, np.random.set_state),
+        (torch.get_rng_state, torch.set_rng_state),
+        *(
+            (functools.partial(module.get_rng_state, n), functools.partial(module.set_rng_state, device=n))
+            for n in indices
+        ),
+    )
 
 
 @contextlib.contextmanager
-def _same_switches() -> Iterator[None]:
+def _same_switches(given_up: threading.Event) -> Iterator[None]:
     before = [read() for read, _ in SWITCHES]
     try:
         yield
     finally:
-        for (read, put_back), value in zip(SWITCHES, before, strict=True):
-            if value is not None and read() != value:
-                put_back(value)
+        if not given_up.is_set():
+            for (read, put_back), value in zip(SWITCHES, before, strict=True):
+                if value is not None and read() != value:
+                    put_back(value)
 
 
 def _matmul_precision() -> str | None:
@@ -98,6 +124,17 @@ def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any]
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
 
 
+def _stream(name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    """A standard stream, which is put back where nothing can be written any more; another one may be a progress bar's."""
+
+    def put_back(value: Any) -> None:
+        now = getattr(sys, name)
+        if now is None or getattr(now, "closed", False):
+            setattr(sys, name, value)
+
+    return lambda: getattr(sys, name), put_back
+
+
 def _deterministic() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
@@ -114,7 +151,7 @@ def _put_back_anomalies(value: tuple[bool, bool]) -> None:
     torch.autograd.set_detect_anomaly(value[0], check_nan=value[1])
 
 
-SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+SWITCHES: Switches = (
     (_deterministic, _put_back_deterministic),
     (_anomalies, _put_back_anomalies),
     *(
@@ -137,5 +174,7 @@ SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
         for kind in ("cpu", "cuda")
     ),
     (_folder, os.chdir),
+    _stream("stdout"),
+    _stream("stderr"),
 )
-"""Each as how it is read, and how it is put back."""
+"""What is everybody's, besides the generators."""

@@ -64,8 +64,19 @@ def summary(model: type[BaseModel]) -> str:
 
 def in_yaml(value: object) -> str:
     """A value of JSON's types on one line of YAML."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False)
+    text: str = yaml.dump(value, Dumper=_OneLine, default_flow_style=True, width=float("inf"), sort_keys=False)
     return text.removesuffix("...\n").strip()
+
+
+class _OneLine(yaml.SafeDumper):
+    """PyYAML's own, but for texts of several lines, which it would write on as many."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if len(text.splitlines()) > 1 or text.endswith("\n") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_OneLine.add_representer(str, _OneLine.represent_text)
 
 
 def allowed(field: Mapping[str, Any]) -> str:

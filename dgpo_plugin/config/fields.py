@@ -357,6 +357,9 @@ class RunConfig(Section):
     def _at_least_one(cls, rewards: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
         if not rewards:
             raise ValueError("is empty; name at least one of `dgpo list rewards`")
+        for label in rewards:
+            if not label.isprintable() or not label.strip():
+                raise ValueError(f"has the label {label!r}; a label is one line of text, as tables show it")
         return rewards
 
     @property

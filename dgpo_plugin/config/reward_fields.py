@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -34,6 +36,28 @@ def _takes_numbers_alone(kind: Any) -> bool:
     """Whether a field of this annotation takes numbers, and no truth values."""
     kinds = get_args(kind) or (kind,)
     return bool({int, float} & set(kinds)) and bool not in kinds
+
+
+def refuse_unwritable(value: Any, key: str) -> None:
+    """Refuse a value that is no text, truth value, finite number, null, or list or mapping of these by text.
+
+    Raises:
+        ValueError: says at which key.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} is {value}; give a finite number")
+    if isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            refuse_unwritable(each, f"{key}.{number}")
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{key} has the key {name!r}; put it in quotes".strip())
+            refuse_unwritable(each, f"{key}.{name}".removeprefix("."))
+    elif not isinstance(value, str | bool | int | float | None):
+        raise ValueError(
+            f"{key} is {value!r:.100}; give a text, a number, a truth value, or a list or mapping of these"
+        )
 
 
 class ScoringConfig(Section):
@@ -101,6 +125,13 @@ class RewardTerm(Section):
         """How this reward is computed: as the run's are, but for what it says itself."""
         own = self.model_dump(exclude={"reward", "weight", "options", "isolate"}, exclude_none=True)
         return shared.model_copy(update=own)
+
+    @field_validator("options")
+    @classmethod
+    def _can_be_written(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what a run's configuration could not say again: JSON has no other values."""
+        refuse_unwritable(options, "")
+        return options
 
     @field_validator("weight")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, SupportsFloat
@@ -245,17 +246,20 @@ def _asked(reward: Reward, prompts: Sequence[Prompt]) -> list[str]:
     return [" ".join(problem.split()) for problem in problems]
 
 
-def called(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+def called(
+    reward: Reward, images: Tensor, prompts: Sequence[Prompt], given_up: threading.Event | None = None
+) -> Tensor:
     """One number a picture, (N,), float32, on the CPU, finite or not; what the call leaves behind is put back.
 
     Args:
         images: float32 (N, 3, H, W) in [0, 1]; the reward gets a copy, and one of the prompts.
+        given_up: set by whoever no longer waits; then nothing is put back.
 
     Raises:
         UserError: the reward refuses, or returns anything else, or changes torch's default dtype or device.
     """
     # Ours change nothing; and a new seed, for a moment, is everybody's.
-    with contextlib.nullcontext() if is_ours(reward) else others_code(new_seed=True):
+    with contextlib.nullcontext() if is_ours(reward) else others_code(new_seed=True, given_up=given_up):
         returned = reward(images.clone(), own_copies(prompts))
     return as_scores(returned, len(images))
 

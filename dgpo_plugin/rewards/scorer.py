@@ -135,11 +135,12 @@ class Scorer:
         """One reward's values (N,), finite or not, after as many attempts as it may take."""
         scoring = member.scoring
         call: Future[Tensor] | None = None
+        given_up = threading.Event()
         problem, late = "", 0
         for attempt in range(scoring.retries + 1):
             if attempt:
                 time.sleep(RETRY_PAUSE * 2 ** (attempt - 1))
-            call = call or self._call(label, member, pictures, prompts)
+            call = call or self._call(label, member, pictures, prompts, given_up)
             if call not in wait([call], scoring.timeout).done:
                 late += 1
                 if late == 2:
@@ -152,6 +153,7 @@ class Scorer:
             except BaseException as error:  # whatever a user's reward raises; Ctrl-C reaches the main thread alone
                 call, problem = None, f"failed {attempt + 1} times, last with {told(error)}"
         if call is not None:
+            given_up.set()
             self._unreturned = label
             problem = (
                 f"timed out {'twice' if late == 2 else 'once'}, no answer in {scoring.timeout:g} s and the call "
@@ -160,10 +162,17 @@ class Scorer:
             )
         raise UserError(f"reward {label}: {problem}")
 
-    def _call(self, label: str, member: WeightedReward, pictures: Tensor, prompts: Sequence[Prompt]) -> Future[Tensor]:
+    def _call(
+        self,
+        label: str,
+        member: WeightedReward,
+        pictures: Tensor,
+        prompts: Sequence[Prompt],
+        given_up: threading.Event,
+    ) -> Future[Tensor]:
         def ask() -> Tensor:
             with prefixed(f"reward {label}"):
-                return called(member.reward, pictures, prompts)
+                return called(member.reward, pictures, prompts, given_up)
 
         return ask_apart(self._device, ask)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import wait
 
@@ -67,9 +68,11 @@ def try_out(rewards: RewardSet, height: int, width: int, prompts: Sequence[Promp
 
 def _tried(member: WeightedReward, pictures: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
     """One call's values (N,), waited for twice as long as a call may take."""
-    call = ask_apart(best_device(), lambda: called(member.reward, pictures, prompts))
+    given_up = threading.Event()
+    call = ask_apart(best_device(), lambda: called(member.reward, pictures, prompts, given_up))
     limit = member.scoring.timeout
     if call not in wait([call], None if limit is None else 2 * limit).done:
+        given_up.set()
         raise UserError(f"no answer in twice {limit:g} s; raise scoring.timeout, or find out what it waits for")
     try:
         return call.result()

@@ -81,6 +81,9 @@ class RunIdentity(BaseModel):
             sections += [term.get("options", {}) for term in rewards.values() if isinstance(term, dict)]
         if not all(isinstance(section, dict) for section in sections):
             raise ValueError("config: a section of it is none")
+        names = [term.get("reward") for term in rewards.values()] if isinstance(rewards, dict) else []
+        if not all(isinstance(name, str | None) for name in names):
+            raise ValueError("config: the name of a reward is none")
         return config
 
 

@@ -224,6 +224,7 @@ def everybodys() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index]
         "torch": torch.get_rng_state().tolist(),
+        "streams": (sys.stdout, sys.stderr),
     }
 
 
@@ -243,6 +244,7 @@ MEDDLING = (
     "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
     "torch.set_num_threads(2)",
     "os.chdir('/')",
+    "import sys; sys.stdout = sys.stderr = None",
     "random.seed(0)",
     "np.random.seed(0)",
     "torch.manual_seed(0)",

@@ -314,6 +314,10 @@ def test_short_forms_of_rewards(tmp_path: Path, text: str, label: str) -> None:
     ("text", "says"),
     [
         ("rewards: {}", "rewards: is empty; name at least one"),
+        ('rewards: {"a\\nb": {reward: shapes}}', r"rewards: has the label 'a\nb'; a label is one line of text"),
+        ('rewards: {" ": {reward: shapes}}', "rewards: has the label ' '"),
+        ("rewards: {ocr: {options: {a: {b: [.inf]}}}}", "rewards.ocr.options: a.b.0 is inf; give a finite number"),
+        ("rewards: {ocr: {options: {a: {1: 2}}}}", "rewards.ocr.options: a has the key 1; put it in quotes"),
         ("rewards: [ocr, ocr]", "rewards: "),
         ("rewards: 3", "rewards: "),
         ("rewards: {ocr: yes please}", "rewards.ocr: "),

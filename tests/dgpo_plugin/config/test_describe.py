@@ -142,7 +142,11 @@ def test_what_a_field_takes_in_words(field: dict[str, Any], said: str) -> None:
     assert allowed(field) == said
 
 
-@pytest.mark.parametrize("value", [None, True, 1e-5, "", "a: b", "#x", [1, [2]], {"a": {"b": 1}}, "x " * 200, "null"])
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 1e-5, "", "a: b", "#x", [1, [2]], {"a": {"b": 1}}, "x " * 200, "null"]
+    + ["a\n\n  b", "\n", "a\r", ["a\u2028b", 1.5], "\U0001f600\n'\""],
+)
 def test_a_value_on_one_line_of_yaml_is_the_value(value: object) -> None:
     text = in_yaml(value)
     assert "\n" not in text

@@ -99,6 +99,24 @@ def hanging() -> Iterator[Slow]:
     reward.release.set()
 
 
+def test_a_call_that_was_given_up_puts_nothing_back(
+    hanging: Slow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there when it began is long gone when it ends: another folder, another random number."""
+    before = set(threading.enumerate())
+    with pytest.raises(UserError, match="timed out once"):
+        Scorer(one_reward(hanging, retries=0, timeout=0.05)).submit(PICTURES, PROMPTS).result()
+    late = [thread for thread in threading.enumerate() if thread not in before]
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    hanging.release.set()
+    for thread in late:
+        thread.join(60)
+    assert late
+    assert Path.cwd() == tmp_path.resolve()
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(1)))
+
+
 @pytest.mark.parametrize(("fails", "calls"), [(False, 1), (True, 2)])
 def test_a_late_call_is_waited_for(fails: bool, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answer counts; if it fails, it is tried again, when it has ended."""
