@@ -125,7 +125,7 @@ def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any]
 
 
 def _stream(name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    """A standard stream, which is put back where nothing can be written any more; another one may be a progress bar's."""
+    """A standard stream, which is put back where nothing can be written any more: another may be a progress bar's."""
 
     def put_back(value: Any) -> None:
         now = getattr(sys, name)

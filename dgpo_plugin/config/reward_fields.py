@@ -56,7 +56,7 @@ def refuse_unwritable(value: Any, key: str) -> None:
             refuse_unwritable(each, f"{key}.{name}".removeprefix("."))
     elif not isinstance(value, str | bool | int | float | None):
         raise ValueError(
-            f"{key} is {value!r:.100}; give a text, a number, a truth value, or a list or mapping of these"
+            f"{key} is {value!r:.100}; give a text, number or truth value, or a list or mapping of these"
         )
 
 
