@@ -51,10 +51,22 @@ def lost_places(config: RunConfig) -> dict[str, str]:
         "model.path": config.model.path,
         "prompts.train": config.prompts.train,
         "prompts.held_out": config.prompts.held_out or "",
-        **{f"rewards.{label}.reward": term.name(label) for label, term in config.rewards.items()},
+        **pair_places(config),
+        **{f"{judges_at(config)}.{label}.reward": term.name(label) for label, term in config.judged_by.items()},
     }
     paths = {key: Path(file_and_name(place)[0]) for key, place in named.items()}
     return {key: str(path) for key, path in paths.items() if path.is_absolute() and not exists(path)}
+
+
+def pair_places(config: RunConfig) -> dict[str, str]:
+    """Where a run's preferred pairs are, by key; nothing where it learns from rewards."""
+    named = {} if config.pairs is None else {"train": config.pairs.train, "held_out": config.pairs.held_out}
+    return {f"pairs.{key}": place for key, place in named.items() if place}
+
+
+def judges_at(config: RunConfig) -> str:
+    """The key that the rewards of a run's pictures stand under."""
+    return "rewards" if config.rewards else "evaluation.rewards"
 
 
 def file_and_name(place: str) -> tuple[str, str]:
@@ -96,18 +108,25 @@ def _moved(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
 
     model = config.model.path
     model = named(model) if is_from_file(model) or model in WORLDS else change(model)
-    rewards = {}
-    for label, term in config.rewards.items():
+    judges = {}
+    for label, term in config.judged_by.items():
         own = named(term.name(label)) if is_from_file(term.name(label)) else term.reward
         options = {key: _option(key, value, change) for key, value in term.options.items()}
-        rewards[label] = term.model_copy(update={"reward": own, "options": options})
+        judges[label] = term.model_copy(update={"reward": own, "options": options})
+    if config.rewards:
+        moved: dict[str, Any] = {"rewards": judges}
+    else:
+        moved = {"evaluation": config.evaluation.model_copy(update={"rewards": judges})}
+    if config.pairs is not None:
+        pairs = {key.removeprefix("pairs."): change(place) for key, place in pair_places(config).items()}
+        moved["pairs"] = config.pairs.model_copy(update=pairs)
     return config.model_copy(
         update={
+            **moved,
             "model": config.model.model_copy(update={"path": model}),
             "prompts": config.prompts.model_copy(
                 update={"train": prompts(config.prompts.train), "held_out": prompts(config.prompts.held_out)}
             ),
-            "rewards": rewards,
             "algorithm": config.algorithm.model_copy(update={"name": named(config.algorithm.name)}),
         }
     )

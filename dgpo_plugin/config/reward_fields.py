@@ -137,3 +137,15 @@ class RewardTerm(Section):
         if weight == 0:
             raise ValueError("must not be 0; leave the reward out instead")
         return weight
+
+
+def labelled(rewards: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
+    """Rewards by label, if each label can be shown.
+
+    Raises:
+        ValueError: one cannot.
+    """
+    for label in rewards:
+        if not label.isprintable() or not label.strip():
+            raise ValueError(f"has the label {label!r}; a label is one line of text, as tables show it")
+    return rewards

@@ -175,6 +175,14 @@ class Model(ABC):
             UserError: the model's noise levels are fixed and a shift was given.
         """
 
+    @abstractmethod
+    def training_sigmas(self) -> list[float]:
+        """The thousand noise levels that the base was trained on, falling.
+
+        A flow's are those of diffusers' training scripts (``noise_scheduler.timesteps`` as the scheduler is loaded):
+        even steps, shifted by a factor that does not depend on the picture, if there is one.
+        """
+
     def initial_scale(self, sigma: float) -> float:  # noqa: ARG002 (other families need it)
         """What standard normal noise is multiplied by to start at a schedule's first sigma; 1 for flows."""
         return 1.0

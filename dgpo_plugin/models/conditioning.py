@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,3 +98,12 @@ def finite(encoded: Conditioning, config: ModelConfig) -> Conditioning:
             f"{NOT_FINITE_TEXTS[config.precision]}"
         )
     return encoded
+
+
+def as_chat(tokenizer: Any, text: str, *, thinking: bool) -> str:
+    """A text as what a user says to a language model, and the beginning of its answer."""
+    messages = [{"role": "user", "content": text}]
+    chat: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
+    return chat

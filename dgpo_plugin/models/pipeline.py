@@ -29,7 +29,7 @@ from dgpo_plugin.models.modules import check_parts, load_modules
 from dgpo_plugin.models.parts import empty_module, told_in_one_line
 from dgpo_plugin.models.sequential_offload import one_module_at_a_time
 from dgpo_plugin.models.speed import fuse_norms
-from dgpo_plugin.samplers.ode import dpm_flow_sigmas
+from dgpo_plugin.samplers.ode import dpm_flow_sigmas, shifted_levels
 
 ATTENTION = (
     "attn.to_q",
@@ -52,15 +52,6 @@ TEXT_LENGTH_TENSORS = ("mask", "length")
 def per_image(value: float, latents: Tensor) -> Tensor:
     """One value for each image, (N,), on the latents' device: a denoiser's timestep or guidance."""
     return torch.full((len(latents),), value, device=latents.device)
-
-
-def as_chat(tokenizer: Any, text: str, *, thinking: bool) -> str:
-    """A text as what a user says to a language model, and the beginning of its answer."""
-    messages = [{"role": "user", "content": text}]
-    chat: str = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-    )
-    return chat
 
 
 class PipelineModel(Model):
@@ -333,6 +324,8 @@ class PipelineModel(Model):
 
     @torch.no_grad()
     def encode_images(self, pictures: Tensor) -> Tensor:
+        if not len(pictures):
+            return torch.zeros(0, *self.latent_shape, device=self.device)
         with on_device([self.vae], self.device):
             pixels = ((2 * picture.to(self.device) - 1).to(self.vae.dtype) for picture in pictures.split(1))
             encoded = [self.scaled(self.encode_pixels(each).float()) for each in pixels]
@@ -355,6 +348,11 @@ class PipelineModel(Model):
         else:
             scheduler.set_timesteps(steps)
         return [float(sigma) for sigma in scheduler.sigmas]
+
+    def training_sigmas(self) -> list[float]:
+        settings = self.pipeline.scheduler.config
+        fixed = 1.0 if settings.get("use_dynamic_shifting") else settings.get("flow_shift") or settings.get("shift")
+        return shifted_levels(float(fixed or 1.0))
 
     def shift(self, steps: int) -> float:
         """The factor by which the model's own schedule of so many steps shifts its timesteps towards noise."""

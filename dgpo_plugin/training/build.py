@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from dgpo_plugin.algorithms import algorithm_of
+from dgpo_plugin.algorithms.rollout import holds_whole_groups
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.device import runs_on_cpu
@@ -26,6 +27,7 @@ from dgpo_plugin.rewards import RewardSet, load_rewards
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.checks import prompt_sets, tell_cut_prompts, try_rewards
 from dgpo_plugin.training.evaluation import HeldOut, call_prompts
+from dgpo_plugin.training.preferred_pairs import held_out_pairs, preferred_pairs
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.trainer import Trainer
 
@@ -46,11 +48,13 @@ def build_trainer(
     processes = replace(join_processes(config.training.process_timeout), lockstep=config.model.shard)
     check_layout(config, processes.count)
     accelerator = _accelerator(config)
-    sets = prompt_sets(config)
-    prompts = sets["prompts.train"]
-    held_out = sets.get("prompts.held_out", prompts)
+    sets, pairs = prompt_sets(config), preferred_pairs(config, processes)
+    prompts = sets["prompts.train"] if pairs is None else pairs.prompts
+    held_out = sets.get("prompts.held_out", prompts if pairs is None else pairs.evaluated)
+    if pairs is not None:
+        sets.setdefault("prompts.held_out", held_out)  # what evaluation.rewards have to judge
     if rewards is None:
-        rewards = load_rewards(config.rewards, config.scoring)
+        rewards = load_rewards(config.judged_by, config.scoring)
         rewards.check(sets)
         try_rewards(rewards, config.model, sets, processes)
     else:
@@ -63,6 +67,7 @@ def build_trainer(
         tell_cut_prompts(model, sets)
     # Before the denoiser takes its place: the text encoders may need all of the memory there is.
     evaluated = held_out[: max(config.evaluation.images, config.logging.sample_images)]
+    evaluated += [pair.prompt for pair in pairs.held_out] if pairs is not None else []
     groups = PromptGroups(model, prompts, evaluated, training.prompts_per_iteration, training.seed)
     policy = Policy(model, config.lora, training.seed, groups.encoded[[""]])
     if config.model.shard:
@@ -74,19 +79,22 @@ def build_trainer(
     if training.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     size, called = training.micro_batch_size, call_prompts(prompts, sets.get("prompts.held_out"))
+    algorithm = algorithm_of(config.algorithm)(config.algorithm, policy, processes, size, accelerator.backward)
     optimizer = torch.optim.AdamW(
         list(policy.parameters.values()), lr=training.learning_rate, weight_decay=training.weight_decay
     )
     return Trainer(
         config=config,
         policy=policy,
-        algorithm=algorithm_of(config.algorithm)(config.algorithm, policy, processes, size, accelerator.backward),
+        algorithm=algorithm,
         scorer=scorer,
         groups=groups,
         held_out=HeldOut(policy, scorer, held_out, groups, config.evaluation, processes, size or BATCH_SIZE, called),
         optimizer=optimizer,
         accelerator=accelerator,
         processes=processes,
+        pairs=pairs,
+        held_out_pairs=held_out_pairs(pairs, algorithm, groups) if pairs is not None else None,
     )
 
 
@@ -168,7 +176,8 @@ def check_layout(config: RunConfig, processes: int) -> None:
         return
     if config.model.quantization is not None:
         raise UserError("model.shard: cannot split a quantized base; set model.quantization to null")
-    if training.group_size % processes:
+    whole = holds_whole_groups(training.prompts_per_iteration // training.updates_per_iteration, processes)
+    if training.group_size % processes and not (config.pairs is not None and whole):
         raise UserError(
             f"model.shard: training.group_size {training.group_size} must be a multiple of the {processes} processes, "
             f"which have to run the denoiser in step"

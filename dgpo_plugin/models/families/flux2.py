@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers import AutoTokenizer, Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
-from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, as_chat, per_image
+from dgpo_plugin.models.conditioning import Conditioning, as_chat
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
 
 
 class _Flux2Model(PipelineModel):
