@@ -31,7 +31,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from dgpo_plugin.algorithms.base import GROWTH, Cost, Metric, Random, Totals, log_norm
 from dgpo_plugin.algorithms.flow_times import FlowTime, drawn_levels
@@ -58,7 +58,7 @@ def preference_score(error: Tensor, reference_error: Tensor, signs: Tensor, beta
 
 def diffusion_dpo_loss(score: Tensor) -> Tensor:
     """-log sigmoid(-S) of each pair, (P,); its slope in S is sigmoid(S)."""
-    return softplus(score)
+    return -logsigmoid(-score)
 
 
 def ranked_right(score: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from dgpo_plugin.algorithms import algorithm_of
 from dgpo_plugin.algorithms.rollout import holds_whole_groups
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.device import runs_on_cpu
 from dgpo_plugin.distributed.processes import Processes, join_processes
@@ -27,7 +28,7 @@ from dgpo_plugin.rewards import RewardSet, load_rewards
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.checks import prompt_sets, tell_cut_prompts, try_rewards
 from dgpo_plugin.training.evaluation import HeldOut, call_prompts
-from dgpo_plugin.training.preferred_pairs import held_out_pairs, preferred_pairs
+from dgpo_plugin.training.preferred_pairs import PreferredPairs, held_out_pairs, preferred_pairs
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.trainer import Trainer
 
@@ -49,10 +50,8 @@ def build_trainer(
     check_layout(config, processes.count)
     accelerator = _accelerator(config)
     sets, pairs = prompt_sets(config), preferred_pairs(config, processes)
-    prompts = sets["prompts.train"] if pairs is None else pairs.prompts
-    held_out = sets.get("prompts.held_out", prompts if pairs is None else pairs.evaluated)
-    if pairs is not None:
-        sets.setdefault("prompts.held_out", held_out)  # what evaluation.rewards have to judge
+    prompts = _add_prompts_of(pairs, sets)
+    held_out = sets.get("prompts.held_out", prompts)
     if rewards is None:
         rewards = load_rewards(config.judged_by, config.scoring)
         rewards.check(sets)
@@ -64,7 +63,7 @@ def build_trainer(
     model = load_model(config.model, accelerator.device, place=False) if model is None else model
     refuse_seams(model, config.model)
     if processes.is_main:
-        tell_cut_prompts(model, sets)
+        tell_cut_prompts(model, sets if pairs is None else {**sets, "pairs.train": prompts})
     # Before the denoiser takes its place: the text encoders may need all of the memory there is.
     evaluated = held_out[: max(config.evaluation.images, config.logging.sample_images)]
     evaluated += [pair.prompt for pair in pairs.held_out] if pairs is not None else []
@@ -80,9 +79,7 @@ def build_trainer(
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     size, called = training.micro_batch_size, call_prompts(prompts, sets.get("prompts.held_out"))
     algorithm = algorithm_of(config.algorithm)(config.algorithm, policy, processes, size, accelerator.backward)
-    optimizer = torch.optim.AdamW(
-        list(policy.parameters.values()), lr=training.learning_rate, weight_decay=training.weight_decay
-    )
+    parameters, rate = list(policy.parameters.values()), training.learning_rate
     return Trainer(
         config=config,
         policy=policy,
@@ -90,12 +87,20 @@ def build_trainer(
         scorer=scorer,
         groups=groups,
         held_out=HeldOut(policy, scorer, held_out, groups, config.evaluation, processes, size or BATCH_SIZE, called),
-        optimizer=optimizer,
+        optimizer=torch.optim.AdamW(parameters, lr=rate, weight_decay=training.weight_decay),
         accelerator=accelerator,
         processes=processes,
         pairs=pairs,
-        held_out_pairs=held_out_pairs(pairs, algorithm, groups) if pairs is not None else None,
+        held_out_pairs=held_out_pairs(pairs, algorithm, groups),
     )
+
+
+def _add_prompts_of(pairs: PreferredPairs | None, sets: dict[str, list[Prompt]]) -> list[Prompt]:
+    """The prompts that a run is trained on; of a run with pairs, those of its evaluation are added to the sets."""
+    if pairs is None:
+        return sets["prompts.train"]
+    sets.setdefault("prompts.held_out", pairs.evaluated)  # what evaluation.rewards have to judge
+    return pairs.prompts
 
 
 def settle_precision(

@@ -143,8 +143,8 @@ class HeldOutPairs:
         return {"held_out_accuracy": accuracy, "held_out_margin": margin}
 
 
-def held_out_pairs(pairs: PreferredPairs, algorithm: object, groups: PromptGroups) -> HeldOutPairs | None:
+def held_out_pairs(pairs: PreferredPairs | None, algorithm: object, groups: PromptGroups) -> HeldOutPairs | None:
     """The held-out pairs of a run, to be measured; None if it has none, or its algorithm has no score for pairs."""
-    if not pairs.held_out or not isinstance(algorithm, DiffusionDPO):
+    if pairs is None or not pairs.held_out or not isinstance(algorithm, DiffusionDPO):
         return None
     return HeldOutPairs(pairs.held_out, algorithm, groups, pairs.called)

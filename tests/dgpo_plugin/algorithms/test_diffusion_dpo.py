@@ -191,7 +191,7 @@ def test_dgpo_with_groups_of_two_is_diffusion_dpo(policy: Policy, monkeypatch: p
     monkeypatch.setattr(policy.model, "training_sigmas", lambda: [rollout.sigmas[0]])
     own = config_for("diffusion-dpo", f"algorithm.beta={40 * a}", "algorithm.timesteps=1")
     found, _ = gradient(make_algorithm(own, policy), rollout, pair_signs(3, CPU).double())
-    close(found, [40 * slope for slope in theirs], 1e-9)
+    close(found, [40 * slope for slope in theirs], 1e-7)  # the embedding of times is float32, and rounds by batch
     assert 0 < told["group_weight"] < 1
 
 
