@@ -145,6 +145,9 @@ class HeldOutPairs:
 
 def held_out_pairs(pairs: PreferredPairs | None, algorithm: object, groups: PromptGroups) -> HeldOutPairs | None:
     """The held-out pairs of a run, to be measured; None if it has none, or its algorithm has no score for pairs."""
-    if pairs is None or not pairs.held_out or not isinstance(algorithm, DiffusionDPO):
+    if pairs is None or not isinstance(algorithm, DiffusionDPO):
         return None
-    return HeldOutPairs(pairs.held_out, algorithm, groups, pairs.called)
+    # Processes that have to run the denoiser in step need as many each.
+    step = algorithm.processes.count if algorithm.processes.lockstep else 1
+    kept = pairs.held_out[: len(pairs.held_out) // step * step]
+    return HeldOutPairs(kept, algorithm, groups, pairs.called) if kept else None
