@@ -213,7 +213,7 @@ class Forward(Algorithm[F, Rollout], Generic[F]):
     def noised_apart(self, rollout: Rollout, times: Sequence[FlowTime], random: Random) -> NoisedApart:
         """The rollout's samples, each at the one of some flow times that has its row."""
         places = [(0, 0)] * len(rollout.sample_ids)
-        parts, target = [], torch.zeros_like(rollout.latents)
+        parts, target = list[Noised](), torch.zeros_like(rollout.latents)
         for time in times:
             assert time.rows is not None
             if not len(time.rows):

@@ -167,7 +167,7 @@ def _run(
         with contextlib.suppress(StopNow):
             _iterate(trainer, folder, console, identity, start, trackers, watch)
             if trainer.iteration >= config.training.iterations:
-                after, done = trainer.held_out_reward(), True
+                after, done = trainer.held_out_reward() if trainer.is_judged else None, True
         trainer.processes.on_main(lambda: _export(trainer, folder, start, after, console))
     if not done:
         raise Stopped(
@@ -241,9 +241,9 @@ def _go_on(
 
 def _with_base(start: Progress, trainer: Trainer) -> Progress:
     """With the held-out reward of the base, which the evaluation weights of a trainer without a step are."""
-    base = trainer.held_out_reward()
-    if base is None:
+    if not trainer.is_judged:
         return start.model_copy(update={"reward_before": None})
+    base = trainer.held_out_reward()
     return start.model_copy(update={"reward_before": base.value, "reward_before_note": base.note})
 
 

@@ -281,9 +281,20 @@ class Trainer:
             move_towards(average, self.policy.parameters, refresh_kept(self.config.training, self.steps))
         return average
 
-    def held_out_reward(self) -> HeldOutMean | None:
-        """Mean reward of the evaluation's pictures under the evaluation weights, up to date; None without rewards."""
-        return self.held_out.mean(self.average_now()) if self.scorer.rewards.members else None
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are rewards that judge the run's pictures; one that learns from pairs may have none."""
+        return bool(self.scorer.rewards.members)
+
+    def held_out_reward(self) -> HeldOutMean:
+        """Mean reward of the evaluation's pictures under the evaluation weights, up to date.
+
+        Raises:
+            UserError: a reward failed, or there is none.
+        """
+        if not self.is_judged:
+            raise UserError("no reward judges this run's pictures; name some under evaluation.rewards")
+        return self.held_out.mean(self.average_now())
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything that changes in training: copies of the adapter and the optimizer's moments, by its parameters."""
