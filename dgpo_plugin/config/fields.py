@@ -97,7 +97,10 @@ class LoraConfig(Section):
     """The adapter."""
 
     rank: int = Field(
-        64, ge=1, description="Columns of lora_B: how many directions the update of a layer's weights may have."
+        64,
+        ge=1,
+        le=2**16,
+        description="Columns of lora_B: how many directions the update of a layer's weights may have.",
     )
     alpha: float = Field(128, gt=0, description="The update is multiplied by alpha / rank.")
     init: Literal["kaiming", "gaussian"] = Field(
