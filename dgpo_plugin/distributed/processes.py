@@ -134,10 +134,11 @@ def join_processes(timeout: float = PROCESS_TIMEOUT) -> Processes:
         timeout: seconds that a process waits for the others wherever they meet; the first call's holds.
 
     Raises:
-        UserError: the launcher started several, but they did not find each other.
+        UserError: the launcher started several, but they did not find each other, or one left before all were there.
     """
-    # accelerate looks for the others on CPUs only if it is told to.
-    state = PartialState(cpu=runs_on_cpu(), timeout=timedelta(seconds=timeout))
+    with _others_alive():
+        # accelerate looks for the others on CPUs only if it is told to.
+        state = PartialState(cpu=runs_on_cpu(), timeout=timedelta(seconds=timeout))
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != state.num_processes:
         raise UserError(

@@ -95,7 +95,8 @@ def save_checkpoint(
     """Write a checkpoint under ``run`` and prune the others to the ``keep`` newest and the best.
 
     Raises:
-        UserError: the disk is full or cannot be written; the checkpoints from before are as they were.
+        UserError: the disk is full or cannot be written, or the run's folder is gone; the checkpoints from before are
+            as they were.
     """
     folder = run / FOLDER
     final = folder / f"{progress.iteration:06d}"
@@ -106,7 +107,8 @@ def save_checkpoint(
     state = _State(format=FORMAT, identity=identity, progress=progress, tensors_sha256=digest).signed()
     try:
         remove_halves(run)
-        temporary.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)  # and not the run's own, which somebody may have moved away meanwhile
+        temporary.mkdir()
         write_synced(temporary / TENSORS, blob)
         write_synced(temporary / STATE, (state.model_dump_json(indent=1) + "\n").encode())
         _sync_folder(temporary)

@@ -65,7 +65,15 @@ def same(first: Mapping[str, Mapping[str, Tensor]], second: Mapping[str, Mapping
 
 
 def save(folder: Path, iteration: int, *, keep: int = 9, mean_reward: float = 0.0) -> Path:
+    folder.mkdir(exist_ok=True)
     return save_checkpoint(folder, IDENTITY, progress(iteration, mean_reward), tensors(iteration), keep)
+
+
+def test_a_folder_that_was_moved_away_is_not_made_again(tmp_path: Path) -> None:
+    """A checkpoint alone would lie there, where somebody looks for a run."""
+    with pytest.raises(UserError, match="cannot write checkpoint .*No such file"):
+        save_checkpoint(tmp_path / "away", IDENTITY, progress(1), tensors(1), 9)
+    assert not (tmp_path / "away").exists()
 
 
 def check(path: Path) -> None:
