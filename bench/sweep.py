@@ -242,7 +242,8 @@ def _open(plan: SweepPlan, folder: Path, policy: Policy, cautions: list[str]) ->
     model, batch = policy.model, config.training.micro_batch_size or BATCH_SIZE
     encoded = EncodedTexts(model, ["", *(prompt.text for each in sets.values() for prompt in each.prompts)])
     steps = plan.plan.task.sampling.steps
-    evaluator = Evaluator(steps, sets, measures, encoded, batch, [], encoded[[""]], kept_folder(plan.plan, folder))
+    kept = kept_folder(plan.plan, folder)
+    evaluator = Evaluator(steps, sets, measures, encoded, batch, [], encoded[[""]], kept=kept)
     if before is None:
         evaluator = with_what_is_there(plan.plan, evaluator, (model.height, model.width))
     start = Start(

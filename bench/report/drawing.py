@@ -137,7 +137,8 @@ def value_span(values: Sequence[float]) -> tuple[float, float]:
     """The ends of an axis of values: around them with a margin, and not less than a fifth of the largest."""
     low, high = min(values), max(values)
     margin = 0.06 * (high - low)
-    least = max(LEAST_SPAN * max(abs(low), abs(high)), 1e-9)
+    largest = max(abs(low), abs(high))
+    least = max(LEAST_SPAN * largest, 1e-9) if largest else 1.0  # zeros alone say nothing of a scale
     half = max((high - low) / 2 + margin, least / 2)
     return (low + high) / 2 - half, (low + high) / 2 + half
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from dgpo_bench.adapters import evaluate_adapters
 from dgpo_bench.commands import main
 from dgpo_bench.compare import plan_of
+from dgpo_bench.expense import keeping
 from dgpo_bench.gather import gather
 from dgpo_bench.kept import kept_name, read_kept
 from dgpo_bench.pictures import PICTURES_FILE, read_pictures, write_pictures
@@ -70,6 +72,12 @@ def test_every_measured_picture_is_kept_and_counted(made: Path) -> None:
     assert results.kept.pictures == len(pictures)
     assert results.command.endswith("--keep-pictures")
     assert {"base", "mine"} == set(pictures.entry.tolist())
+    plan = plan_of(made)
+    assert plan is not None
+    said = re.fullmatch(r"keeps (\d+) pictures of 64 x 64 at most, ([\d.]+) MB at most", keeping(plan))
+    assert said is not None
+    assert len(pictures) <= int(said[1]) <= 1.5 * len(pictures)
+    assert results.kept.megabytes <= float(said[2])
     # 8 bits a channel are what was measured, but for their rounding.
     seen = read_kept(pictures, list(range(8)), made / KEPT_FOLDER).mean((1, 2, 3))
     measured = pictures.metrics["brightness"][:8]
