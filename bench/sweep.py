@@ -218,7 +218,9 @@ def shown(sets: Mapping[str, SampledSet]) -> list[Prompt]:
 def _refuse_another(plan: SweepPlan, before: SweepPlan | None) -> None:
     if before is None:
         return
-    before = before.model_copy(update={"adapter": plan.adapter, "label": plan.label})  # its content is what counts
+    # Where the adapter lies, and how many cores there are, make no other sweep.
+    same = {"plan": before.plan.model_copy(update={"threads": plan.plan.threads})}
+    before = before.model_copy(update={**same, "adapter": plan.adapter, "label": plan.label})
     if before == plan:
         return
     changed = [name for name in SweepPlan.model_fields if getattr(before, name) != getattr(plan, name)]
