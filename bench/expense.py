@@ -40,7 +40,7 @@ def keeping(plan: Plan) -> str:
     """What keeping every measured picture takes, said before any is drawn.
 
     Raises:
-        UserError: a prompt set or the model is not there, or pictures cannot be kept here.
+        UserError: a prompt set or the model is not there.
     """
     return expected(_pictures(plan, sampled_sets(plan.task, plan.size)), *picture_size(plan))
 

@@ -37,8 +37,10 @@ def keep(rows: Pictures, images: Tensor, folder: Path) -> Pictures:
         folder: where all kept pictures of a comparison lie.
 
     Raises:
-        UserError: the disk is full, ...
+        UserError: the disk is full, or this Pillow cannot write them.
     """
+    if not features.check("webp"):
+        raise UserError("--keep-pictures: this Pillow was built without WebP; install Pillow from PyPI")
     hashes = []
     for row, image in enumerate(images):
         data = io.BytesIO()
@@ -117,13 +119,7 @@ def most_megabytes(pictures: int, width: int, height: int) -> float:
 
 
 def expected(pictures: int, width: int, height: int) -> str:
-    """What is said before pictures are kept.
-
-    Raises:
-        UserError: this Pillow cannot write them.
-    """
-    if not features.check("webp"):
-        raise UserError("--keep-pictures: this Pillow was built without WebP; install Pillow from PyPI")
+    """What is said before pictures are kept."""
     most = most_megabytes(pictures, width, height)
     return f"keeps {pictures:,} pictures of {width} x {height} at most, {most:,.1f} MB at most"
 
