@@ -21,6 +21,7 @@ from .figures import metric_name
 from .gallery import data_uri
 from .intervals import RESAMPLES, Estimate
 from .numbers import format_interval, format_number
+from .page import environment
 from .sweep_values import AXES, SweepView, best_of, read_sweep_view
 from .table import Column, Row, Table, TableCell, latex, markdown
 from .tables import ROLES, columns_for, difference_cell, value_cell
@@ -48,8 +49,6 @@ def write_sweep_report(folder: Path) -> Path:
     Raises:
         UserError: the results cannot be read or drawn, or the folder cannot be written to.
     """
-    from .page import environment
-
     view = read_sweep_view(folder)
     page = environment().get_template("sweep.html.j2").render(**_values(view, folder))
     tables = [table for axis in AXES for table in axis_tables(view, axis)]
@@ -84,8 +83,9 @@ def verdict(view: SweepView) -> str:
 def axis_sentence(view: SweepView, axis: Axis) -> str:
     """Which value of an axis has the best headline, whether that is sure, and where out-of-domain prompts pay."""
     record, settings = view.record, view.on_axis(axis)
-    best, center, metric = best_of(view, settings), record.center, record.metrics[record.task.headline].label
-    sentence = f"{AXES[axis]}: {metric} in domain is best at {_plain(axis, best)}"
+    tried = [record.center.base(), *settings] if axis == "strength" else settings
+    best, center, metric = best_of(view, tried), record.center, record.metrics[record.task.headline].label
+    sentence = f"{AXES[axis]}: {metric} in domain is best at {_plain(axis, best) if best.strength else '0, the base'}"
     found = view.value(best, "in_domain", record.task.headline)
     sentence += f" ({format_number(found.mean)})" if found is not None else ""
     gain = view.gain(best, center, "in_domain")
@@ -96,7 +96,7 @@ def axis_sentence(view: SweepView, axis: Axis) -> str:
     else:
         unsure = [
             _plain(axis, each)
-            for each in settings
+            for each in tried
             if each != best and (gained := view.gain(best, each, "in_domain")) is not None and judge(gained) != "better"
         ]
         sentence += f"; not clearly better than {', '.join(unsure)}" if unsure else ""

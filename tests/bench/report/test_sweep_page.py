@@ -155,7 +155,7 @@ def test_the_sentences_say_what_is_best_what_is_not_sure_and_what_it_costs() -> 
 def test_where_less_is_better_the_least_is_best() -> None:
     metrics = {**METRICS, "accuracy": METRICS["accuracy"].model_copy(update={"better": "lower"})}
     found = view(metrics=metrics)
-    assert "is best at 1.5" in axis_sentence(found, "strength")
+    assert "is best at 0, the base (0." in axis_sentence(found, "strength")
     assert ": worse in domain, " in verdict(found)
 
 
