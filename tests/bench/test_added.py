@@ -151,8 +151,8 @@ def test_diversity_is_that_of_each_prompts_own_pictures(copied: Path) -> None:
     columns = {name: column for name, column in pictures.metrics.items() if name != "diversity"}
     (copied / "plan.json").write_text(plan.model_copy(update={"task": without}).model_dump_json())
     (copied / "results.json").write_text(results.model_copy(update={"metrics": metrics}).model_dump_json())
-    pictures.metrics.clear()  # type: ignore[attr-defined]
-    pictures.metrics.update(columns)  # type: ignore[attr-defined]
+    pictures.metrics.clear()
+    pictures.metrics.update(columns)
     write_pictures(pictures, copied / PICTURES_FILE)
     base_file(copied).unlink()  # so that drawing the page gathers nothing
     assert add(copied, "diversity").exit_code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,13 +37,19 @@ def truth(setting: Setting, role: str) -> float:
     return base + gains[setting.strength]
 
 
-def records(name: str = "mine", text: str = "a cat", **changes: object) -> SweepRecord:
+def records(name: str = "mine", text: str = "a cat", **changes: Any) -> SweepRecord:
     tried = [CENTER.at("strength", each) for each in STRENGTHS]
     tried += [CENTER.at("steps", each) for each in STEPS] + [CENTER.at("guidance", each) for each in GUIDANCES]
     settings = list(dict.fromkeys(each for one in tried for each in (one.base(), one)))
     prompts = [PromptRecord(text=f"{text} {number}", tag="ab"[number % 2]) for number in range(12)]
-    sampling = {"sampler": "euler", "steps": 20, "guidance": 3, "guidances": GUIDANCES, "precision": "fp32"}
-    values = {
+    sampling: dict[str, Any] = {
+        "sampler": "euler",
+        "steps": 20,
+        "guidance": 3,
+        "guidances": GUIDANCES,
+        "precision": "fp32",
+    }
+    values: dict[str, Any] = {
         "created": "2025-01-01T00:00:00Z",
         "command": "dgpo-bench sweep synthetic",
         "preset": "synthetic",
@@ -50,7 +57,7 @@ def records(name: str = "mine", text: str = "a cat", **changes: object) -> Sweep
         "packages": {},
         "machine": {"processor": "imaginary"},
         "task": TaskRecord(name="made-up", version=1, headline="accuracy"),
-        "sampling": Sampling(**sampling, width=8, height=8),  # type: ignore[arg-type]
+        "sampling": Sampling(**sampling, width=8, height=8),
         "adapter": name,
         "adapter_sha256": "ab12",
         "axes": {"strength": STRENGTHS, "steps": STEPS, "guidance": GUIDANCES},
@@ -67,7 +74,7 @@ def records(name: str = "mine", text: str = "a cat", **changes: object) -> Sweep
         "gallery_prompts": [text, "two & 3"],
         "complete": True,
     }
-    return SweepRecord(**{**values, **changes})  # type: ignore[arg-type]
+    return SweepRecord(**{**values, **changes})
 
 
 def pictures_of(record: SweepRecord, true: Truth = truth, noise: float = 0.02) -> Pictures:
@@ -96,7 +103,7 @@ def pictures_of(record: SweepRecord, true: Truth = truth, noise: float = 0.02) -
     return join(parts)
 
 
-def view(true: Truth = truth, noise: float = 0.02, **changes: object) -> SweepView:
+def view(true: Truth = truth, noise: float = 0.02, **changes: Any) -> SweepView:
     record = records(**changes)
     return view_of(record, pictures_of(record, true, noise), Path("made-up") / PICTURES_FILE)
 
@@ -227,7 +234,7 @@ def test_the_same_folder_gives_the_same_page(folder: Path) -> None:
 def test_special_characters_are_escaped(tmp_path: Path) -> None:
     nasty = '</svg><script>x</script> & "$a$" |_%'
     metric = MetricRecord(label=nasty, description=nasty, better="higher", relation="trained", version=nasty)
-    cautions = {"cautions": [nasty], "command": nasty, "complete": False}
+    cautions: dict[str, Any] = {"cautions": [nasty], "command": nasty, "complete": False}
     write(tmp_path / "made", records(nasty, nasty, metrics={**METRICS, "accuracy": metric}, **cautions))
     write_sweep_report(tmp_path / "made")
     page = Page((tmp_path / "made" / "sweep.html").read_text(encoding="utf-8"))
@@ -256,7 +263,7 @@ def test_files_that_do_not_belong_together_are_refused_in_one_line(damage: str, 
     write(folder, record)
     rows = pictures_of(record)
     if damage == "metric":
-        rows.metrics["other"] = rows.metrics["accuracy"]  # type: ignore[index]
+        rows.metrics["other"] = rows.metrics["accuracy"]
     elif damage == "setting":
         rows = join([rows, rows.where(np.array([0]))])
         entry = rows.entry.astype("<U40")

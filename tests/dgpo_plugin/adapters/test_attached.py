@@ -148,7 +148,7 @@ def test_an_adapter_is_taken_away_again_and_is_nothing_at_strength_0(layer: torc
         (torch.randn(2, 4, 1, 1), torch.randn(6, 2, 1, 1)) if convolution else (torch.randn(2, 4), torch.randn(6, 2))
     )
     update, base = Update(layer, down, up), layer(given)
-    found = {}
+    found: dict[float, Tensor] = {}
     for strength in (0.0, 0.5, 1.0, 0.5):
         with attached([update], strength):
             found.setdefault(strength, layer(given))
