@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from dgpo_plugin.common.errors import UserError
@@ -9,8 +10,10 @@ from dgpo_plugin.common.errors import UserError
 from .devices import gpu_count, runs_at_once
 from .gather import TUNING_FILE, read_tuning
 from .plan import Plan
-from .preset import is_file_name, load_preset, name_of
+from .preset import Preset, bench_preset_names, is_file_name, load_preset, name_of, preset_of_task
 from .records import write_record
+from .sweep_records import MOST_STEPS, STEPS, STRENGTHS, SweepPlan, parse_axis
+from .task import Task, task_names
 
 
 def asked_plan(
@@ -31,6 +34,62 @@ def asked_plan(
         plan.run_config(entry, 0)
     at_once = min(runs_at_once(jobs, gpu_count()), len(plan.cells))
     return Plan.of(name, loaded, task, size, chosen, names, jobs=at_once)  # type: ignore[arg-type]
+
+
+def asked_sweep(
+    source: str,
+    model: str | None,
+    adapter: Path,
+    axes: tuple[str | None, str | None, str | None],
+    prompts: int,
+    keep_pictures: bool,
+    folder: Path,
+) -> SweepPlan:
+    """The plan of a sweep.
+
+    Args:
+        axes: strengths, steps and guidances, comma-separated; None for the usual ones.
+        folder: that it may go on with.
+
+    Raises:
+        UserError: no such preset or task, a value that is none, no adapter, or the folder is for something else.
+    """
+    from .adapters import named_adapters
+    from .sweep import content_hash, settled
+
+    if prompts < 1:
+        raise UserError(f"--prompts {prompts}: give one or more")
+    strengths, steps, guidances = axes
+    tried = parse_axis("--strengths", strengths, float, 0, math.inf) if strengths is not None else list(STRENGTHS)
+    if not any(tried):
+        raise UserError(f"--strengths {strengths}: names 0 alone, which is the base; name a strength of the adapter")
+    numbers = parse_axis("--steps", steps, int, 1, MOST_STEPS) if steps is not None else []
+    chosen = parse_axis("--guidances", guidances, float, 1, math.inf) if guidances is not None else []
+    preset, task = source_of(source, model)
+    size = preset.sized("default", seeds=1, controls="none")
+    plan = Plan.of(name_of(source), preset, task, "default", size, [], jobs=1)
+    plan = plan.model_copy(update={"keep_pictures": keep_pictures})
+    asked = SweepPlan(
+        plan=plan,
+        adapter=str(adapter),
+        label=next(iter(named_adapters([adapter]))),
+        adapter_sha256=content_hash(adapter),
+        strengths=tried,
+        steps=[int(each) for each in numbers] or sorted({*STEPS, task.sampling.steps}),
+        guidances=chosen or plan.guidances,
+        prompts=prompts,
+    )
+    return settled(asked, folder)
+
+
+def source_of(source: str, model: str | None) -> tuple[Preset, Task]:
+    """The preset and task that finished adapters are measured with: a comparison's, or a task's with a model.
+
+    Raises:
+        UserError: no such preset or task, or a task without a model.
+    """
+    is_task = model is not None or (source in task_names() and source not in bench_preset_names())
+    return preset_of_task(source, model) if is_task else load_preset(source)
 
 
 def asked_cell(only: str | None) -> tuple[str, int] | None:

@@ -22,7 +22,7 @@ from dgpo_plugin.training.trainer import Trainer
 from .evaluate import Evaluator, Subject, make_evaluator
 from .measures import load_measures, try_measures
 from .pictures import PICTURES_FILE, Pictures, join, write_pictures
-from .plan import Plan, base_file
+from .plan import Plan, base_file, kept_folder
 from .prompt_sets import TEST, VALIDATION, SampledSet, check_prompts, sampled_sets
 from .records import MetricRecord, PromptSetRecord, Sampling, passes, read_record, write_record
 
@@ -73,10 +73,10 @@ def measure_base(plan: Plan, folder: Path) -> None:
             return
         check_prompts(plan.task)
         trainer = build_trainer(plan.base_config())
-        evaluator = evaluator_of(plan, trainer, missing={})
+        evaluator = evaluator_of(plan, trainer, missing={}, kept=kept_folder(plan, folder))
         with trainer.policy.as_reference():
             gallery = evaluator.gallery(trainer.policy, plan.guidance)
-            evaluator = _with_what_is_there(plan, evaluator, gallery)
+            evaluator = with_what_is_there(plan, evaluator, (gallery.shape[-2], gallery.shape[-1]))
             record, rows = _measured(plan, trainer, evaluator, gallery)
         write_gallery(gallery, folder / "base.png")
         write_pictures(rows, base_pictures_file(folder))
@@ -90,22 +90,28 @@ def write_gallery(gallery: Tensor, path: Path) -> None:
 
 
 def evaluator_of(
-    plan: Plan, trainer: Trainer, *, missing: Mapping[str, str], sets: Mapping[str, SampledSet] | None = None
+    plan: Plan,
+    trainer: Trainer,
+    *,
+    missing: Mapping[str, str],
+    sets: Mapping[str, SampledSet] | None = None,
+    kept: Path | None = None,
 ) -> Evaluator:
     """The evaluator that measures all cells of a plan alike.
 
     Args:
         missing: why optional metrics are missing, by name.
         sets: other prompts than the plan's.
+        kept: the folder that every measured picture is kept in; None to keep none.
 
     Raises:
         UserError: a metric that is not optional is not there.
     """
     sets = sampled_sets(plan.task, plan.size) if sets is None else sets
     loaded = {label: member.reward for label, member in trainer.scorer.rewards.members.items()}
-    prompts = _prompts_of(plan, sets)
+    prompts = prompts_of(plan, sets)
     measures = load_measures(plan.task, trainer.config.scoring, prompts, loaded, missing, list(prompts))
-    return make_evaluator(
+    evaluator = make_evaluator(
         trainer.policy,
         sets,
         measures,
@@ -113,9 +119,10 @@ def evaluator_of(
         guidance=plan.guidance,
         batch_size=trainer.config.training.micro_batch_size or BATCH_SIZE,
     )
+    return replace(evaluator, kept=kept)
 
 
-def _prompts_of(plan: Plan, sets: Mapping[str, SampledSet]) -> dict[str, list[Prompt]]:
+def prompts_of(plan: Plan, sets: Mapping[str, SampledSet]) -> dict[str, list[Prompt]]:
     """What each metric judges."""
     found = {
         name: [prompt for each in sets.values() if name in each.metrics for prompt in each.prompts]
@@ -124,15 +131,14 @@ def _prompts_of(plan: Plan, sets: Mapping[str, SampledSet]) -> dict[str, list[Pr
     return {name: prompts for name, prompts in found.items() if prompts}
 
 
-def _with_what_is_there(plan: Plan, evaluator: Evaluator, gallery: Tensor) -> Evaluator:
-    """The evaluator without the optional metrics that cannot judge even noise of a picture's size.
+def with_what_is_there(plan: Plan, evaluator: Evaluator, size: tuple[int, int]) -> Evaluator:
+    """The evaluator without the optional metrics that cannot judge even noise of a picture's height and width.
 
     Raises:
         UserError: one that is not optional cannot.
     """
-    height, width = gallery.shape[-2:]
     measures = dict(evaluator.measures)
-    for name, reason in try_measures(measures, _prompts_of(plan, evaluator.sets), (height, width)).items():
+    for name, reason in try_measures(measures, prompts_of(plan, evaluator.sets), size).items():
         if not plan.task.metric(name).optional:
             raise UserError(f"task {plan.task.name}, metric {name}, tried on two pictures of noise: {reason}")
         record = measures[name].record.model_copy(update={"missing": reason})

@@ -42,7 +42,7 @@ from .cost import count_flops, iteration_flops, parts_of
 from .evaluate import Evaluator, Subject, headline
 from .gpu.flops import Flops
 from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
-from .plan import Event, Listener, Plan, cell_file, run_folder
+from .plan import Event, Listener, Plan, cell_file, kept_folder, run_folder
 from .prompt_sets import TEST
 from .records import BASE, CellRecord, Checkpoint, read_record, write_record
 from .throughput import peak_bytes
@@ -165,7 +165,7 @@ def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listen
     """The cell as it was at its last evaluation, or at its start."""
     base = read_base(folder)
     trainer = build_trainer(plan.run_config(entry, seed))
-    evaluator = evaluator_of(plan, trainer, missing=missing_metrics(base))
+    evaluator = evaluator_of(plan, trainer, missing=missing_metrics(base), kept=kept_folder(plan, folder))
     flops = count_flops(trainer)
     progress, pictures = _restore(run_folder(folder, entry, seed), trainer) or (Progress(), [])
     return Cell(plan, folder, entry, seed, listener, trainer, evaluator, flops, progress, pictures, held)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dgpo_plugin.commands.terminal import reports_user_errors
 from dgpo_plugin.common.errors import UserError
+
+from .finished_commands import add_metric, draw_again, keep_option, sweep
+
+if TYPE_CHECKING:
+    from .records import Results
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,6 +30,13 @@ def _draw(folder: Path) -> list[str]:
 
     path = write_report(folder)
     return [*conclusions(folder), f"report: {path}"]
+
+
+def _kept(results: Results, folder: Path) -> list[str]:
+    """What the kept pictures take, where any were kept."""
+    from .kept import counted
+
+    return [] if results.kept is None else [counted(results.kept, folder)]
 
 
 @main.command()
@@ -46,6 +59,7 @@ def _draw(folder: Path) -> list[str]:
 @click.option("--threads", type=click.IntRange(1), help="Threads per run.  [default: cores / jobs]")
 @click.option("--only", metavar="ENTRY:SEED", help="One cell alone, for cluster jobs; base measures the base, first.")
 @click.option("--retry", is_flag=True, help="Do failed cells again.")
+@keep_option
 @reports_user_errors
 def compare(
     preset: str,
@@ -59,6 +73,7 @@ def compare(
     threads: int | None,
     only: str | None,
     retry: bool,
+    keep_pictures: bool,
 ) -> None:
     """Train every algorithm with every seed for the same budget and draw the report.
 
@@ -70,14 +85,18 @@ def compare(
     from . import compare as comparing
     from .asked import asked_cell, asked_plan, take_tuning
     from .display import Display
+    from .expense import keeping
     from .workers import signals_as_exit
 
     cell = asked_cell(only)
     plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs)
     if threads is not None:
         plan = plan.model_copy(update={"threads": threads})
+    plan = plan.model_copy(update={"keep_pictures": keep_pictures})
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
+    if keep_pictures:
+        console.print(keeping(plan), highlight=False, soft_wrap=True)
     with signals_as_exit(), Display(console) as display:
         if cell is not None:
             if retry:
@@ -87,7 +106,7 @@ def compare(
             return
         take_tuning(preset, folder)
         results = comparing.compare(plan, folder, display, retry=retry)
-    for line in [*comparing.failures(results), *_draw(folder), plan.size.caution]:
+    for line in [*comparing.failures(results), *_kept(results, folder), *_draw(folder), plan.size.caution]:
         if line:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 
@@ -195,6 +214,7 @@ def validate(task: str) -> None:
 @click.option("--size", default="default", show_default=True, help="The size whose prompts are taken.")
 @click.option("--guidance", "guidances", multiple=True, type=click.FloatRange(1), help="To choose from, repeatable.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
+@keep_option
 @reports_user_errors
 def evaluate(
     source: str,
@@ -204,20 +224,21 @@ def evaluate(
     size: str,
     guidances: tuple[float, ...],
     output: Path | None,
+    keep_pictures: bool,
 ) -> None:
     """Compare finished adapters, whoever made them, with the base and one another, and draw the report.
 
     Each is applied at its true scale, and shown at the guidance that suits it best on validation prompts.
     """
     from .adapters import evaluate_adapters, named_adapters
+    from .asked import source_of
+    from .expense import keeping
     from .plan import Plan
-    from .preset import bench_preset_names, load_preset, name_of, preset_of_task
-    from .task import task_names
+    from .preset import name_of
 
     if not adapters and not base:
         raise UserError("nothing to measure; give --adapter FILE, or --base")
-    is_task = model is not None or (source in task_names() and source not in bench_preset_names())
-    preset, task = preset_of_task(source, model) if is_task else load_preset(source)
+    preset, task = source_of(source, model)
     chosen = preset.sized(size, seeds=1, controls="none")
     if guidances:
         chosen = chosen.model_copy(update={"guidances": tuple(sorted({*guidances}))})
@@ -225,13 +246,15 @@ def evaluate(
     named = named_adapters(adapters)
     name = name_of(source)
     plan = Plan.of(name, preset, task, size, chosen, [], jobs=1)  # type: ignore[arg-type]  # sized() knows the size
-    plan = plan.model_copy(update={"entries": list(named), "adapters": named})
+    plan = plan.model_copy(update={"entries": list(named), "adapters": named, "keep_pictures": keep_pictures})
     folder = output or Path("runs") / f"evaluate-{name}"
+    if keep_pictures:
+        click.echo(keeping(plan))
     results = evaluate_adapters(plan, folder)
     click.echo(f"base: guidance {results.base_guidance:g} suits it best")
     for cell in results.cells:
         click.echo(f"{cell.entry}: guidance {cell.guidance:g}")
-    for line in _draw(folder):
+    for line in [*_kept(results, folder), *_draw(folder)]:
         click.echo(line)
 
 
@@ -264,16 +287,8 @@ def throughput(config: str, overrides: tuple[str, ...], iterations: int, output:
 @click.argument("folder", type=click.Path(path_type=Path))
 @reports_user_errors
 def report(folder: Path) -> None:
-    """Gather the cells that are there, and draw the report of them again."""
-    from .compare import plan_of
-    from .gather import gather
-    from .plan import base_file
-    from .report.page import write_report
-
-    plan = plan_of(folder)
-    if plan is not None and base_file(folder).exists():
-        gather(plan, folder)
-    click.echo(str(write_report(folder)))
+    """Gather what is there of a comparison or a sweep, and draw its page again."""
+    click.echo(str(draw_again(folder)))
 
 
 @main.command()
@@ -345,6 +360,10 @@ def list_(what: str) -> None:
     for name in bench_preset_names():
         preset, _ = load_preset(name)
         click.echo(f"{name}: {preset.description} (task {preset.task}; {', '.join(preset.algorithms)})")
+
+
+for _command in (sweep, add_metric):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def claim_folder(plan: Plan, folder: Path) -> Plan:
         UserError: the folder was made by another plan, or holds something else.
     """
     before = plan_of(folder)
-    plan = _with_precision(plan, before)
+    plan = with_precision(plan, before)
     if before is None:
         write_record(plan, folder / "plan.json")
     elif before != plan:
@@ -163,7 +163,7 @@ def claim_folder(plan: Plan, folder: Path) -> Plan:
     return plan
 
 
-def _with_precision(plan: Plan, before: Plan | None) -> Plan:
+def with_precision(plan: Plan, before: Plan | None) -> Plan:
     """The plan with one precision for all cells: that of the comparison to go on with, or one that is decided now."""
     model = plan.preset.shared.get("model", {})
     if model.get("precision") != "auto":

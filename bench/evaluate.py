@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate, sampl
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.text_cache import EncodedTexts
 
+from .kept import keep
 from .measures import Measure
 from .pictures import Pictures, join
 from .prompt_sets import TEST, TEST_SEED, VALIDATION, SampledSet, counted_tags
@@ -47,6 +49,7 @@ class Evaluator:
         batch_size: images through the denoiser at once.
         drift_inputs: (sigma, noised latents, the base's velocity there) of its own pictures.
         drift_conditioning: for all of those.
+        kept: the folder that every measured picture is kept in; None to keep none.
     """
 
     steps: int
@@ -56,6 +59,7 @@ class Evaluator:
     batch_size: int
     drift_inputs: list[tuple[float, Tensor, Tensor]]
     drift_conditioning: Conditioning
+    kept: Path | None = None
 
     def measure(
         self,
@@ -156,7 +160,7 @@ class Evaluator:
         pictures = generate(policy.model, texts, noise, self.steps, guidance, self.batch_size, self.encoded)
         count = len(prompts)
         present = [name for name in chosen.metrics if not self.measures[name].record.missing]
-        return Pictures(
+        rows = Pictures(
             entry=np.full(count, subject.entry),
             seed=np.full(count, subject.seed, dtype=np.int64),
             checkpoint=np.full(count, subject.checkpoint, dtype=np.int64),
@@ -166,6 +170,7 @@ class Evaluator:
             image=np.array([image for _ in numbers for image in images], dtype=np.int64),
             metrics={name: self.measures[name].compute(pictures, prompts) for name in present},
         )
+        return rows if self.kept is None else keep(rows, pictures, self.kept)
 
 
 def make_evaluator(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.models.load import model_skeleton
 from dgpo_plugin.training.plan import GIB, make_plan
 
 from .forecast import base_evaluations, best_of_pictures, cell_evaluations, curve_pictures, pictures_of
 from .gpu.flops import Flops, skeleton_flops
+from .kept import expected
 from .plan import Plan
 from .prompt_sets import SampledSet, sampled_sets
 
@@ -32,6 +36,26 @@ def expense_rows(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
+def keeping(plan: Plan) -> str:
+    """What keeping every measured picture takes, said before any is drawn.
+
+    Raises:
+        UserError: a prompt set or the model is not there.
+    """
+    return expected(_pictures(plan, sampled_sets(plan.task, plan.size)), *picture_size(plan))
+
+
+def picture_size(plan: Plan) -> tuple[int, int]:
+    """Width and height of a plan's pictures, from the model's configuration files.
+
+    Raises:
+        UserError: the model is not there.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = model_skeleton(plan.base_config().model)
+    return model.width, model.height
+
+
 def _pictures(plan: Plan, sets: dict[str, SampledSet]) -> int:
     """Pictures that every metric of their set looks at, in all."""
     (validation, tested), guidances = pictures_of(sets), len(plan.guidances)
@@ -53,6 +77,7 @@ def _on_the_device(plan: Plan, training: int, measuring: int) -> list[tuple[str,
     operations = _operations(flops, training, measuring)
     return [
         ("operations", f"{operations[0]:.2g} to {operations[1]:.2g} floating-point operations"),
+        ("with --keep-pictures", keeping(plan)),
         ("memory", f"{peaks[largest] / GIB:.1f} GiB at most on each device ({largest}), metrics not counted"),
     ]
 

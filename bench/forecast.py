@@ -84,8 +84,9 @@ def base_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
 
 
 def curve_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
-    """Pictures of a cell's checkpoints, the last among them."""
-    return (len(plan.size.schedule) + 1) * sum(len(each.curve) * each.images for each in sets.values())
+    """Pictures of a cell's checkpoints, the last among them; a finished adapter has the last alone."""
+    checkpoints = 1 if plan.adapters else len(plan.size.schedule) + 1
+    return checkpoints * sum(len(each.curve) * each.images for each in sets.values())
 
 
 def best_of_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:

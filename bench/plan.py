@@ -14,6 +14,7 @@ from dgpo_plugin.common.public_names import public_name
 from dgpo_plugin.config.fields import RunConfig
 
 from .preset import BEST_OF_N, CONTROLS, NONE, ControlName, Preset, Size, SizeName
+from .records import KEPT_FOLDER
 from .task import Task
 
 
@@ -23,6 +24,7 @@ class Plan(BaseModel):
     Attributes:
         entries: the algorithms and controls that are trained, or the adapters, in the order of the tables.
         adapters: finished adapters' files by entry, where nothing is trained; else empty.
+        keep_pictures: whether every measured picture is kept for metrics of later.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +40,7 @@ class Plan(BaseModel):
     seeds: list[int]
     jobs: int
     threads: int
+    keep_pictures: bool = False
 
     @classmethod
     def of(
@@ -99,14 +102,19 @@ class Plan(BaseModel):
             given = [f"--guidance {each:g}" for each in self.size.guidances or () if not self._has_own_guidances]
             model = [f"--model {public_name(self.base_config().model.path)}"] if NONE in self.preset.algorithms else []
             parts = [f"dgpo-bench evaluate {self.preset_name} --size {self.size_name}", *model, *given]
-            return " ".join([*parts, *(adapters or ["--base"])])
+            return " ".join([*parts, *(adapters or ["--base"]), *self._keeping])
         algorithms = [entry for entry in self.entries if entry not in CONTROLS]
         controls = [*(entry for entry in self.entries if entry in CONTROLS), *([BEST_OF_N] if self.best_of_n else [])]
         parts = [f"dgpo-bench compare {self.preset_name} --size {self.size_name} --seeds {len(self.seeds)}"]
         parts += [f"--evaluations {self.size.evaluations}"]
         parts += [f"--algorithms {','.join(algorithms)}"] if algorithms != list(self.preset.algorithms) else []
         parts += [f"--controls {','.join(controls) or 'none'}"]
-        return " ".join(parts)
+        return " ".join([*parts, *self._keeping])
+
+    @property
+    def _keeping(self) -> list[str]:
+        """The flag of who keeps pictures."""
+        return ["--keep-pictures"] if self.keep_pictures else []
 
     @property
     def _has_own_guidances(self) -> bool:
@@ -167,6 +175,11 @@ class Listener(Protocol):
 def run_folder(folder: Path, entry: str, seed: int) -> Path:
     """Where one cell of a comparison lies."""
     return folder / "runs" / f"{entry}-seed{seed}"
+
+
+def kept_folder(plan: Plan, folder: Path) -> Path | None:
+    """Where the pictures of a comparison are kept; None where they are not."""
+    return folder / KEPT_FOLDER if plan.keep_pictures else None
 
 
 def base_file(folder: Path) -> Path:

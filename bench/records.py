@@ -19,7 +19,9 @@ SCHEMA_VERSION = 4
 BASE = "base"
 """The entry that the untrained base's pictures are under, with seed :data:`NO_SEED` and checkpoint 0."""
 NO_SEED = -1
-
+RESULTS_FILE = "results.json"
+KEPT_FOLDER = "kept"
+"""Where pictures that are kept lie, beside the results."""
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -40,6 +42,8 @@ class MetricRecord(_Record):
         version: of its computation; results whose versions differ are not put into one table.
         weights: the hash of its network's weights; None where it has none.
         missing: why it could not be measured (a server that is not there); empty where it was.
+        added: when it was computed of kept pictures, at 8 bits a channel, after the comparison had been made; empty
+            where it was computed with it.
     """
 
     label: str
@@ -49,6 +53,7 @@ class MetricRecord(_Record):
     version: str
     weights: str | None = None
     missing: str = ""
+    added: str = ""
 
 
 class PromptRecord(_Record):
@@ -195,6 +200,13 @@ class Budget(_Record):
     caution: str = ""
 
 
+class KeptRecord(_Record):
+    """The pictures that were kept for metrics of later: how many, and what their files take."""
+
+    pictures: int = Field(ge=1)
+    megabytes: FiniteFloat = Field(ge=0)
+
+
 class Results(_Record):
     """Everything that a report is drawn from, but the pictures' table.
 
@@ -209,6 +221,7 @@ class Results(_Record):
         galleries: PNG files beside ``results.json``, by entry (``base`` too), one a checkpoint: the same prompts and
             noise, one row of tiles, captions in ``gallery_prompts``.
         complete: false while cells are missing.
+        kept: the pictures that were kept; None for none.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -233,6 +246,7 @@ class Results(_Record):
     galleries: dict[str, list[str]] = {}
     gallery_prompts: list[str] = []
     complete: bool
+    kept: KeptRecord | None = None
 
     @model_validator(mode="after")
     def _cells_are_those_of_the_comparison(self) -> Results:
