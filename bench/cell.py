@@ -6,24 +6,30 @@ the same for all cells and is measured once (:mod:`dgpo_bench.base`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
-from dgpo_plugin.common.folder_lock import HeldFolder, only_process
+from dgpo_plugin.common.folder_lock import HeldFolder
 from dgpo_plugin.distributed.device import runs_on_cpu
+from dgpo_plugin.distributed.processes import Processes, join_processes
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
+from dgpo_plugin.training.checkpoint import Checkpoint as RunCheckpoint
 from dgpo_plugin.training.identity import check_same_run
 from dgpo_plugin.training.run import identity_of, progress_of, restore_run
 from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
@@ -35,6 +41,7 @@ from .base import (
     best_guidance,
     evaluator_of,
     least_prompts,
+    only_main,
     read_base,
     write_gallery,
 )
@@ -86,7 +93,7 @@ class Cell:
         comparison: the comparison's folder.
         flops: of one image's passes; None where they cannot be counted.
         pictures: measured so far.
-        held: the run's.
+        held: the run's folder, in the first of its processes, which alone writes; None in the others.
     """
 
     plan: Plan
@@ -99,7 +106,7 @@ class Cell:
     flops: Flops | None
     progress: Progress
     pictures: list[Pictures]
-    held: HeldFolder
+    held: HeldFolder | None
 
     @property
     def folder(self) -> Path:
@@ -110,6 +117,20 @@ class Cell:
     def budget(self) -> int:
         """Denoiser evaluations of training that the cell may spend."""
         return self.plan.size.evaluations
+
+    @property
+    def processes(self) -> Processes:
+        """That train it together."""
+        return self.trainer.processes
+
+    def check_folder(self) -> None:
+        """Find out that the folder is still there, in the process that writes to it.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self.held is not None:
+            self.held.check()
 
     @property
     def subject(self) -> Subject:
@@ -135,7 +156,8 @@ def run_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
     Raises:
         UserError: the budget does not cover one iteration, the base was not measured, a metric fails, ...
     """
-    with only_process(run_folder(folder, entry, seed)) as held:
+    processes = join_processes(plan.run_config(entry, seed).training.process_timeout)
+    with only_main(run_folder(folder, entry, seed), processes) as held:
         cell = _open_cell(plan, folder, entry, seed, listener, held)
         _train(cell)
         _evaluate(cell)
@@ -161,7 +183,7 @@ def write_failed(folder: Path, entry: str, seed: int, reason: str) -> None:
 # ---- the run, in order
 
 
-def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener, held: HeldFolder) -> Cell:
+def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener, held: HeldFolder | None) -> Cell:
     """The cell as it was at its last evaluation, or at its start."""
     base = read_base(folder)
     trainer = build_trainer(plan.run_config(entry, seed))
@@ -182,16 +204,26 @@ def _restore(folder: Path, trainer: Trainer) -> tuple[Progress, list[Pictures]] 
     Raises:
         UserError: it was of another base, or of other prompts, rewards or settings.
     """
-    try:
-        progress = Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
-        checkpoint = load_checkpoint(folder / FOLDER / f"{progress.iteration:06d}")
-        pictures = read_pictures(folder / PICTURES_FILE)
-    except (OSError, ValidationError, UserError):
-        return None  # never written, or damaged: a cell is short enough to be done again
+    saved = _saved(folder)
+    if not trainer.processes.decided_by_main(lambda: saved is not None):
+        return None
+    trainer.processes.fail_together(None if saved else f"{folder}: one process can read it and another cannot")
+    assert saved is not None
+    progress, checkpoint, pictures = saved
     check_same_run(checkpoint.identity, identity_of(trainer), checkpoint.path, progress.iteration)
     restore_run(trainer, checkpoint)
     # The pictures are written first: those of an evaluation that the progress does not know are of a later one.
     return progress, [pictures.where(pictures.checkpoint < len(progress.checkpoints))]
+
+
+def _saved(folder: Path) -> tuple[Progress, RunCheckpoint, Pictures] | None:
+    """What a cell's folder has of its last evaluation."""
+    try:
+        progress = Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
+        checkpoint = load_checkpoint(folder / FOLDER / f"{progress.iteration:06d}")
+        return progress, checkpoint, read_pictures(folder / PICTURES_FILE)
+    except (OSError, ValidationError, UserError):
+        return None  # never written, or damaged: a cell is short enough to be done again
 
 
 def _train(cell: Cell) -> None:
@@ -199,14 +231,17 @@ def _train(cell: Cell) -> None:
     progress, budget = cell.progress, cell.budget
     due = [share * budget for share in cell.plan.size.schedule if share * budget > progress.denoiser_evaluations]
     images = cell.trainer.config.training.images
-    file = RunFolder(cell.folder).metrics
-    trim_metrics(file, progress.iteration)
-    with file.open("a", encoding="utf-8") as log:
+    with contextlib.ExitStack() as stack:
+        log: TextIO | None = None
+        if cell.processes.is_main:
+            trim_metrics(RunFolder(cell.folder).metrics, progress.iteration)
+            log = stack.enter_context(RunFolder(cell.folder).metrics.open("a", encoding="utf-8"))
         for record in cell.trainer.iterations(cell.share_done):
             progress.count(record, images, cell.flops)
             check_budget(cell.plan, cell.entry, record)
-            log.write(json.dumps(record) + "\n")
-            log.flush()
+            if log is not None:
+                log.write(json.dumps(record) + "\n")
+                log.flush()
             cell.tell(f"iteration {progress.iteration}, reward {record['reward']:.3f}")
             # Stop where one more iteration, as costly as the costliest so far, would not fit into the budget.
             if progress.denoiser_evaluations + progress.costliest > budget:
@@ -259,11 +294,16 @@ def _of_set(rows: Pictures, name: str) -> Pictures:
 def _save(cell: Cell) -> None:
     """Save pictures and checkpoint first: until the progress names them, those before are gone on from."""
     trainer = cell.trainer
-    cell.held.check()
     cell.pictures = [join(cell.pictures)]
-    write_pictures(cell.pictures[0], cell.folder / PICTURES_FILE)
-    save_checkpoint(cell.folder, identity_of(trainer), progress_of(trainer), trainer.state(), keep=2)
-    write_text_atomically(cell.folder / PROGRESS_FILE, cell.progress.model_dump_json() + "\n")
+    identity, state = identity_of(trainer), trainer.state()
+
+    def write() -> None:
+        cell.check_folder()
+        write_pictures(cell.pictures[0], cell.folder / PICTURES_FILE)
+        save_checkpoint(cell.folder, identity, progress_of(trainer), state, keep=2)
+        write_text_atomically(cell.folder / PROGRESS_FILE, cell.progress.model_dump_json() + "\n")
+
+    cell.processes.on_main(write)
 
 
 def _finish(cell: Cell) -> None:
@@ -273,26 +313,39 @@ def _finish(cell: Cell) -> None:
     with policy.with_weights(weights):
         best, rows = best_guidance(plan, cell.evaluator, policy, subject)
         cell.pictures += [rows, cell.evaluator.finished(policy, subject, best, plan.guidance)]
-    adapter = RunFolder(cell.folder).adapter
-    cell.held.check()
     if changes_nothing(weights):
         cell.tell("the adapter is all zeros and changes nothing: no update did anything", share=1.0)
-    export_adapter(policy, weights, adapter, _facts(cell))
+    peak = largest_peak(cell.processes, policy.device)
+    seconds = cell.progress.evaluation_seconds + time.perf_counter() - started
+    cell.processes.on_main(lambda: _write_finished(cell, weights, best, peak, seconds))
+
+
+def _write_finished(cell: Cell, weights: dict[str, Tensor], guidance: float, peak: int, seconds: float) -> None:
+    """Write the adapter, the pictures' table and, last, ``cell.json``; what it could have gone on from is removed."""
+    cell.check_folder()
+    adapter = RunFolder(cell.folder).adapter
+    export_adapter(cell.trainer.policy, weights, adapter, _facts(cell))
     write_pictures(join(cell.pictures), cell.folder / PICTURES_FILE)
     record = CellRecord(
         entry=cell.entry,
         seed=cell.seed,
         status="done",
         checkpoints=cell.progress.checkpoints,
-        guidance=best,
-        processes=trainer.processes.count,
-        peak_memory=peak_bytes(runs_on_cpu()),
-        evaluation_seconds=round(cell.progress.evaluation_seconds + time.perf_counter() - started, 4),
+        guidance=guidance,
+        processes=cell.processes.count,
+        peak_memory=peak,
+        evaluation_seconds=round(seconds, 4),
         adapter=adapter.relative_to(cell.comparison).as_posix(),
     )
     write_record(record, cell_file(cell.comparison, cell.entry, cell.seed))
     shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
     (cell.folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def largest_peak(processes: Processes, device: torch.device) -> int:
+    """Bytes of memory at the most, on the process that had most."""
+    own = peak_bytes(runs_on_cpu())
+    return own if processes.count == 1 else int(processes.largest(torch.tensor(own, device=device)))
 
 
 def _facts(cell: Cell) -> TrainingFacts:
@@ -329,4 +382,5 @@ def gallery_file(folder: Path, checkpoint: int) -> Path:
 
 def save_gallery(evaluator: Evaluator, policy: Policy, guidance: float, path: Path) -> None:
     """Draw the report's prompts in a row, with the weights that are in place."""
-    write_gallery(evaluator.gallery(policy, guidance), path)
+    pictures = evaluator.gallery(policy, guidance)
+    evaluator.processes.on_main(lambda: write_gallery(pictures, path))

@@ -42,8 +42,11 @@ def _draw(folder: Path) -> list[str]:
     "half), best (fine-tuning on the best of each group), best-of-n; or all, none.  [default: the size's]",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
-@click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: one per GPU; on a CPU 2]")
-@click.option("--threads", type=click.IntRange(1), help="Threads per run.  [default: cores / jobs]")
+@click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: as many as GPUs do; on a CPU 2]")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="Of each run, a GPU each.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Threads of each process.  [default: cores / processes at once]"
+)
 @click.option("--only", metavar="ENTRY:SEED", help="One cell alone, for cluster jobs; base measures the base, first.")
 @click.option("--retry", is_flag=True, help="Do failed cells again.")
 @reports_user_errors
@@ -56,6 +59,7 @@ def compare(
     controls: str | None,
     output: Path | None,
     jobs: int | None,
+    processes: int,
     threads: int | None,
     only: str | None,
     retry: bool,
@@ -73,7 +77,7 @@ def compare(
     from .workers import signals_as_exit
 
     cell = asked_cell(only)
-    plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs)
+    plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs, processes)
     if threads is not None:
         plan = plan.model_copy(update={"threads": threads})
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
@@ -99,6 +103,7 @@ def compare(
 @click.option("--seeds", type=click.IntRange(1), help="As for compare.")
 @click.option("--evaluations", type=int, help="As for compare.")
 @click.option("--controls", help="As for compare.")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="As for compare.")
 @reports_user_errors
 def plan(
     preset: str,
@@ -107,15 +112,18 @@ def plan(
     seeds: int | None,
     evaluations: int | None,
     controls: str | None,
+    processes: int,
 ) -> None:
     """Say what a comparison takes, training and measuring, and how small a difference it can show; nothing is run."""
     from dgpo_plugin.common.tables import as_table
 
-    from .asked import asked_plan
+    from .asked import asked_plan, check_split
     from .expense import expense_rows
     from .report.power import paired_deviation, power_sentence
 
-    click.echo(as_table(expense_rows(asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1))))
+    asked = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1)
+    check_split(asked, processes)  # but not whether this computer has as many GPUs
+    click.echo(as_table(expense_rows(asked.spread(1, processes))))
     click.echo(power_sentence(0.03, paired_deviation(0.5), 0.02))
 
 

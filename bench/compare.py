@@ -1,11 +1,12 @@
 """One comparison: every (entry, seed) from the same base, on the same prompts, with the same budget.
 
-Each cell runs in a process of its own with its own threads; what it finishes is kept, and a comparison that was stopped
-goes on with the cells that are missing. A cell that fails is a result with its reason, and the others go on.
+Each cell runs in one or more processes of its own with own threads; what it finishes is kept, and a comparison that
+was stopped goes on with the cells that are missing. A cell that fails is a result with its reason; the others go on.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from dgpo_plugin.common.errors import UserError
@@ -19,8 +20,10 @@ from .plan import Listener, Plan, base_file, cell_file, run_folder
 from .preset import CONTROLS
 from .prompt_sets import check_prompts
 from .records import Results, read_record, write_record
-from .workers import Job, run_jobs, start_workers
+from .worker_process import Job
+from .workers import run_jobs, start_workers
 
+log = logging.getLogger(__name__)
 BASE_CELL = "base"
 """What ``--only`` calls the base's measurement."""
 FAILURE_FILE = "failure.txt"
@@ -53,17 +56,17 @@ def compare(plan: Plan, folder: Path, listener: Listener, *, retry: bool = False
 
 
 def run_only(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener) -> None:
-    """Run one cell in this process, or the base's measurement; others of the folder may run elsewhere meanwhile.
+    """Run one cell, or the base's measurement; others of the folder may run elsewhere meanwhile.
+
+    It runs in this process, unless the plan has more for it.
 
     Raises:
         UserError: no such cell, the base was not measured yet, or what makes the cell fail, which is written down too.
     """
     plan = claim_folder(plan, folder)
     if entry == BASE_CELL:
-        from .base import measure_base
-
         check_task(plan)
-        measure_base(plan, folder)
+        _do(plan, folder, Job("base"), listener)
         return
     if (entry, seed) not in plan.cells:
         raise UserError(f"--only {entry}:{seed}: no such cell; entries are {', '.join(plan.entries)}")
@@ -72,10 +75,22 @@ def run_only(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
     if cell_file(folder, entry, seed).exists():
         return
     try:
-        run_cell(plan, folder, entry, seed, listener)
+        _do(plan, folder, Job("cell", entry, seed), listener)
     except Exception as error:
         write_failed(folder, entry, seed, " ".join(str(error).split()) or type(error).__name__)
         raise
+
+
+def _do(plan: Plan, folder: Path, job: Job, listener: Listener) -> None:
+    if plan.processes > 1:
+        with start_workers(plan, folder, 1) as workers:
+            run_jobs(workers, [job], listener, lambda *_: None)
+    elif job.kind == "base":
+        from .base import measure_base
+
+        measure_base(plan, folder)
+    else:
+        run_cell(plan, folder, job.entry, job.seed, listener)
 
 
 def check_task(plan: Plan) -> None:
@@ -147,11 +162,21 @@ def plan_of(folder: Path) -> Plan | None:
 def claim_folder(plan: Plan, folder: Path) -> Plan:
     """Write the plan, with what its ``precision: auto`` stands for, into the folder if that has none, and return it.
 
+    Other numbers of processes go on in the same folder, for they change nothing but the last bits.
+
     Raises:
         UserError: the folder was made by another plan, or holds something else.
     """
     before = plan_of(folder)
     plan = _with_precision(plan, before)
+    if before is not None and before.processes != plan.processes:
+        log.warning(
+            "%s was begun with %s, and goes on with %s: what is measured is the same but for rounding",
+            *(folder, counted(before.processes), counted(plan.processes)),
+        )
+        before = before.model_copy(update={name: getattr(plan, name) for name in ("jobs", "processes", "threads")})
+        if before == plan:
+            write_record(plan, folder / "plan.json")
     if before is None:
         write_record(plan, folder / "plan.json")
     elif before != plan:
@@ -161,6 +186,11 @@ def claim_folder(plan: Plan, folder: Path) -> Plan:
             f"choose another --output, or remove it to start again"
         )
     return plan
+
+
+def counted(processes: int) -> str:
+    """A number of processes of a run, for people."""
+    return f"{processes} process{'' if processes == 1 else 'es'} a run"
 
 
 def _with_precision(plan: Plan, before: Plan | None) -> Plan:

@@ -23,6 +23,7 @@ def expense_rows(plan: Plan) -> list[tuple[str, str]]:
     total = training + base + each * cells
     return [
         ("cells", f"{cells}: {', '.join(plan.entries)}; {len(plan.seeds)} seeds"),
+        ("processes", "1 a cell" if plan.processes == 1 else f"{plan.processes} a cell, which share its work"),
         ("training", f"{training:,} denoiser evaluations, {budget:,} a cell ({training / total:.0%} of all)"),
         ("measuring the base", f"{base:,} ({len(plan.guidances)} guidances)"),
         ("measuring the cells", f"{each * cells:,}, at most {each:,} a cell"),
@@ -45,7 +46,7 @@ def _on_the_device(plan: Plan, training: int, measuring: int) -> list[tuple[str,
     configs = {entry: plan.run_config(entry, plan.seeds[0]) for entry in plan.entries}
     first = configs[plan.entries[0]]
     try:
-        peaks = {entry: make_plan(config).peak for entry, config in configs.items()}
+        peaks = {entry: make_plan(config, plan.processes).peak for entry, config in configs.items()}
         flops = skeleton_flops(first.model, first.lora)
     except UserError as error:
         return [("memory", f"cannot be told here: {error}")]

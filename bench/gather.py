@@ -187,7 +187,8 @@ def machine(plan: Plan) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         **({"GPUs": ", ".join(gpus)} if (gpus := gpu_names()) else {}),
         "runs at once": str(plan.jobs),
-        "threads per run": str(plan.threads),
+        "processes of a run": str(plan.processes),
+        "threads of a process": str(plan.threads),
     }
 
 

@@ -23,6 +23,9 @@ class Plan(BaseModel):
     Attributes:
         entries: the algorithms and controls that are trained, or the adapters, in the order of the tables.
         adapters: finished adapters' files by entry, where nothing is trained; else empty.
+        jobs: runs at once.
+        processes: of each run.
+        threads: of each process.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +40,7 @@ class Plan(BaseModel):
     best_of_n: bool = False
     seeds: list[int]
     jobs: int
+    processes: int = 1
     threads: int
 
     @classmethod
@@ -68,8 +72,13 @@ class Plan(BaseModel):
             best_of_n=BEST_OF_N in controls,
             seeds=list(range(size.seeds)),
             jobs=jobs,
-            threads=max(1, (os.cpu_count() or 1) // jobs),
+            threads=threads_each(jobs),
         )
+
+    def spread(self, jobs: int, processes: int) -> Plan:
+        """The plan with so many runs at once, of so many processes each, which share the computer's cores."""
+        threads = threads_each(jobs * processes)
+        return self.model_copy(update={"jobs": jobs, "processes": processes, "threads": threads})
 
     @property
     def guidance(self) -> float:
@@ -106,6 +115,7 @@ class Plan(BaseModel):
         parts += [f"--evaluations {self.size.evaluations}"]
         parts += [f"--algorithms {','.join(algorithms)}"] if algorithms != list(self.preset.algorithms) else []
         parts += [f"--controls {','.join(controls) or 'none'}"]
+        parts += [f"--processes {self.processes}"] if self.processes > 1 else []
         return " ".join(parts)
 
     @property
@@ -121,6 +131,11 @@ class Plan(BaseModel):
         """A configuration to measure the base with: that of the first algorithm."""
         trained = [entry for entry in self.entries if entry in self.preset.algorithms]
         return self.run_config((trained or list(self.preset.algorithms))[0], self.seeds[0])
+
+
+def threads_each(processes: int) -> int:
+    """How many threads each of so many processes at once has of this computer's cores."""
+    return max(1, (os.cpu_count() or 1) // processes)
 
 
 @dataclass(frozen=True)

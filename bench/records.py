@@ -141,7 +141,8 @@ class CellRecord(_Record):
         status: ``failed`` is a result too, with its ``reason``.
         checkpoints: in the order of training; a picture's ``checkpoint`` is an index into it.
         guidance: of the finished adapter, chosen on the validation prompts; None before that.
-        peak_memory: bytes; None where it was not measured.
+        processes: that trained and measured it together, at its end.
+        peak_memory: bytes on the process that had most; None where it was not measured.
         evaluation_seconds: spent on measuring, outside the budget.
         adapter: path beside ``results.json``; empty where there is none.
     """

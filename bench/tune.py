@@ -22,7 +22,8 @@ from .plan import Event, Listener, Plan
 from .preset import Range
 from .prompt_sets import VALIDATION, sampled_sets
 from .records import Trial, write_record
-from .workers import Job, run_jobs, start_workers
+from .worker_process import Job
+from .workers import run_jobs, start_workers
 
 SEED = 100
 """Of every trial, so that trials differ by their settings; a comparison's own seeds are below it."""
