@@ -20,18 +20,20 @@ def asked_plan(
     changes: tuple[int | None, int | None, str | None],
     jobs: int | None,
     processes: int = 1,
+    flops: float | None = None,
 ) -> Plan:
     """The plan of a comparison, with the size's seeds, budget and controls changed where others are given.
 
     Args:
         jobs: runs at once; None for as many as this computer has room for.
         processes: of each run.
+        flops: the budget in operations, in the place of evaluations.
 
     Raises:
         UserError: a mistake in any of it, or more processes than there are GPUs or an iteration can be split over.
     """
     loaded, task = load_preset(preset)
-    chosen = loaded.sized(size, *changes)
+    chosen = loaded.sized(size, *changes, flops)
     names = [name.strip() for name in algorithms.split(",")] if algorithms is not None else list(loaded.algorithms)
     loaded.check_algorithms(names)
     plan = Plan.of(name_of(preset), loaded, task, size, chosen, names, jobs=1)  # type: ignore[arg-type]  # sized() knows the size

@@ -45,11 +45,13 @@ from .base import (
     read_base,
     write_gallery,
 )
-from .cost import count_flops, iteration_flops, parts_of
+from .budget import check_budget, cost_of
+from .cost import count_flops, parts_of
 from .evaluate import Evaluator, Subject, headline
 from .gpu.flops import Flops
 from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
 from .plan import Event, Listener, Plan, cell_file, run_folder
+from .preset import Size
 from .prompt_sets import TEST
 from .records import BASE, CellRecord, Checkpoint, read_record, write_record
 from .throughput import peak_bytes
@@ -67,22 +69,26 @@ class Progress(BaseModel):
     iteration: int = 0
     seconds: dict[str, float] = {}
     denoiser_evaluations: int = 0
-    flops: float | None = 0.0
+    flops: float = 0.0
     images_scored: int = 0
-    costliest: int = 0
+    costliest: float = 0.0
     evaluation_seconds: float = 0.0
     checkpoints: list[Checkpoint] = [START]
 
-    def count(self, record: dict[str, float], images: int, flops: Flops | None) -> None:
+    def spent(self, size: Size) -> float:
+        """How much of a size's budget is spent, in its unit."""
+        return self.denoiser_evaluations if size.flops is None else self.flops
+
+    def count(self, record: dict[str, float], images: int, size: Size, flops: Flops) -> None:
         """Add what one iteration cost, from its line of ``metrics.jsonl``."""
-        cost = int(record["denoiser_evaluations"])
+        cost = cost_of(record)
         self.iteration = int(record["iteration"])
         for part, seconds in parts_of(record).items():
             self.seconds[part] = round(self.seconds.get(part, 0.0) + seconds, 4)
-        self.denoiser_evaluations += cost
+        self.denoiser_evaluations += int(cost.evaluations)
         self.images_scored += images
-        self.costliest = max(self.costliest, cost)
-        self.flops = None if flops is None or self.flops is None else self.flops + iteration_flops(flops, record)
+        self.costliest = max(self.costliest, cost.spends(size, flops))
+        self.flops += cost.operations(flops)
 
 
 @dataclass
@@ -91,7 +97,7 @@ class Cell:
 
     Attributes:
         comparison: the comparison's folder.
-        flops: of one image's passes; None where they cannot be counted.
+        flops: of one image's passes.
         pictures: measured so far.
         held: the run's folder, in the first of its processes, which alone writes; None in the others.
     """
@@ -103,7 +109,7 @@ class Cell:
     listener: Listener
     trainer: Trainer
     evaluator: Evaluator
-    flops: Flops | None
+    flops: Flops
     progress: Progress
     pictures: list[Pictures]
     held: HeldFolder | None
@@ -112,11 +118,6 @@ class Cell:
     def folder(self) -> Path:
         """Where the cell lies."""
         return run_folder(self.comparison, self.entry, self.seed)
-
-    @property
-    def budget(self) -> int:
-        """Denoiser evaluations of training that the cell may spend."""
-        return self.plan.size.evaluations
 
     @property
     def processes(self) -> Processes:
@@ -139,7 +140,7 @@ class Cell:
 
     def share_done(self) -> float:
         """How much of the budget is spent, in [0, 1]."""
-        return min(1.0, self.progress.denoiser_evaluations / self.budget)
+        return min(1.0, self.progress.spent(self.plan.size) / self.plan.size.budget)
 
     def tell(self, text: str, *, share: float | None = None, evaluated: bool = False) -> None:
         """Have the listener show how far the cell is; ``share`` in the place of the budget's."""
@@ -228,8 +229,8 @@ def _saved(folder: Path) -> tuple[Progress, RunCheckpoint, Pictures] | None:
 
 def _train(cell: Cell) -> None:
     """Train until the budget is spent, evaluating and saving wherever the schedule says."""
-    progress, budget = cell.progress, cell.budget
-    due = [share * budget for share in cell.plan.size.schedule if share * budget > progress.denoiser_evaluations]
+    progress, size = cell.progress, cell.plan.size
+    due = [share * size.budget for share in size.schedule if share * size.budget > progress.spent(size)]
     images = cell.trainer.config.training.images
     with contextlib.ExitStack() as stack:
         log: TextIO | None = None
@@ -237,29 +238,19 @@ def _train(cell: Cell) -> None:
             trim_metrics(RunFolder(cell.folder).metrics, progress.iteration)
             log = stack.enter_context(RunFolder(cell.folder).metrics.open("a", encoding="utf-8"))
         for record in cell.trainer.iterations(cell.share_done):
-            progress.count(record, images, cell.flops)
-            check_budget(cell.plan, cell.entry, record)
+            progress.count(record, images, size, cell.flops)
+            check_budget(size, cell.entry, record, cell.flops)
             if log is not None:
                 log.write(json.dumps(record) + "\n")
                 log.flush()
             cell.tell(f"iteration {progress.iteration}, reward {record['reward']:.3f}")
             # Stop where one more iteration, as costly as the costliest so far, would not fit into the budget.
-            if progress.denoiser_evaluations + progress.costliest > budget:
+            if progress.spent(size) + progress.costliest > size.budget:
                 return
-            if due and progress.denoiser_evaluations >= due[0]:
-                due = [at for at in due if at > progress.denoiser_evaluations]
+            if due and progress.spent(size) >= due[0]:
+                due = [at for at in due if at > progress.spent(size)]
                 _evaluate(cell)
                 _save(cell)
-
-
-def check_budget(plan: Plan, entry: str, record: dict[str, float]) -> None:
-    """Refuse a budget that the first iteration is too much for."""
-    spent = int(record["denoiser_evaluations"])
-    if record["iteration"] == 1 and spent > plan.size.evaluations:
-        raise UserError(
-            f"--evaluations {plan.size.evaluations}: one iteration of {entry} takes {spent}; give at least ten times "
-            f"that"
-        )
 
 
 def _evaluate(cell: Cell) -> None:

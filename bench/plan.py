@@ -112,7 +112,7 @@ class Plan(BaseModel):
         algorithms = [entry for entry in self.entries if entry not in CONTROLS]
         controls = [*(entry for entry in self.entries if entry in CONTROLS), *([BEST_OF_N] if self.best_of_n else [])]
         parts = [f"dgpo-bench compare {self.preset_name} --size {self.size_name} --seeds {len(self.seeds)}"]
-        parts += [f"--evaluations {self.size.evaluations}"]
+        parts += [self.size.budget_option]
         parts += [f"--algorithms {','.join(algorithms)}"] if algorithms != list(self.preset.algorithms) else []
         parts += [f"--controls {','.join(controls) or 'none'}"]
         parts += [f"--processes {self.processes}"] if self.processes > 1 else []

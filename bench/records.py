@@ -187,13 +187,20 @@ class Budget(_Record):
 
     Attributes:
         size: the preset's name for it.
-        evaluations: denoiser evaluations of training.
+        evaluations: denoiser evaluations of training; None where it was given in operations.
+        flops: floating-point operations of the denoiser in training; None where it was given in evaluations.
         caution: what a reader must know of results of this size.
     """
 
     size: str
-    evaluations: int
+    evaluations: int | None = None
+    flops: FiniteFloat | None = None
     caution: str = ""
+
+    def __str__(self) -> str:
+        if self.flops is None:
+            return f"{self.evaluations:,} denoiser evaluations"
+        return f"{self.flops:.3g} measured floating-point operations"
 
 
 class Results(_Record):

@@ -55,9 +55,7 @@ def refuse_unwritable(value: Any, key: str) -> None:
                 raise ValueError(f"{key} has the key {name!r}; put it in quotes".strip())
             refuse_unwritable(each, f"{key}.{name}".removeprefix("."))
     elif not isinstance(value, str | bool | int | float | None):
-        raise ValueError(
-            f"{key} is {value!r:.100}; give a text, number or truth value, or a list or mapping of these"
-        )
+        raise ValueError(f"{key} is {value!r:.100}; give a text, number or truth value, or a list or mapping of these")
 
 
 class ScoringConfig(Section):
