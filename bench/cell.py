@@ -175,9 +175,9 @@ def read_cell(file: Path) -> CellRecord:
     return read_record(CellRecord, file, "not a finished cell; remove it, and the same command does that cell again")
 
 
-def write_failed(folder: Path, entry: str, seed: int, reason: str) -> None:
+def write_failed(folder: Path, entry: str, seed: int, reason: str, *, died: bool = False) -> None:
     """Write down that a cell failed and why; what it has saved stays, for it to be tried again."""
-    record = CellRecord(entry=entry, seed=seed, status="failed", reason=reason)
+    record = CellRecord(entry=entry, seed=seed, status="failed", reason=reason, died=died)
     write_record(record, cell_file(folder, entry, seed))
 
 

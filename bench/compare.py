@@ -7,6 +7,7 @@ was stopped goes on with the cells that are missing. A cell that fails is a resu
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from dgpo_plugin.common.errors import UserError
@@ -21,7 +22,7 @@ from .preset import CONTROLS
 from .prompt_sets import check_prompts
 from .records import Results, read_record, write_record
 from .worker_process import Job
-from .workers import run_jobs, start_workers
+from .workers import ProcessDied, run_jobs, start_workers
 
 log = logging.getLogger(__name__)
 BASE_CELL = "base"
@@ -34,7 +35,7 @@ def compare(plan: Plan, folder: Path, listener: Listener, *, retry: bool = False
     """Run what is missing and gather everything.
 
     Args:
-        retry: do failed cells again, from where they were saved.
+        retry: do failed cells again, from where they were saved; one whose process died is gone on with anyway.
 
     Raises:
         UserError: the folder was made by another plan, prompts that overlap, a metric that is missing, a budget too
@@ -42,8 +43,7 @@ def compare(plan: Plan, folder: Path, listener: Listener, *, retry: bool = False
     """
     with only_process(folder) as held:
         plan = claim_folder(plan, folder)
-        if retry:
-            forget_failed(plan, folder)
+        forget_failed(plan, folder, only_died=not retry)
         missing = [cell for cell in plan.cells if not cell_file(folder, *cell).exists()]
         if missing:
             check_task(plan)
@@ -72,10 +72,13 @@ def run_only(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
         raise UserError(f"--only {entry}:{seed}: no such cell; entries are {', '.join(plan.entries)}")
     if not base_file(folder).exists():
         raise UserError(f"--only {entry}:{seed}: the base comes first; run the same command with --only base")
+    forget_failed(plan, folder, [(entry, seed)], only_died=True)
     if cell_file(folder, entry, seed).exists():
         return
     try:
         _do(plan, folder, Job("cell", entry, seed), listener)
+    except ProcessDied:
+        raise  # nothing is wrong with the cell: the same command goes on with it
     except Exception as error:
         write_failed(folder, entry, seed, " ".join(str(error).split()) or type(error).__name__)
         raise
@@ -129,23 +132,34 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
             write_failed(folder, job.entry, job.seed, reason)
             gather(plan, folder)
 
-        run_jobs(workers, jobs, listener, lambda *_: gather(plan, folder), failed)
+        def died(job: Job, reason: str) -> None:
+            write_failed(folder, job.entry, job.seed, reason, died=True)
+            gather(plan, folder)
+
+        run_jobs(workers, jobs, listener, lambda *_: gather(plan, folder), failed, died)
 
 
 def failures(results: Results) -> list[str]:
     """A line for each cell that failed."""
     return [
-        f"{cell.entry}, seed {cell.seed} failed: {cell.reason}; --retry tries it again"
+        cell.reason if cell.died else f"{cell.entry}, seed {cell.seed} failed: {cell.reason}; --retry tries it again"
         for cell in results.cells
         if cell.status == "failed"
     ]
 
 
-def forget_failed(plan: Plan, folder: Path) -> None:
-    """Have failed cells done again; what they had saved is gone on from."""
-    for entry, seed in plan.cells:
+def forget_failed(
+    plan: Plan, folder: Path, cells: Sequence[tuple[str, int]] | None = None, *, only_died: bool = False
+) -> None:
+    """Have failed cells done again; what they had saved is gone on from.
+
+    Args:
+        cells: which; None for all of the plan.
+        only_died: those alone whose process died.
+    """
+    for entry, seed in plan.cells if cells is None else cells:
         file = cell_file(folder, entry, seed)
-        if file.exists() and read_cell(file).status == "failed":
+        if file.exists() and (cell := read_cell(file)).status == "failed" and (cell.died or not only_died):
             file.unlink()
 
 

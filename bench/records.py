@@ -139,6 +139,7 @@ class CellRecord(_Record):
 
     Attributes:
         status: ``failed`` is a result too, with its ``reason``.
+        died: it failed because a process that did it is gone; the same command goes on with it.
         checkpoints: in the order of training; a picture's ``checkpoint`` is an index into it.
         guidance: of the finished adapter, chosen on the validation prompts; None before that.
         processes: that trained and measured it together, at its end.
@@ -151,6 +152,7 @@ class CellRecord(_Record):
     seed: int
     status: Literal["done", "failed"]
     reason: str = ""
+    died: bool = False
     checkpoints: list[Checkpoint] = []
     guidance: FiniteFloat | None = None
     processes: int = 1

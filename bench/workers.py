@@ -27,6 +27,10 @@ from .plan import Event, Listener, Plan
 from .worker_process import KEPT, LEAVING, Job, Outcome, leave, serve
 
 
+class ProcessDied(UserError):
+    """A job that was cut off, because a process that did it is gone: nothing is wrong with the job itself."""
+
+
 @dataclass
 class Rank:
     """One process of a worker, and this end of its pipe.
@@ -108,6 +112,7 @@ def run_jobs(
     listener: Listener,
     after_each: Callable[[Job, Any], object],
     failed: Callable[[Job, str], None] | None = None,
+    died: Callable[[Job, str], None] | None = None,
 ) -> dict[Job, Any]:
     """Have jobs done, in their order, each by the next worker that is free.
 
@@ -115,12 +120,14 @@ def run_jobs(
         after_each: takes a job that is done and its result.
         failed: takes a job that was refused, had a bug or whose process died, and the reason in a line; the others go
             on. None to raise instead.
+        died: takes one whose process died, in the place of ``failed``.
 
     Returns:
         The result of each that is done.
 
     Raises:
-        UserError: a job that was refused, or whose process died.
+        UserError: a job that was refused.
+        ProcessDied: one of which a process died, or does not answer.
         RuntimeError: a bug in a job, with its traceback.
     """
     waiting, results = deque(jobs), dict[Job, Any]()
@@ -139,8 +146,11 @@ def run_jobs(
             if outcome.status == "done":
                 results[job] = outcome.result
                 after_each(job, outcome.result)
+            elif outcome.status == "died" and died is not None:
+                died(job, outcome.reason)
             elif failed is None:
-                raise (RuntimeError if outcome.status == "failed" else UserError)(outcome.reason)
+                kinds = {"failed": RuntimeError, "died": ProcessDied}
+                raise kinds.get(outcome.status, UserError)(outcome.reason)
             else:
                 failed(job, outcome.reason)
             worker.give(_next(waiting))
@@ -201,14 +211,14 @@ def _told(worker: Worker) -> Outcome:
         for rank in worker.ranks:
             if rank.outcome is not None and rank.outcome.status == status:
                 if status == "died":
-                    return Outcome("refused", reason=worker.told_of(rank, rank.outcome.reason))
+                    return Outcome("died", reason=worker.told_of(rank, rank.outcome.reason))
                 if status == "failed":
                     return Outcome("failed", reason=f"{worker.job}:\n{rank.outcome.reason}")
                 return rank.outcome
     silent = _awaited(worker)
     if not silent:  # all lost the others, and none says why
-        return Outcome("refused", reason=f"{worker.job}: its processes lost one another; {KEPT}")
-    return Outcome("refused", reason=worker.told_of(silent[0], "did not answer within training.process_timeout"))
+        return Outcome("died", reason=f"{worker.job}: its processes lost one another; {KEPT}")
+    return Outcome("died", reason=worker.told_of(silent[0], "did not answer within training.process_timeout"))
 
 
 def _start(plan: Plan, folder: Path, number: int) -> tuple[list[Rank], Any]:

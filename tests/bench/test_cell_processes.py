@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from dgpo_bench import compare as comparing
 from dgpo_bench.asked import asked_plan, check_split
 from dgpo_bench.base import base_pictures_file, measure_base, read_base
-from dgpo_bench.cell import read_cell, run_cell
+from dgpo_bench.cell import read_cell, run_cell, write_failed
 from dgpo_bench.evaluate import dealt
 from dgpo_bench.pictures import KEYS, PICTURES_FILE, Pictures, read_pictures
 from dgpo_bench.plan import Plan, base_file, cell_file, run_folder
@@ -140,3 +140,14 @@ def test_a_folder_goes_on_with_other_processes_but_not_with_another_plan(tmp_pat
     with pytest.raises(UserError, match="holds a comparison with another seeds"):
         comparing.claim_folder(one.model_copy(update={"seeds": [0, 1]}), folder)
     assert comparing.plan_of(folder) == two
+
+
+@pytest.mark.fast
+def test_the_same_command_goes_on_with_a_cell_whose_process_died_and_not_with_one_that_failed(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path).model_copy(update={"seeds": [0, 1]})
+    write_failed(tmp_path, "dgpo", 0, "dgpo, seed 0: its process was ended by SIGKILL", died=True)
+    write_failed(tmp_path, "dgpo", 1, "reward shapes: no server is left")
+    comparing.forget_failed(plan, tmp_path, only_died=True)
+    assert [cell_file(tmp_path, *cell).exists() for cell in plan.cells] == [False, True]
+    comparing.forget_failed(plan, tmp_path)
+    assert not cell_file(tmp_path, "dgpo", 1).exists()
