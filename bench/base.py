@@ -141,8 +141,8 @@ def _agree(measures: Mapping[str, Measure], processes: Processes) -> None:
     """
     lacks = {name for name, measure in measures.items() if measure.record.missing}
     others = processes.decided_by_main(lambda: lacks) ^ lacks
-    told = [f"metric {name}: one process has it and another not ({measures[name].record.missing})" for name in others]
-    processes.fail_together(min(told, default=None))
+    told = [f"metric {name}: there in one process and missing in another" for name in sorted(others)]
+    processes.fail_together(told[0] if told else None)
 
 
 def _prompts_of(plan: Plan, sets: Mapping[str, SampledSet]) -> dict[str, list[Prompt]]:

@@ -246,7 +246,7 @@ def _meeting_place(count: int) -> tuple[Any, list[dict[str, str]]]:
     """
     if count == 1:
         return None, [{}]
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though it is not in __all__
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {

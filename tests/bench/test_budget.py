@@ -46,7 +46,7 @@ def test_a_budget_is_in_one_unit() -> None:
         ({"flops": 1.0, "evaluations": 1}, "^--flops, --evaluations: the budget is one of the two"),
     ):
         with pytest.raises(UserError, match=message):
-            preset.sized("quick", **given)  # type: ignore[arg-type]
+            preset.sized("quick", **given)
 
 
 @pytest.mark.fast

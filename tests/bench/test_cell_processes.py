@@ -57,7 +57,8 @@ def test_two_processes_find_what_one_does_and_go_on_with_what_one_began(
     whole, mixed = tmp_path / "whole", tmp_path / "mixed"
     measure_base(one, whole)
     comparing.run_only(two, tmp_path / "base", "base", -1, Ear())
-    compare_tables(*(read_pictures(base_pictures_file(folder)) for folder in (tmp_path / "base", whole)), 1e-4)
+    base, of_one = (read_pictures(base_pictures_file(folder)) for folder in (tmp_path / "base", whole))
+    compare_tables(base, of_one, 1e-4)
     assert read_base(tmp_path / "base") == read_base(whole)
 
     comparing.claim_folder(one, mixed)
@@ -80,7 +81,8 @@ def test_two_processes_find_what_one_does_and_go_on_with_what_one_began(
             assert getattr(found, cost) == getattr(point, cost)
         assert found.drift == pytest.approx(point.drift, rel=0.01)
     folders = [run_folder(folder, "dgpo", 0) for folder in (mixed, whole)]
-    compare_tables(*(read_pictures(folder / PICTURES_FILE) for folder in folders), 1e-2)
+    table, whole_table = (read_pictures(folder / PICTURES_FILE) for folder in folders)
+    compare_tables(table, whole_table, 1e-2)
     a, b = (load_file(folder / "adapter.safetensors") for folder in folders)
     apart = sum(float((a[name] - b[name]).square().sum()) for name in a)
     assert apart**0.5 <= CLOSE * sum(float(tensor.square().sum()) for tensor in b.values()) ** 0.5
