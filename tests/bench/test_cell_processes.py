@@ -23,7 +23,7 @@ from dgpo_bench.worker_process import Job
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.distributed.processes import Processes
 from tests.bench.test_cell import Ear, Killed
-from tests.bench.test_compare import EVALUATIONS, small_preset
+from tests.bench.test_compare import small_preset
 from tests.bench.test_workers import do_all, done
 
 CLOSE = 1e-3
@@ -34,7 +34,7 @@ def small_plan(folder: Path, processes: int = 1) -> Plan:
     preset, task = load_preset(small_preset(folder))
     shared = {**preset.shared, "model": {**preset.shared["model"], "precision": "fp32"}}
     preset = preset.model_copy(update={"shared": shared})
-    size = preset.sized("quick", 1, EVALUATIONS)
+    size = preset.sized("quick", 1, 800)  # three iterations
     plan = Plan.of("small", preset, task, "quick", size, ["dgpo"], jobs=1).spread(1, processes)
     return plan.model_copy(update={"threads": 1})
 
@@ -93,7 +93,6 @@ MEETING = """from dgpo_plugin.distributed.processes import join_processes
     import torch
     rank = join_processes().rank
     if seed == 0 and rank == 1: os.kill(os.getpid(), signal.SIGKILL)
-    if seed == 1 and rank == 1: raise KeyError('a bug')
     join_processes().sum(torch.ones(1))
     if rank == 1: return  # what is written is the first one's"""
 
@@ -105,13 +104,12 @@ def test_a_process_that_dies_is_named_with_its_cell_and_the_rest_goes_on(
     """The one that was left alone with the dead one says nothing of its own, whichever is heard first."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     told: dict[Job, str] = {}
-    do_all(tmp_path, monkeypatch, MEETING, told.__setitem__, entries=["dgpo"], seeds=[0, 1, 2], jobs=1, processes=2)
-    assert done(tmp_path) == {"dgpo-seed2"}
-    died, bug = told.values()
+    do_all(tmp_path, monkeypatch, MEETING, told.__setitem__, entries=["dgpo"], seeds=[0, 1], jobs=1, processes=2)
+    assert done(tmp_path) == {"dgpo-seed1"}
+    (died,) = told.values()
     assert died.startswith("dgpo, seed 0: its process 1 of 2 was ended by SIGKILL")
     assert died.endswith("what is finished is kept, and the same command goes on with the rest")
     assert len(died.splitlines()) == 1
-    assert bug.splitlines()[-1] == "KeyError: 'a bug'"
 
 
 @pytest.mark.fast
