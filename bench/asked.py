@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, prefixed
 
 from .devices import gpu_count, runs_at_once
 from .gather import TUNING_FILE, read_tuning
@@ -22,18 +22,42 @@ def asked_plan(
     size: str,
     changes: tuple[int | None, int | None, str | None],
     jobs: int | None,
+    processes: int = 1,
+    flops: float | None = None,
 ) -> Plan:
-    """The plan of a comparison, with the size's seeds, budget and controls changed where others are given."""
+    """The plan of a comparison, with the size's seeds, budget and controls changed where others are given.
+
+    Args:
+        jobs: runs at once; None for as many as this computer has room for.
+        processes: of each run.
+        flops: the budget in operations, in the place of evaluations.
+
+    Raises:
+        UserError: a mistake in any of it, or more processes than there are GPUs or an iteration can be split over.
+    """
     loaded, task = load_preset(preset)
-    chosen = loaded.sized(size, *changes)
+    chosen = loaded.sized(size, *changes, flops)
     names = [name.strip() for name in algorithms.split(",")] if algorithms is not None else list(loaded.algorithms)
     loaded.check_algorithms(names)
-    name = name_of(preset)
-    plan = Plan.of(name, loaded, task, size, chosen, names, jobs=jobs or 1)  # type: ignore[arg-type]  # sized() knows the size
-    for entry in plan.entries:  # a control may not suit the challenger's algorithm
-        plan.run_config(entry, 0)
-    at_once = min(runs_at_once(jobs, gpu_count()), len(plan.cells))
-    return Plan.of(name, loaded, task, size, chosen, names, jobs=at_once)  # type: ignore[arg-type]
+    plan = Plan.of(name_of(preset), loaded, task, size, chosen, names, jobs=1)  # type: ignore[arg-type]  # sized() knows the size
+    check_split(plan, processes)
+    at_once = runs_at_once(jobs, gpu_count(), processes)
+    return plan.spread(min(at_once, max(1, len(plan.cells))), processes)
+
+
+def check_split(plan: Plan, processes: int) -> None:
+    """Find out whether every entry has a configuration, and its iterations can be split over so many processes.
+
+    Raises:
+        UserError: a control that does not suit the challenger's algorithm, or as training says of processes.
+    """
+    configs = {entry: plan.run_config(entry, 0) for entry in plan.entries}
+    if processes > 1:
+        from dgpo_plugin.training.build import check_layout
+
+        for entry, config in configs.items():
+            with prefixed(f"--processes {processes}: {entry}"):
+                check_layout(config, processes)
 
 
 def asked_sweep(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +12,17 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path
-from dgpo_plugin.common.folder_lock import only_process
+from dgpo_plugin.common.folder_lock import HeldFolder, only_process
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.distributed.processes import Processes, join_processes
 from dgpo_plugin.models.generate import BATCH_SIZE
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.trainer import Trainer
 
 from .evaluate import Evaluator, Subject, make_evaluator
-from .measures import load_measures, try_measures
+from .measures import Measure, load_measures, try_measures
 from .pictures import PICTURES_FILE, Pictures, join, write_pictures
 from .plan import Plan, base_file, kept_folder
 from .prompt_sets import TEST, VALIDATION, SampledSet, check_prompts, sampled_sets
@@ -68,8 +70,9 @@ def measure_base(plan: Plan, folder: Path) -> None:
     Raises:
         UserError: prompts that are trained on too, or a metric that is not there: nothing has been trained by then.
     """
-    with only_process(folder / "base"):
-        if base_file(folder).exists():
+    processes = join_processes(plan.base_config().training.process_timeout)
+    with only_main(folder / "base", processes):
+        if processes.decided_by_main(base_file(folder).exists):
             return
         check_prompts(plan.task)
         trainer = build_trainer(plan.base_config())
@@ -78,9 +81,22 @@ def measure_base(plan: Plan, folder: Path) -> None:
             gallery = evaluator.gallery(trainer.policy, plan.guidance)
             evaluator = with_what_is_there(plan, evaluator, (gallery.shape[-2], gallery.shape[-1]))
             record, rows = _measured(plan, trainer, evaluator, gallery)
-        write_gallery(gallery, folder / "base.png")
-        write_pictures(rows, base_pictures_file(folder))
-        write_record(record, base_file(folder))
+
+        def write() -> None:
+            write_gallery(gallery, folder / "base.png")
+            write_pictures(rows, base_pictures_file(folder))
+            write_record(record, base_file(folder))
+
+        processes.on_main(write)
+
+
+@contextlib.contextmanager
+def only_main(folder: Path, processes: Processes) -> Iterator[HeldFolder | None]:
+    """Hold a folder for the block, as :func:`only_process`, for all processes of a run; the first one alone has it."""
+    with contextlib.ExitStack() as stack:
+        held: list[HeldFolder] = []
+        processes.on_main(lambda: held.append(stack.enter_context(only_process(folder))))
+        yield held[0] if held else None
 
 
 def write_gallery(gallery: Tensor, path: Path) -> None:
@@ -111,6 +127,7 @@ def evaluator_of(
     loaded = {label: member.reward for label, member in trainer.scorer.rewards.members.items()}
     prompts = prompts_of(plan, sets)
     measures = load_measures(plan.task, trainer.config.scoring, prompts, loaded, missing, list(prompts))
+    _agree(measures, trainer.processes)
     evaluator = make_evaluator(
         trainer.policy,
         sets,
@@ -118,8 +135,21 @@ def evaluator_of(
         steps=plan.task.sampling.steps,
         guidance=plan.guidance,
         batch_size=trainer.config.training.micro_batch_size or BATCH_SIZE,
+        processes=trainer.processes,
     )
     return replace(evaluator, kept=kept)
+
+
+def _agree(measures: Mapping[str, Measure], processes: Processes) -> None:
+    """Find out whether all processes have the metrics that the first has.
+
+    Raises:
+        UserError: one lacks an optional metric that another has.
+    """
+    lacks = {name for name, measure in measures.items() if measure.record.missing}
+    others = processes.decided_by_main(lambda: lacks) ^ lacks
+    told = [f"metric {name}: there in one process and missing in another" for name in sorted(others)]
+    processes.fail_together(told[0] if told else None)
 
 
 def prompts_of(plan: Plan, sets: Mapping[str, SampledSet]) -> dict[str, list[Prompt]]:
@@ -137,8 +167,9 @@ def with_what_is_there(plan: Plan, evaluator: Evaluator, size: tuple[int, int]) 
     Raises:
         UserError: one that is not optional cannot.
     """
-    measures = dict(evaluator.measures)
-    for name, reason in try_measures(measures, prompts_of(plan, evaluator.sets), size).items():
+    measures, prompts = dict(evaluator.measures), prompts_of(plan, evaluator.sets)
+    wrong = evaluator.processes.decided_by_main(lambda: try_measures(measures, prompts, size))
+    for name, reason in wrong.items():
         if not plan.task.metric(name).optional:
             raise UserError(f"task {plan.task.name}, metric {name}, tried on two pictures of noise: {reason}")
         record = measures[name].record.model_copy(update={"missing": reason})

@@ -49,14 +49,18 @@ def _kept(results: Results, folder: Path) -> list[str]:
     "--seeds", type=click.IntRange(1), help="Runs of each algorithm, with seeds from 0 on.  [default: the size's]"
 )
 @click.option("--evaluations", type=int, help="Denoiser evaluations of training per run.  [default: the size's]")
+@click.option("--flops", type=float, help="The budget in measured operations of the denoiser, as in 5e14, instead.")
 @click.option(
     "--controls",
     help="Comma-separated: zero (no reward), shuffled (rewards dealt out at random in each group), half (weight of a "
     "half), best (fine-tuning on the best of each group), best-of-n; or all, none.  [default: the size's]",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
-@click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: one per GPU; on a CPU 2]")
-@click.option("--threads", type=click.IntRange(1), help="Threads per run.  [default: cores / jobs]")
+@click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: as many as GPUs do; on a CPU 2]")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="Of each run, a GPU each.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Threads of each process.  [default: cores / processes at once]"
+)
 @click.option("--only", metavar="ENTRY:SEED", help="One cell alone, for cluster jobs; base measures the base, first.")
 @click.option("--retry", is_flag=True, help="Do failed cells again.")
 @keep_option
@@ -67,9 +71,11 @@ def compare(
     size: str,
     seeds: int | None,
     evaluations: int | None,
+    flops: float | None,
     controls: str | None,
     output: Path | None,
     jobs: int | None,
+    processes: int,
     threads: int | None,
     only: str | None,
     retry: bool,
@@ -77,8 +83,8 @@ def compare(
 ) -> None:
     """Train every algorithm with every seed for the same budget and draw the report.
 
-    PRESET is a shipped comparison's name or a YAML file. The budget is counted in denoiser evaluations, which mean the
-    same on every machine; how long they take here is measured and shown before the runs start.
+    PRESET is a shipped comparison's name or a YAML file. The budget is counted in denoiser evaluations, or in measured
+    operations; both mean the same on every machine. How long it takes here is shown before the runs start.
     """
     from rich.console import Console
 
@@ -89,7 +95,7 @@ def compare(
     from .workers import signals_as_exit
 
     cell = asked_cell(only)
-    plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs)
+    plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs, processes, flops)
     if threads is not None:
         plan = plan.model_copy(update={"threads": threads})
     plan = plan.model_copy(update={"keep_pictures": keep_pictures})
@@ -117,7 +123,10 @@ def compare(
 @click.option("--size", default="default", show_default=True, help="As for compare.")
 @click.option("--seeds", type=click.IntRange(1), help="As for compare.")
 @click.option("--evaluations", type=int, help="As for compare.")
+@click.option("--flops", type=float, help="As for compare.")
 @click.option("--controls", help="As for compare.")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="As for compare.")
+@click.option("--cells", is_flag=True, help="Print the cells alone, in a line, as compare --only names them.")
 @reports_user_errors
 def plan(
     preset: str,
@@ -125,16 +134,24 @@ def plan(
     size: str,
     seeds: int | None,
     evaluations: int | None,
+    flops: float | None,
     controls: str | None,
+    processes: int,
+    cells: bool,
 ) -> None:
     """Say what a comparison takes, training and measuring, and how small a difference it can show; nothing is run."""
     from dgpo_plugin.common.tables import as_table
 
-    from .asked import asked_plan
+    from .asked import asked_plan, check_split
     from .expense import expense_rows
     from .report.power import paired_deviation, power_sentence
 
-    click.echo(as_table(expense_rows(asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1))))
+    asked = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1, flops=flops)
+    check_split(asked, processes)  # but not whether this computer has as many GPUs
+    if cells:
+        click.echo(" ".join(f"{entry}:{seed}" for entry, seed in asked.cells))
+        return
+    click.echo(as_table(expense_rows(asked.spread(1, processes))))
     click.echo(power_sentence(0.03, paired_deviation(0.5), 0.02))
 
 
@@ -144,6 +161,7 @@ def plan(
 @click.option("--algorithms", help="As for compare.")
 @click.option("--size", default="quick", show_default=True, help="Whose budget and validation prompts a trial has.")
 @click.option("--evaluations", type=int, help="Denoiser evaluations of training per trial.  [default: the size's]")
+@click.option("--flops", type=float, help="The budget in measured operations of the denoiser instead.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; compare with the same one shows the trials.")
 @click.option("--jobs", type=click.IntRange(1), help="Trials at once.  [default: one per GPU; on a CPU 2]")
 @reports_user_errors
@@ -153,6 +171,7 @@ def tune(
     algorithms: str | None,
     size: str,
     evaluations: int | None,
+    flops: float | None,
     output: Path | None,
     jobs: int | None,
 ) -> None:
@@ -166,7 +185,7 @@ def tune(
     from .display import Display
     from .tune import tune as search
 
-    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs)
+    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs, flops=flops)
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
     with Display(console) as display:

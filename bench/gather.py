@@ -49,7 +49,7 @@ class Tuning(BaseModel):
     """A search for settings: what was asked for, written before the first trial, and what was found.
 
     Attributes:
-        evaluations: denoiser evaluations that a trial may spend.
+        evaluations, flops: that a trial may spend on training, in one of the two.
         ranges: that each entry's trials are drawn from.
         trials: all that were drawn, in the order they are done in.
         finished: ``entry:number`` of those that were done; one of them without a value has failed.
@@ -60,7 +60,8 @@ class Tuning(BaseModel):
     preset: str
     task: str
     task_version: int
-    evaluations: int
+    evaluations: int | None
+    flops: float | None = None
     ranges: dict[str, dict[str, Any]]
     trials: list[Trial]
     finished: list[str] = []
@@ -114,7 +115,12 @@ def gather(plan: Plan, folder: Path) -> Results:
         machine=machine(plan),
         task=task_record(plan),
         sampling=base.sampling,
-        budget=Budget(size=plan.size_name, evaluations=plan.size.evaluations, caution=plan.size.caution),
+        budget=Budget(
+            size=plan.size_name,
+            evaluations=plan.size.evaluations,
+            flops=plan.size.flops,
+            caution=plan.size.caution,
+        ),
         seeds=plan.seeds,
         challenger=plan.challenger,
         entries=entry_records(plan),
@@ -247,7 +253,8 @@ def machine(plan: Plan) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         **({"GPUs": ", ".join(gpus)} if (gpus := gpu_names()) else {}),
         "runs at once": str(plan.jobs),
-        "threads per run": str(plan.threads),
+        "processes of a run": str(plan.processes),
+        "threads of a process": str(plan.threads),
     }
 
 

@@ -25,6 +25,9 @@ class Plan(BaseModel):
         entries: the algorithms and controls that are trained, or the adapters, in the order of the tables.
         adapters: finished adapters' files by entry, where nothing is trained; else empty.
         keep_pictures: whether every measured picture is kept for metrics of later.
+        jobs: runs at once.
+        processes: of each run.
+        threads: of each process.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +42,7 @@ class Plan(BaseModel):
     best_of_n: bool = False
     seeds: list[int]
     jobs: int
+    processes: int = 1
     threads: int
     keep_pictures: bool = False
 
@@ -71,8 +75,13 @@ class Plan(BaseModel):
             best_of_n=BEST_OF_N in controls,
             seeds=list(range(size.seeds)),
             jobs=jobs,
-            threads=max(1, (os.cpu_count() or 1) // jobs),
+            threads=threads_each(jobs),
         )
+
+    def spread(self, jobs: int, processes: int) -> Plan:
+        """The plan with so many runs at once, of so many processes each, which share the computer's cores."""
+        threads = threads_each(jobs * processes)
+        return self.model_copy(update={"jobs": jobs, "processes": processes, "threads": threads})
 
     @property
     def guidance(self) -> float:
@@ -106,9 +115,10 @@ class Plan(BaseModel):
         algorithms = [entry for entry in self.entries if entry not in CONTROLS]
         controls = [*(entry for entry in self.entries if entry in CONTROLS), *([BEST_OF_N] if self.best_of_n else [])]
         parts = [f"dgpo-bench compare {self.preset_name} --size {self.size_name} --seeds {len(self.seeds)}"]
-        parts += [f"--evaluations {self.size.evaluations}"]
+        parts += [self.size.budget_option]
         parts += [f"--algorithms {','.join(algorithms)}"] if algorithms != list(self.preset.algorithms) else []
         parts += [f"--controls {','.join(controls) or 'none'}"]
+        parts += [f"--processes {self.processes}"] if self.processes > 1 else []
         return " ".join([*parts, *self._keeping])
 
     @property
@@ -129,6 +139,11 @@ class Plan(BaseModel):
         """A configuration to measure the base with: that of the first algorithm."""
         trained = [entry for entry in self.entries if entry in self.preset.algorithms]
         return self.run_config((trained or list(self.preset.algorithms))[0], self.seeds[0])
+
+
+def threads_each(processes: int) -> int:
+    """How many threads each of so many processes at once has of this computer's cores."""
+    return max(1, (os.cpu_count() or 1) // processes)
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,11 @@ class CellRecord(_Record):
 
     Attributes:
         status: ``failed`` is a result too, with its ``reason``.
+        died: it failed because a process that did it is gone; the same command goes on with it.
         checkpoints: in the order of training; a picture's ``checkpoint`` is an index into it.
         guidance: of the finished adapter, chosen on the validation prompts; None before that.
-        peak_memory: bytes; None where it was not measured.
+        processes: that trained and measured it together, at its end.
+        peak_memory: bytes on the process that had most; None where it was not measured.
         evaluation_seconds: spent on measuring, outside the budget.
         adapter: path beside ``results.json``; empty where there is none.
     """
@@ -155,6 +157,7 @@ class CellRecord(_Record):
     seed: int
     status: Literal["done", "failed"]
     reason: str = ""
+    died: bool = False
     checkpoints: list[Checkpoint] = []
     guidance: FiniteFloat | None = None
     processes: int = 1
@@ -191,13 +194,20 @@ class Budget(_Record):
 
     Attributes:
         size: the preset's name for it.
-        evaluations: denoiser evaluations of training.
+        evaluations: denoiser evaluations of training; None where it was given in operations.
+        flops: floating-point operations of the denoiser in training; None where it was given in evaluations.
         caution: what a reader must know of results of this size.
     """
 
     size: str
-    evaluations: int
+    evaluations: int | None = None
+    flops: FiniteFloat | None = None
     caution: str = ""
+
+    def __str__(self) -> str:
+        if self.flops is None:
+            return f"{self.evaluations:,} denoiser evaluations"
+        return f"{self.flops:.3g} measured floating-point operations"
 
 
 class KeptRecord(_Record):

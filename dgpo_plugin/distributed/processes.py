@@ -33,6 +33,10 @@ class FailedTogether(UserError):
     """A user error that all processes raise at the same place, so that they can still do something together."""
 
 
+class LostProcess(UserError):
+    """Another process is gone or does not answer; what it was that ended it, this one cannot know."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among ``count``; alone by default, and then nothing is sent anywhere.
@@ -94,7 +98,7 @@ class Processes:
 
         Raises:
             FailedTogether: it raised a UserError; on all of them.
-            UserError: another process is gone.
+            LostProcess: another process is gone.
         """
         problem: str | None = None
         if self.is_main:
@@ -169,7 +173,7 @@ def _others_alive() -> Iterator[None]:
         if not _is_lost_connection(error):
             raise
         reason = str(error).splitlines()[0]
-        raise UserError(
+        raise LostProcess(
             f"another process is gone, or did not answer within training.process_timeout; see what it said before "
             f"({reason}); go on with dgpo resume"
         ) from error
