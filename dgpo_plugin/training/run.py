@@ -256,10 +256,9 @@ def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: HeldOut
     weights = trainer.average_now()
     if changes_nothing(weights):
         console.print(f"the adapter is all zeros and changes nothing: {why_zero(trainer, folder)}", soft_wrap=True)
-    guard = trainer.guard
     facts = TrainingFacts(
         trainer.config,
-        guard.state.best_steps if guard is not None and guard.stopped else trainer.steps,
+        trainer.exported_steps,
         reward=trainer.scorer.rewards.title,
         reward_before=start.reward_before,
         reward_after=None if after is None else after.value,
@@ -267,7 +266,7 @@ def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: HeldOut
         reward_before_note=start.reward_before_note,
         reward_after_note="" if after is None else after.note,
         accepted=[str(change) for change in start.accepted],
-        guard="" if guard is None else guard.told,
+        guard="" if trainer.guard is None else trainer.guard.told,
         date=start.started,
     )
     folder.check_there()

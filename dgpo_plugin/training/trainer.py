@@ -98,6 +98,11 @@ class Trainer:
         """Whether an alarm has ended the run: what it leaves is the best of the guard's looks."""
         return self.guard is not None and self.guard.stopped
 
+    @property
+    def exported_steps(self) -> int:
+        """Optimizer steps that the weights of :meth:`average_now` have had."""
+        return self.guard.state.best_steps if self.guard is not None and self.guard.stopped else self.steps
+
     def iterations(self, share_done: Callable[[], float] | None = None) -> Iterator[dict[str, float]]:
         """Train on from where the run is, yielding one record an iteration (the line of ``metrics.jsonl``).
 

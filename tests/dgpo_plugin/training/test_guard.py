@@ -57,7 +57,7 @@ def table(monkeypatch: pytest.MonkeyPatch, values: Mapping[int, tuple[float, flo
 
 
 def push(monkeypatch: pytest.MonkeyPatch, sound: int = 0) -> list[int]:
-    """Have every real look see more reward and, after so many iterations, less dark; gives those that were looked at."""
+    """Have every look see more reward and, after so many iterations, less dark; gives those that were looked at."""
     real, seen = Guard._measured, list[int]()  # noqa: SLF001
 
     def measured(guard: Guard, iteration: int, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
         ("training.guard.metrics={light: {reward: brightness}}", "metrics: light is trained on (rewards.brightness)"),
         ("training.guard.metrics=sharpness", "the name sharpness is watched anyway; leave it out"),
         ("training.guard.metrics={reward: {reward: jpeg-size}}", "the name reward is taken"),
-        ("training.guard.evry=3", "unknown key training.guard.evry; did you mean every?"),
+        ("training.guard.evry=3", "unknown key training.guard.evry; did you mean 'every'?"),
         ("training.guard.prompts=7", "training.guard.prompts"),
     ],
 )
