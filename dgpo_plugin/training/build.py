@@ -45,20 +45,14 @@ def build_trainer(
     Raises:
         UserError: whatever of it cannot be had here, before the model is loaded where that can be known.
     """
-    training = config.training
+    training, setting = config.training, config.training.guard
     processes = replace(join_processes(config.training.process_timeout), lockstep=config.model.shard)
     check_layout(config, processes.count)
     accelerator = _accelerator(config)
     sets = prompt_sets(config)
-    prompts = sets["prompts.train"]
-    held_out = sets.get("prompts.held_out", prompts)
-    if rewards is None:
-        rewards = load_rewards(config.rewards, config.scoring)
-        rewards.check(sets)
-        try_rewards(rewards, config.model, sets, processes)
-    else:
-        rewards.check(sets)
-    watched = [] if training.guard is None else guard_prompts(prompts, held_out, training.guard)
+    prompts, held_out = sets["prompts.train"], sets.get("prompts.held_out", sets["prompts.train"])
+    rewards = checked_rewards(config, rewards, sets, processes)
+    watched = [] if setting is None else guard_prompts(prompts, held_out, setting)
     metrics = guard_metrics(config, watched, processes)
     rank = processes.rank if processes.count > 1 else None
     scorer = Scorer(rewards, failures, rank)
@@ -84,33 +78,36 @@ def build_trainer(
     optimizer = torch.optim.AdamW(
         list(policy.parameters.values()), lr=training.learning_rate, weight_decay=training.weight_decay
     )
-    batch_size = size or BATCH_SIZE
-    guard = None
-    if training.guard is not None:
-        guard = Guard(
-            setting=training.guard,
-            policy=policy,
-            scorer=scorer,
-            metrics=Scorer(metrics, failures, rank),
-            prompts=watched,
-            encoded=watched_texts,
-            evaluation=config.evaluation,
-            processes=processes,
-            batch_size=batch_size,
-            seed=training.seed,
-        )
+    measured = HeldOut(policy, scorer, held_out, groups, config.evaluation, processes, size or BATCH_SIZE, called)
+    watching = Scorer(metrics, failures, rank)
+    guard = None if setting is None else Guard(setting, measured, watching, watched, watched_texts, training.seed)
     return Trainer(
         config=config,
         policy=policy,
         algorithm=algorithm_of(config.algorithm)(config.algorithm, policy, processes, size, accelerator.backward),
         scorer=scorer,
         groups=groups,
-        held_out=HeldOut(policy, scorer, held_out, groups, config.evaluation, processes, batch_size, called),
+        held_out=measured,
         optimizer=optimizer,
         accelerator=accelerator,
         processes=processes,
         guard=guard,
     )
+
+
+def checked_rewards(
+    config: RunConfig, rewards: RewardSet | None, sets: dict[str, list[Prompt]], processes: Processes
+) -> RewardSet:
+    """The rewards of a run, loaded unless they are, which can judge its prompts.
+
+    Raises:
+        UserError: one cannot be had, cannot judge a prompt, or fails when it is tried.
+    """
+    loaded = load_rewards(config.rewards, config.scoring) if rewards is None else rewards
+    loaded.check(sets)
+    if rewards is None:
+        try_rewards(loaded, config.model, sets, processes)
+    return loaded
 
 
 def guard_metrics(config: RunConfig, prompts: list[Prompt], processes: Processes) -> RewardSet:

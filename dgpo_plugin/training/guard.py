@@ -19,14 +19,12 @@ from torch import Tensor
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.seeding import derive_seed, seeded_globals
-from dgpo_plugin.config.fields import EvaluationConfig, GuardConfig
-from dgpo_plugin.distributed.processes import Processes
+from dgpo_plugin.config.fields import GuardConfig
 from dgpo_plugin.models.generate import fixed_noise, generate
-from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.text_cache import EncodedTexts
 from dgpo_plugin.rewards.image_statistics import group_diversity, sharpness
 from dgpo_plugin.rewards.scorer import Scorer
-from dgpo_plugin.training.evaluation import gather_scores, trained_on
+from dgpo_plugin.training.evaluation import HeldOut, gather_scores, trained_on
 from dgpo_plugin.training.paired import Difference, paired_difference
 
 GUARD_SEED = 100
@@ -141,26 +139,20 @@ class Guard:
     """The alarm of one run; :func:`dgpo_plugin.training.build.build_trainer` makes it.
 
     Attributes:
-        scorer: of what is trained on.
-        metrics: scores what is not.
+        held_out: what the run is measured on, and how: policy, rewards, steps and guidance.
+        metrics: scores what is not trained on.
         prompts: P, as :func:`guard_prompts` has chosen them.
         encoded: their texts and the empty one; encoded apart from the run's, whose bits they must not change.
-        evaluation: steps and guidance, of base and adapter alike.
-        batch_size: pictures at once.
         seed: the run's.
         state: what was seen so far.
         best: the adapter of the best look, kept where an alarm stops the run; else empty.
     """
 
     setting: GuardConfig
-    policy: Policy
-    scorer: Scorer
+    held_out: HeldOut
     metrics: Scorer
     prompts: list[Prompt]
     encoded: EncodedTexts
-    evaluation: EvaluationConfig
-    processes: Processes
-    batch_size: int
     seed: int
     state: GuardState = field(default_factory=GuardState)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -168,7 +160,7 @@ class Guard:
 
     def __post_init__(self) -> None:
         if self.setting.stop:
-            self.best = self.policy.copy_weights()  # without a step yet: the base
+            self.best = self.held_out.policy.copy_weights()  # without a step yet: the base
 
     @property
     def stopped(self) -> bool:
@@ -248,48 +240,51 @@ class Guard:
         Args:
             weights: a copy of the adapter; None for the base.
         """
-        count, images, device = len(self.prompts), self.setting.images, self.policy.device
+        count, images, device = len(self.prompts), self.setting.images, self.held_out.policy.device
+        scorer, processes = self.held_out.scorer, self.held_out.processes
         # Whole prompts, between whose pictures diversity is; shares of equal size, as a sharded base needs them.
-        share = self.processes.share(-(-count // self.processes.count) * self.processes.count)
+        share = processes.share(-(-count // processes.count) * processes.count)
         drawn = [min(prompt, count - 1) for prompt in share.tolist()]
         positions = (share[share < count, None] * images + torch.arange(images)).flatten()
         # Whatever draws from the global generators (a metric) draws the same in a resumed run.
         with seeded_globals(derive_seed(self.seed, iteration, "guard") % 2**32):
             pictures = self._pictures(drawn, weights)[: len(positions)]
-            reward = self.scorer.rewards.total(self._scores(self.scorer, pictures, positions))
+            reward = scorer.rewards.total(self._scores(scorer, pictures, positions))
             others = self._scores(self.metrics, pictures, positions) * self.metrics.rewards.weights.to(device)
         values = {REWARD: reward, **dict(zip(self.metrics.rewards.names, others.unbind(1), strict=True))}
         found = {name: column.view(count, images).cpu() for name, column in values.items()}
-        trained = {member.name or label for label, member in self.scorer.rewards.members.items()}
+        trained = {member.name or label for label, member in scorer.rewards.members.items()}
         if "sharpness" not in trained:
             sharp = torch.from_numpy(sharpness(pictures.numpy())).float().to(device)
-            found["sharpness"] = self.processes.assemble(sharp, positions, count * images).view(count, images).cpu()
+            found["sharpness"] = processes.assemble(sharp, positions, count * images).view(count, images).cpu()
         apart = group_diversity(pictures.reshape(-1, images, *pictures.shape[1:])).float().to(device)
-        found["diversity"] = self.processes.assemble(apart, share[share < count], count)[:, None].cpu()
+        found["diversity"] = processes.assemble(apart, share[share < count], count)[:, None].cpu()
         return found
 
     def _pictures(self, prompts: Sequence[int], weights: Mapping[str, Tensor] | None) -> Tensor:
         """Pictures of the numbered prompts, those of one in a row, (n * I, 3, H, W) in [0, 1], on the CPU."""
-        images, model = self.setting.images, self.policy.model
+        images, policy, setting = self.setting.images, self.held_out.policy, self.held_out.setting
         texts = [self.prompts[prompt].text for prompt in prompts for _ in range(images)]
-        noise = fixed_noise(model, [prompt * images + n for prompt in prompts for n in range(images)], GUARD_SEED)
-        steps, guidance = self.evaluation.steps, self.evaluation.guidance
-        with self.policy.as_reference() if weights is None else self.policy.with_weights(weights):
-            return generate(model, texts, noise, steps, guidance, self.batch_size, self.encoded)
+        noise = fixed_noise(
+            policy.model, [prompt * images + n for prompt in prompts for n in range(images)], GUARD_SEED
+        )
+        size = self.held_out.batch_size
+        with policy.as_reference() if weights is None else policy.with_weights(weights):
+            return generate(policy.model, texts, noise, setting.steps, setting.guidance, size, self.encoded)
 
     def _scores(self, scorer: Scorer, pictures: Tensor, positions: Tensor) -> Tensor:
         """All processes' scores, (P * I, K), NaN where a picture could not be scored."""
-        total = len(self.prompts) * self.setting.images
+        total, device = len(self.prompts) * self.setting.images, self.held_out.policy.device
         if not scorer.rewards.names:
-            return torch.zeros(total, 0, device=self.policy.device)
+            return torch.zeros(total, 0, device=device)
         asked = [self.prompts[position // self.setting.images] for position in positions.tolist()]
-        size = self.batch_size
+        size = self.held_out.batch_size
         futures = [
             scorer.submit(pictures[start : start + size], asked[start : start + size])
             for start in range(0, len(asked), size)
         ]
         with prefixed("training.guard") if scorer is self.metrics else contextlib.nullcontext():
-            scores = gather_scores(scorer, futures, positions, total, self.processes, self.policy.device)
+            scores = gather_scores(scorer, futures, positions, total, self.held_out.processes, device)
         scorer.say_unscored()  # or the next iteration would tell of them as its own
         return scores
 

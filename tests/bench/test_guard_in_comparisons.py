@@ -26,13 +26,13 @@ def alarms(preset_name: str, iterations: int, every: int) -> tuple[Alarm, ...]:
 @pytest.mark.slow
 def test_it_goes_off_where_the_reward_is_hacked() -> None:
     """Rich colors are had by spoiling what is drawn, which the untrained metric sees."""
-    found = alarms("shapes-vivid", iterations=8, every=2)
+    found = alarms("shapes-vivid", iterations=6, every=2)
     assert any(alarm.name == "shapes" for alarm in found)
 
 
 @pytest.mark.slow
 def test_it_does_not_in_a_default_cell_of_as_many_iterations() -> None:
-    assert alarms("shapes", iterations=8, every=2) == ()
+    assert alarms("shapes", iterations=6, every=2) == ()
 
 
 @pytest.mark.fast

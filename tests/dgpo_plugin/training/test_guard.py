@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,7 @@ def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
     torch.testing.assert_close(one["dark"], 1 - one["reward"])
     parts = []
     for rank in (0, 1):
-        guard.processes = Half(rank, 2)
+        guard.held_out = replace(guard.held_out, processes=Half(rank, 2))
         parts.append(guard._measured(0, None))  # noqa: SLF001
     for name, values in one.items():
         torch.testing.assert_close(parts[0][name] + parts[1][name], values, atol=1e-6, rtol=1e-5)
