@@ -24,12 +24,14 @@ from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_ada
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import HeldFolder
+from dgpo_plugin.common.public_names import without_folders
 from dgpo_plugin.distributed.device import runs_on_cpu
 from dgpo_plugin.distributed.processes import Processes, join_processes
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
 from dgpo_plugin.training.checkpoint import Checkpoint as RunCheckpoint
+from dgpo_plugin.training.guard import guard_lines
 from dgpo_plugin.training.identity import check_same_run
 from dgpo_plugin.training.run import identity_of, progress_of, restore_run
 from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
@@ -243,7 +245,9 @@ def _train(cell: Cell) -> None:
             if log is not None:
                 log.write(json.dumps(record) + "\n")
                 log.flush()
-            cell.tell(f"iteration {progress.iteration}, reward {record['reward']:.3f}")
+            progress.evaluation_seconds += record.get("guard_seconds", 0.0)
+            said = guard_lines(cell.trainer.guard, progress.iteration)
+            cell.tell(f"iteration {progress.iteration}, reward {record['reward']:.3f}{''.join(said)}")
             # Stop where one more iteration, as costly as the costliest so far, would not fit into the budget.
             if progress.spent(size) + progress.costliest > size.budget:
                 return
@@ -327,6 +331,7 @@ def _write_finished(cell: Cell, weights: dict[str, Tensor], guidance: float, pea
         peak_memory=peak,
         evaluation_seconds=round(seconds, 4),
         adapter=adapter.relative_to(cell.comparison).as_posix(),
+        alarms=[] if (guard := cell.trainer.guard) is None else without_folders(map(str, guard.state.alarms)),
     )
     write_record(record, cell_file(cell.comparison, cell.entry, cell.seed))
     shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
@@ -351,7 +356,12 @@ def _facts(cell: Cell) -> TrainingFacts:
         )
     )
     return TrainingFacts(
-        trainer.config, trainer.steps, reward_before=before, reward_after=after, measured_on="test prompts"
+        trainer.config,
+        trainer.exported_steps,
+        reward_before=before,
+        reward_after=after,
+        measured_on="test prompts",
+        guard="" if trainer.guard is None else trainer.guard.told,
     )
 
 

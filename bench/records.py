@@ -151,6 +151,7 @@ class CellRecord(_Record):
         peak_memory: bytes on the process that had most; None where it was not measured.
         evaluation_seconds: spent on measuring, outside the budget.
         adapter: path beside ``results.json``; empty where there is none.
+        alarms: what ``training.guard`` said of it, a sentence for each.
     """
 
     entry: str
@@ -164,6 +165,7 @@ class CellRecord(_Record):
     peak_memory: int | None = None
     evaluation_seconds: FiniteFloat = 0.0
     adapter: str = ""
+    alarms: list[str] = []
 
 
 class EntryRecord(_Record):

@@ -78,7 +78,9 @@ def run_trial(plan: Plan, folder: Path, entry: str, number: int, listener: Liste
         The headline there, and the denoiser evaluations of training.
     """
     (trial,) = [t for t in read_tuning(folder / TUNING_FILE).trials if (t.entry, t.number) == (entry, number)]
-    trainer = build_trainer(plan.preset.run_config(plan.task, entry, SEED, nested(trial.settings)))
+    trainer = build_trainer(
+        plan.preset.run_config(plan.task, entry, SEED, nested({**trial.settings, "training.guard": None}))
+    )
     validation = {VALIDATION: sampled_sets(plan.task, plan.size)[VALIDATION]}
     evaluator = evaluator_of(plan, trainer, missing={}, sets=validation)
     costs, evaluations, flops = list[float](), 0, count_flops(trainer)

@@ -12,6 +12,8 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.names import ALGORITHMS
+from dgpo_plugin.config.guard_fields import GuardConfig as GuardConfig
+from dgpo_plugin.config.guard_fields import refuse_trained
 from dgpo_plugin.config.reward_fields import Precision as Precision
 from dgpo_plugin.config.reward_fields import RewardDevice as RewardDevice
 from dgpo_plugin.config.reward_fields import RewardTerm as RewardTerm
@@ -241,6 +243,9 @@ class TrainingConfig(Section):
         "(zero), on those of each group dealt out at random (shuffled), or on the best picture of each group alone "
         "(best).",
     )
+    guard: GuardConfig | None = Field(
+        None, description="An alarm for reward hacking, with the fields below; null for none, which costs nothing."
+    )
 
     def rate_at(self, share_done: float) -> float:
         """The learning rate after a share of the run, in [0, 1]."""
@@ -380,4 +385,8 @@ class RunConfig(Section):
         if self.lora.target_modules == ():
             raise ValueError("lora.target_modules is empty, so nothing would be trained; leave it out, or name layers")
         self.algorithm.check_rollout(self.rollout.steps, self.schedule)
+        if self.training.guard is not None:
+            if self.prompts.held_out is None:
+                raise ValueError("training.guard looks at validation prompts; name them in prompts.held_out")
+            refuse_trained(self.training.guard, self.rewards)
         return self

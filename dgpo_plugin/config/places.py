@@ -11,7 +11,7 @@ from typing import Any
 
 from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.common.user_file import is_from_file
-from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.fields import RewardTerm, RunConfig
 
 PROMPT_FILES = (".txt", ".jsonl")
 NO_PLACE_OPTIONS = ("model", "name")
@@ -52,6 +52,7 @@ def lost_places(config: RunConfig) -> dict[str, str]:
         "prompts.train": config.prompts.train,
         "prompts.held_out": config.prompts.held_out or "",
         **{f"rewards.{label}.reward": term.name(label) for label, term in config.rewards.items()},
+        **{f"training.guard.metrics.{label}.reward": term.name(label) for label, term in _watched(config).items()},
     }
     paths = {key: Path(file_and_name(place)[0]) for key, place in named.items()}
     return {key: str(path) for key, path in paths.items() if path.is_absolute() and not exists(path)}
@@ -94,23 +95,35 @@ def _moved(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
     def prompts(place: str | None) -> str | None:
         return change(place) if place and place.endswith(PROMPT_FILES) else named(place) if place else place
 
-    model = config.model.path
+    def terms(given: Mapping[str, RewardTerm]) -> dict[str, RewardTerm]:
+        moved = {}
+        for label, term in given.items():
+            own = named(term.name(label)) if is_from_file(term.name(label)) else term.reward
+            options = {key: _option(key, value, change) for key, value in term.options.items()}
+            moved[label] = term.model_copy(update={"reward": own, "options": options})
+        return moved
+
+    model, training = config.model.path, config.training
     model = named(model) if is_from_file(model) or model in WORLDS else change(model)
-    rewards = {}
-    for label, term in config.rewards.items():
-        own = named(term.name(label)) if is_from_file(term.name(label)) else term.reward
-        options = {key: _option(key, value, change) for key, value in term.options.items()}
-        rewards[label] = term.model_copy(update={"reward": own, "options": options})
+    if training.guard is not None:
+        guard = training.guard.model_copy(update={"metrics": terms(training.guard.metrics)})
+        training = training.model_copy(update={"guard": guard})
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"path": model}),
             "prompts": config.prompts.model_copy(
                 update={"train": prompts(config.prompts.train), "held_out": prompts(config.prompts.held_out)}
             ),
-            "rewards": rewards,
+            "rewards": terms(config.rewards),
+            "training": training,
             "algorithm": config.algorithm.model_copy(update={"name": named(config.algorithm.name)}),
         }
     )
+
+
+def _watched(config: RunConfig) -> Mapping[str, RewardTerm]:
+    """The metrics of a run's guard; none without one."""
+    return {} if config.training.guard is None else config.training.guard.metrics
 
 
 def _option(key: str, value: Any, change: Callable[[str], str]) -> Any:

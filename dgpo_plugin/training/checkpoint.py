@@ -23,13 +23,14 @@ from torch import Tensor
 from dgpo_plugin.common.errors import UserError, resume_command
 from dgpo_plugin.common.files import read_bytes, reason
 from dgpo_plugin.training.accept import Change
+from dgpo_plugin.training.guard import GuardState
 from dgpo_plugin.training.identity import RunIdentity
 
 FOLDER = "checkpoints"
 TENSORS, STATE = "state.safetensors", "state.json"
 HALF, GONE = ".tmp", ".gone"
 """Ends of the hidden names that a checkpoint has while it is written, and while it is removed."""
-FORMAT = 3
+FORMAT = 4
 """Of what is written; another one's checkpoints are not read."""
 
 
@@ -44,6 +45,7 @@ class Progress(BaseModel):
         accepted: what was changed knowingly, in order.
         started: when the run was, ISO 8601.
         gradient_scaler: of fp16 training; empty otherwise.
+        guard: what the alarm for reward hacking has seen.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +58,7 @@ class Progress(BaseModel):
     accepted: tuple[Change, ...] = ()
     started: str
     gradient_scaler: dict[str, float] = {}
+    guard: GuardState = GuardState()
 
 
 class _State(BaseModel):

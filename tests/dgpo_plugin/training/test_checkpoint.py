@@ -126,7 +126,7 @@ def test_another_versions_checkpoint_is_named_as_one(tmp_path: Path) -> None:
     path = save(tmp_path, 10)
     values = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**values, "format": 1}))
-    with pytest.raises(UserError, match=r"000010: was written by another version of dgpo-plugin \(format 1, not 3\)"):
+    with pytest.raises(UserError, match=r"000010: was written by another version of dgpo-plugin \(format 1, not 4\)"):
         load_checkpoint(path)
 
 
