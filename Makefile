@@ -12,10 +12,14 @@ WORKERS ?= 4
 MINUTES ?= 10
 SEED ?= $(shell date +%s)
 
-.PHONY: compare test fast lowest fuzz chaos lint clean
+.PHONY: compare words test fast lowest fuzz chaos lint clean
 
 compare: $(VENV)/.installed
 	$(BIN)/dgpo-bench compare shapes
+
+# The same on the world of words, whose reward reads text.
+words: $(VENV)/.installed-rewards
+	$(BIN)/dgpo-bench compare words
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
@@ -47,6 +51,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-rewards: $(VENV)/.installed
+	$(PIP) --editable '.[rewards]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -22,7 +22,7 @@ from .compare import check_task, claim_folder
 from .evaluate import Evaluator, Subject
 from .gather import gather
 from .pictures import PICTURES_FILE, join, write_pictures
-from .plan import Plan, cell_file, run_folder
+from .plan import Plan, cell_file, kept_folder, run_folder
 from .records import BASE, CellRecord, Results, write_record
 from .throughput import peak_bytes
 
@@ -49,7 +49,8 @@ def evaluate_adapters(plan: Plan, folder: Path) -> Results:
         if missing:
             config = plan.base_config()
             base = build_trainer(config)
-            evaluator = evaluator_of(plan, base, missing=missing_metrics(read_base(folder)))
+            missing_there = missing_metrics(read_base(folder))
+            evaluator = evaluator_of(plan, base, missing=missing_there, kept=kept_folder(plan, folder))
             del base  # the evaluator has what it needs of it
             for entry in missing:
                 _measure(plan, folder, entry, config, evaluator)

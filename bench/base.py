@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +12,19 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path
-from dgpo_plugin.common.folder_lock import only_process
+from dgpo_plugin.common.folder_lock import HeldFolder, only_process
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.distributed.processes import Processes, join_processes
 from dgpo_plugin.models.generate import BATCH_SIZE
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.trainer import Trainer
 
 from .evaluate import Evaluator, Subject, make_evaluator
-from .measures import load_measures, try_measures
+from .measures import Measure, load_measures, try_measures
 from .pictures import PICTURES_FILE, Pictures, join, write_pictures
-from .plan import Plan, base_file
+from .plan import Plan, base_file, kept_folder
 from .prompt_sets import TEST, VALIDATION, SampledSet, check_prompts, sampled_sets
 from .records import MetricRecord, PromptSetRecord, Sampling, passes, read_record, write_record
 
@@ -68,19 +70,33 @@ def measure_base(plan: Plan, folder: Path) -> None:
     Raises:
         UserError: prompts that are trained on too, or a metric that is not there: nothing has been trained by then.
     """
-    with only_process(folder / "base"):
-        if base_file(folder).exists():
+    processes = join_processes(plan.base_config().training.process_timeout)
+    with only_main(folder / "base", processes):
+        if processes.decided_by_main(base_file(folder).exists):
             return
         check_prompts(plan.task)
         trainer = build_trainer(plan.base_config())
-        evaluator = evaluator_of(plan, trainer, missing={})
+        evaluator = evaluator_of(plan, trainer, missing={}, kept=kept_folder(plan, folder))
         with trainer.policy.as_reference():
             gallery = evaluator.gallery(trainer.policy, plan.guidance)
-            evaluator = _with_what_is_there(plan, evaluator, gallery)
+            evaluator = with_what_is_there(plan, evaluator, (gallery.shape[-2], gallery.shape[-1]))
             record, rows = _measured(plan, trainer, evaluator, gallery)
-        write_gallery(gallery, folder / "base.png")
-        write_pictures(rows, base_pictures_file(folder))
-        write_record(record, base_file(folder))
+
+        def write() -> None:
+            write_gallery(gallery, folder / "base.png")
+            write_pictures(rows, base_pictures_file(folder))
+            write_record(record, base_file(folder))
+
+        processes.on_main(write)
+
+
+@contextlib.contextmanager
+def only_main(folder: Path, processes: Processes) -> Iterator[HeldFolder | None]:
+    """Hold a folder for the block, as :func:`only_process`, for all processes of a run; the first one alone has it."""
+    with contextlib.ExitStack() as stack:
+        held: list[HeldFolder] = []
+        processes.on_main(lambda: held.append(stack.enter_context(only_process(folder))))
+        yield held[0] if held else None
 
 
 def write_gallery(gallery: Tensor, path: Path) -> None:
@@ -90,32 +106,53 @@ def write_gallery(gallery: Tensor, path: Path) -> None:
 
 
 def evaluator_of(
-    plan: Plan, trainer: Trainer, *, missing: Mapping[str, str], sets: Mapping[str, SampledSet] | None = None
+    plan: Plan,
+    trainer: Trainer,
+    *,
+    missing: Mapping[str, str],
+    sets: Mapping[str, SampledSet] | None = None,
+    kept: Path | None = None,
 ) -> Evaluator:
     """The evaluator that measures all cells of a plan alike.
 
     Args:
         missing: why optional metrics are missing, by name.
         sets: other prompts than the plan's.
+        kept: the folder that every measured picture is kept in; None to keep none.
 
     Raises:
         UserError: a metric that is not optional is not there.
     """
     sets = sampled_sets(plan.task, plan.size) if sets is None else sets
     loaded = {label: member.reward for label, member in trainer.scorer.rewards.members.items()}
-    prompts = _prompts_of(plan, sets)
+    prompts = prompts_of(plan, sets)
     measures = load_measures(plan.task, trainer.config.scoring, prompts, loaded, missing, list(prompts))
-    return make_evaluator(
+    _agree(measures, trainer.processes)
+    evaluator = make_evaluator(
         trainer.policy,
         sets,
         measures,
         steps=plan.task.sampling.steps,
         guidance=plan.guidance,
         batch_size=trainer.config.training.micro_batch_size or BATCH_SIZE,
+        processes=trainer.processes,
     )
+    return replace(evaluator, kept=kept)
 
 
-def _prompts_of(plan: Plan, sets: Mapping[str, SampledSet]) -> dict[str, list[Prompt]]:
+def _agree(measures: Mapping[str, Measure], processes: Processes) -> None:
+    """Find out whether all processes have the metrics that the first has.
+
+    Raises:
+        UserError: one lacks an optional metric that another has.
+    """
+    lacks = {name for name, measure in measures.items() if measure.record.missing}
+    others = processes.decided_by_main(lambda: lacks) ^ lacks
+    told = [f"metric {name}: there in one process and missing in another" for name in sorted(others)]
+    processes.fail_together(told[0] if told else None)
+
+
+def prompts_of(plan: Plan, sets: Mapping[str, SampledSet]) -> dict[str, list[Prompt]]:
     """What each metric judges."""
     found = {
         name: [prompt for each in sets.values() if name in each.metrics for prompt in each.prompts]
@@ -124,15 +161,15 @@ def _prompts_of(plan: Plan, sets: Mapping[str, SampledSet]) -> dict[str, list[Pr
     return {name: prompts for name, prompts in found.items() if prompts}
 
 
-def _with_what_is_there(plan: Plan, evaluator: Evaluator, gallery: Tensor) -> Evaluator:
-    """The evaluator without the optional metrics that cannot judge even noise of a picture's size.
+def with_what_is_there(plan: Plan, evaluator: Evaluator, size: tuple[int, int]) -> Evaluator:
+    """The evaluator without the optional metrics that cannot judge even noise of a picture's height and width.
 
     Raises:
         UserError: one that is not optional cannot.
     """
-    height, width = gallery.shape[-2:]
-    measures = dict(evaluator.measures)
-    for name, reason in try_measures(measures, _prompts_of(plan, evaluator.sets), (height, width)).items():
+    measures, prompts = dict(evaluator.measures), prompts_of(plan, evaluator.sets)
+    wrong = evaluator.processes.decided_by_main(lambda: try_measures(measures, prompts, size))
+    for name, reason in wrong.items():
         if not plan.task.metric(name).optional:
             raise UserError(f"task {plan.task.name}, metric {name}, tried on two pictures of noise: {reason}")
         record = measures[name].record.model_copy(update={"missing": reason})

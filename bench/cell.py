@@ -6,24 +6,32 @@ the same for all cells and is measured once (:mod:`dgpo_bench.base`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
-from dgpo_plugin.common.folder_lock import HeldFolder, only_process
+from dgpo_plugin.common.folder_lock import HeldFolder
+from dgpo_plugin.common.public_names import without_folders
 from dgpo_plugin.distributed.device import runs_on_cpu
+from dgpo_plugin.distributed.processes import Processes, join_processes
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import FOLDER, load_checkpoint, save_checkpoint
+from dgpo_plugin.training.checkpoint import Checkpoint as RunCheckpoint
+from dgpo_plugin.training.guard import guard_lines
 from dgpo_plugin.training.identity import check_same_run
 from dgpo_plugin.training.run import identity_of, progress_of, restore_run
 from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
@@ -35,14 +43,17 @@ from .base import (
     best_guidance,
     evaluator_of,
     least_prompts,
+    only_main,
     read_base,
     write_gallery,
 )
-from .cost import count_flops, iteration_flops, parts_of
+from .budget import check_budget, cost_of
+from .cost import count_flops, parts_of
 from .evaluate import Evaluator, Subject, headline
 from .gpu.flops import Flops
 from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
-from .plan import Event, Listener, Plan, cell_file, run_folder
+from .plan import Event, Listener, Plan, cell_file, kept_folder, run_folder
+from .preset import Size
 from .prompt_sets import TEST
 from .records import BASE, CellRecord, Checkpoint, read_record, write_record
 from .throughput import peak_bytes
@@ -60,22 +71,26 @@ class Progress(BaseModel):
     iteration: int = 0
     seconds: dict[str, float] = {}
     denoiser_evaluations: int = 0
-    flops: float | None = 0.0
+    flops: float = 0.0
     images_scored: int = 0
-    costliest: int = 0
+    costliest: float = 0.0
     evaluation_seconds: float = 0.0
     checkpoints: list[Checkpoint] = [START]
 
-    def count(self, record: dict[str, float], images: int, flops: Flops | None) -> None:
+    def spent(self, size: Size) -> float:
+        """How much of a size's budget is spent, in its unit."""
+        return self.denoiser_evaluations if size.flops is None else self.flops
+
+    def count(self, record: dict[str, float], images: int, size: Size, flops: Flops) -> None:
         """Add what one iteration cost, from its line of ``metrics.jsonl``."""
-        cost = int(record["denoiser_evaluations"])
+        cost = cost_of(record)
         self.iteration = int(record["iteration"])
         for part, seconds in parts_of(record).items():
             self.seconds[part] = round(self.seconds.get(part, 0.0) + seconds, 4)
-        self.denoiser_evaluations += cost
+        self.denoiser_evaluations += int(cost.evaluations)
         self.images_scored += images
-        self.costliest = max(self.costliest, cost)
-        self.flops = None if flops is None or self.flops is None else self.flops + iteration_flops(flops, record)
+        self.costliest = max(self.costliest, cost.spends(size, flops))
+        self.flops += cost.operations(flops)
 
 
 @dataclass
@@ -84,9 +99,9 @@ class Cell:
 
     Attributes:
         comparison: the comparison's folder.
-        flops: of one image's passes; None where they cannot be counted.
+        flops: of one image's passes.
         pictures: measured so far.
-        held: the run's.
+        held: the run's folder, in the first of its processes, which alone writes; None in the others.
     """
 
     plan: Plan
@@ -96,10 +111,10 @@ class Cell:
     listener: Listener
     trainer: Trainer
     evaluator: Evaluator
-    flops: Flops | None
+    flops: Flops
     progress: Progress
     pictures: list[Pictures]
-    held: HeldFolder
+    held: HeldFolder | None
 
     @property
     def folder(self) -> Path:
@@ -107,9 +122,18 @@ class Cell:
         return run_folder(self.comparison, self.entry, self.seed)
 
     @property
-    def budget(self) -> int:
-        """Denoiser evaluations of training that the cell may spend."""
-        return self.plan.size.evaluations
+    def processes(self) -> Processes:
+        """That train it together."""
+        return self.trainer.processes
+
+    def check_folder(self) -> None:
+        """Find out that the folder is still there, in the process that writes to it.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self.held is not None:
+            self.held.check()
 
     @property
     def subject(self) -> Subject:
@@ -118,7 +142,7 @@ class Cell:
 
     def share_done(self) -> float:
         """How much of the budget is spent, in [0, 1]."""
-        return min(1.0, self.progress.denoiser_evaluations / self.budget)
+        return min(1.0, self.progress.spent(self.plan.size) / self.plan.size.budget)
 
     def tell(self, text: str, *, share: float | None = None, evaluated: bool = False) -> None:
         """Have the listener show how far the cell is; ``share`` in the place of the budget's."""
@@ -135,7 +159,8 @@ def run_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
     Raises:
         UserError: the budget does not cover one iteration, the base was not measured, a metric fails, ...
     """
-    with only_process(run_folder(folder, entry, seed)) as held:
+    processes = join_processes(plan.run_config(entry, seed).training.process_timeout)
+    with only_main(run_folder(folder, entry, seed), processes) as held:
         cell = _open_cell(plan, folder, entry, seed, listener, held)
         _train(cell)
         _evaluate(cell)
@@ -152,20 +177,20 @@ def read_cell(file: Path) -> CellRecord:
     return read_record(CellRecord, file, "not a finished cell; remove it, and the same command does that cell again")
 
 
-def write_failed(folder: Path, entry: str, seed: int, reason: str) -> None:
+def write_failed(folder: Path, entry: str, seed: int, reason: str, *, died: bool = False) -> None:
     """Write down that a cell failed and why; what it has saved stays, for it to be tried again."""
-    record = CellRecord(entry=entry, seed=seed, status="failed", reason=reason)
+    record = CellRecord(entry=entry, seed=seed, status="failed", reason=reason, died=died)
     write_record(record, cell_file(folder, entry, seed))
 
 
 # ---- the run, in order
 
 
-def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener, held: HeldFolder) -> Cell:
+def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener, held: HeldFolder | None) -> Cell:
     """The cell as it was at its last evaluation, or at its start."""
     base = read_base(folder)
     trainer = build_trainer(plan.run_config(entry, seed))
-    evaluator = evaluator_of(plan, trainer, missing=missing_metrics(base))
+    evaluator = evaluator_of(plan, trainer, missing=missing_metrics(base), kept=kept_folder(plan, folder))
     flops = count_flops(trainer)
     progress, pictures = _restore(run_folder(folder, entry, seed), trainer) or (Progress(), [])
     return Cell(plan, folder, entry, seed, listener, trainer, evaluator, flops, progress, pictures, held)
@@ -182,49 +207,54 @@ def _restore(folder: Path, trainer: Trainer) -> tuple[Progress, list[Pictures]] 
     Raises:
         UserError: it was of another base, or of other prompts, rewards or settings.
     """
-    try:
-        progress = Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
-        checkpoint = load_checkpoint(folder / FOLDER / f"{progress.iteration:06d}")
-        pictures = read_pictures(folder / PICTURES_FILE)
-    except (OSError, ValidationError, UserError):
-        return None  # never written, or damaged: a cell is short enough to be done again
+    saved = _saved(folder)
+    if not trainer.processes.decided_by_main(lambda: saved is not None):
+        return None
+    trainer.processes.fail_together(None if saved else f"{folder}: one process can read it and another cannot")
+    assert saved is not None
+    progress, checkpoint, pictures = saved
     check_same_run(checkpoint.identity, identity_of(trainer), checkpoint.path, progress.iteration)
     restore_run(trainer, checkpoint)
     # The pictures are written first: those of an evaluation that the progress does not know are of a later one.
     return progress, [pictures.where(pictures.checkpoint < len(progress.checkpoints))]
 
 
+def _saved(folder: Path) -> tuple[Progress, RunCheckpoint, Pictures] | None:
+    """What a cell's folder has of its last evaluation."""
+    try:
+        progress = Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
+        checkpoint = load_checkpoint(folder / FOLDER / f"{progress.iteration:06d}")
+        return progress, checkpoint, read_pictures(folder / PICTURES_FILE)
+    except (OSError, ValidationError, UserError):
+        return None  # never written, or damaged: a cell is short enough to be done again
+
+
 def _train(cell: Cell) -> None:
     """Train until the budget is spent, evaluating and saving wherever the schedule says."""
-    progress, budget = cell.progress, cell.budget
-    due = [share * budget for share in cell.plan.size.schedule if share * budget > progress.denoiser_evaluations]
+    progress, size = cell.progress, cell.plan.size
+    due = [share * size.budget for share in size.schedule if share * size.budget > progress.spent(size)]
     images = cell.trainer.config.training.images
-    file = RunFolder(cell.folder).metrics
-    trim_metrics(file, progress.iteration)
-    with file.open("a", encoding="utf-8") as log:
+    with contextlib.ExitStack() as stack:
+        log: TextIO | None = None
+        if cell.processes.is_main:
+            trim_metrics(RunFolder(cell.folder).metrics, progress.iteration)
+            log = stack.enter_context(RunFolder(cell.folder).metrics.open("a", encoding="utf-8"))
         for record in cell.trainer.iterations(cell.share_done):
-            progress.count(record, images, cell.flops)
-            check_budget(cell.plan, cell.entry, record)
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-            cell.tell(f"iteration {progress.iteration}, reward {record['reward']:.3f}")
+            progress.count(record, images, size, cell.flops)
+            check_budget(size, cell.entry, record, cell.flops)
+            if log is not None:
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+            progress.evaluation_seconds += record.get("guard_seconds", 0.0)
+            said = guard_lines(cell.trainer.guard, progress.iteration)
+            cell.tell(f"iteration {progress.iteration}, reward {record['reward']:.3f}{''.join(said)}")
             # Stop where one more iteration, as costly as the costliest so far, would not fit into the budget.
-            if progress.denoiser_evaluations + progress.costliest > budget:
+            if progress.spent(size) + progress.costliest > size.budget:
                 return
-            if due and progress.denoiser_evaluations >= due[0]:
-                due = [at for at in due if at > progress.denoiser_evaluations]
+            if due and progress.spent(size) >= due[0]:
+                due = [at for at in due if at > progress.spent(size)]
                 _evaluate(cell)
                 _save(cell)
-
-
-def check_budget(plan: Plan, entry: str, record: dict[str, float]) -> None:
-    """Refuse a budget that the first iteration is too much for."""
-    spent = int(record["denoiser_evaluations"])
-    if record["iteration"] == 1 and spent > plan.size.evaluations:
-        raise UserError(
-            f"--evaluations {plan.size.evaluations}: one iteration of {entry} takes {spent}; give at least ten times "
-            f"that"
-        )
 
 
 def _evaluate(cell: Cell) -> None:
@@ -259,11 +289,16 @@ def _of_set(rows: Pictures, name: str) -> Pictures:
 def _save(cell: Cell) -> None:
     """Save pictures and checkpoint first: until the progress names them, those before are gone on from."""
     trainer = cell.trainer
-    cell.held.check()
     cell.pictures = [join(cell.pictures)]
-    write_pictures(cell.pictures[0], cell.folder / PICTURES_FILE)
-    save_checkpoint(cell.folder, identity_of(trainer), progress_of(trainer), trainer.state(), keep=2)
-    write_text_atomically(cell.folder / PROGRESS_FILE, cell.progress.model_dump_json() + "\n")
+    identity, state = identity_of(trainer), trainer.state()
+
+    def write() -> None:
+        cell.check_folder()
+        write_pictures(cell.pictures[0], cell.folder / PICTURES_FILE)
+        save_checkpoint(cell.folder, identity, progress_of(trainer), state, keep=2)
+        write_text_atomically(cell.folder / PROGRESS_FILE, cell.progress.model_dump_json() + "\n")
+
+    cell.processes.on_main(write)
 
 
 def _finish(cell: Cell) -> None:
@@ -273,26 +308,40 @@ def _finish(cell: Cell) -> None:
     with policy.with_weights(weights):
         best, rows = best_guidance(plan, cell.evaluator, policy, subject)
         cell.pictures += [rows, cell.evaluator.finished(policy, subject, best, plan.guidance)]
-    adapter = RunFolder(cell.folder).adapter
-    cell.held.check()
     if changes_nothing(weights):
         cell.tell("the adapter is all zeros and changes nothing: no update did anything", share=1.0)
-    export_adapter(policy, weights, adapter, _facts(cell))
+    peak = largest_peak(cell.processes, policy.device)
+    seconds = cell.progress.evaluation_seconds + time.perf_counter() - started
+    cell.processes.on_main(lambda: _write_finished(cell, weights, best, peak, seconds))
+
+
+def _write_finished(cell: Cell, weights: dict[str, Tensor], guidance: float, peak: int, seconds: float) -> None:
+    """Write the adapter, the pictures' table and, last, ``cell.json``; what it could have gone on from is removed."""
+    cell.check_folder()
+    adapter = RunFolder(cell.folder).adapter
+    export_adapter(cell.trainer.policy, weights, adapter, _facts(cell))
     write_pictures(join(cell.pictures), cell.folder / PICTURES_FILE)
     record = CellRecord(
         entry=cell.entry,
         seed=cell.seed,
         status="done",
         checkpoints=cell.progress.checkpoints,
-        guidance=best,
-        processes=trainer.processes.count,
-        peak_memory=peak_bytes(runs_on_cpu()),
-        evaluation_seconds=round(cell.progress.evaluation_seconds + time.perf_counter() - started, 4),
+        guidance=guidance,
+        processes=cell.processes.count,
+        peak_memory=peak,
+        evaluation_seconds=round(seconds, 4),
         adapter=adapter.relative_to(cell.comparison).as_posix(),
+        alarms=[] if (guard := cell.trainer.guard) is None else without_folders(map(str, guard.state.alarms)),
     )
     write_record(record, cell_file(cell.comparison, cell.entry, cell.seed))
     shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
     (cell.folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def largest_peak(processes: Processes, device: torch.device) -> int:
+    """Bytes of memory at the most, on the process that had most."""
+    own = peak_bytes(runs_on_cpu())
+    return own if processes.count == 1 else int(processes.largest(torch.tensor(own, device=device)))
 
 
 def _facts(cell: Cell) -> TrainingFacts:
@@ -307,7 +356,12 @@ def _facts(cell: Cell) -> TrainingFacts:
         )
     )
     return TrainingFacts(
-        trainer.config, trainer.steps, reward_before=before, reward_after=after, measured_on="test prompts"
+        trainer.config,
+        trainer.exported_steps,
+        reward_before=before,
+        reward_after=after,
+        measured_on="test prompts",
+        guard="" if trainer.guard is None else trainer.guard.told,
     )
 
 
@@ -329,4 +383,5 @@ def gallery_file(folder: Path, checkpoint: int) -> Path:
 
 def save_gallery(evaluator: Evaluator, policy: Policy, guidance: float, path: Path) -> None:
     """Draw the report's prompts in a row, with the weights that are in place."""
-    write_gallery(evaluator.gallery(policy, guidance), path)
+    pictures = evaluator.gallery(policy, guidance)
+    evaluator.processes.on_main(lambda: write_gallery(pictures, path))

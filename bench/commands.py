@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dgpo_plugin.commands.terminal import reports_user_errors
 from dgpo_plugin.common.errors import UserError
+
+from .finished_commands import add_metric, draw_again, keep_option, sweep
+
+if TYPE_CHECKING:
+    from .records import Results
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,6 +32,13 @@ def _draw(folder: Path) -> list[str]:
     return [*conclusions(folder), f"report: {path}"]
 
 
+def _kept(results: Results, folder: Path) -> list[str]:
+    """What the kept pictures take, where any were kept."""
+    from .kept import counted
+
+    return [] if results.kept is None else [counted(results.kept, folder)]
+
+
 @main.command()
 @click.argument("preset")
 @click.option("--algorithms", help="Names, comma-separated.  [default: all of the preset's]")
@@ -36,16 +49,21 @@ def _draw(folder: Path) -> list[str]:
     "--seeds", type=click.IntRange(1), help="Runs of each algorithm, with seeds from 0 on.  [default: the size's]"
 )
 @click.option("--evaluations", type=int, help="Denoiser evaluations of training per run.  [default: the size's]")
+@click.option("--flops", type=float, help="The budget in measured operations of the denoiser, as in 5e14, instead.")
 @click.option(
     "--controls",
     help="Comma-separated: zero (no reward), shuffled (rewards dealt out at random in each group), half (weight of a "
     "half), best (fine-tuning on the best of each group), best-of-n; or all, none.  [default: the size's]",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
-@click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: one per GPU; on a CPU 2]")
-@click.option("--threads", type=click.IntRange(1), help="Threads per run.  [default: cores / jobs]")
+@click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: as many as GPUs do; on a CPU 2]")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="Of each run, a GPU each.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Threads of each process.  [default: cores / processes at once]"
+)
 @click.option("--only", metavar="ENTRY:SEED", help="One cell alone, for cluster jobs; base measures the base, first.")
 @click.option("--retry", is_flag=True, help="Do failed cells again.")
+@keep_option
 @reports_user_errors
 def compare(
     preset: str,
@@ -53,31 +71,38 @@ def compare(
     size: str,
     seeds: int | None,
     evaluations: int | None,
+    flops: float | None,
     controls: str | None,
     output: Path | None,
     jobs: int | None,
+    processes: int,
     threads: int | None,
     only: str | None,
     retry: bool,
+    keep_pictures: bool,
 ) -> None:
     """Train every algorithm with every seed for the same budget and draw the report.
 
-    PRESET is a shipped comparison's name or a YAML file. The budget is counted in denoiser evaluations, which mean the
-    same on every machine; how long they take here is measured and shown before the runs start.
+    PRESET is a shipped comparison's name or a YAML file. The budget is counted in denoiser evaluations, or in measured
+    operations; both mean the same on every machine. How long it takes here is shown before the runs start.
     """
     from rich.console import Console
 
     from . import compare as comparing
     from .asked import asked_cell, asked_plan, take_tuning
     from .display import Display
+    from .expense import keeping
     from .workers import signals_as_exit
 
     cell = asked_cell(only)
-    plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs)
+    plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs, processes, flops)
     if threads is not None:
         plan = plan.model_copy(update={"threads": threads})
+    plan = plan.model_copy(update={"keep_pictures": keep_pictures})
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
+    if keep_pictures:
+        console.print(keeping(plan), highlight=False, soft_wrap=True)
     with signals_as_exit(), Display(console) as display:
         if cell is not None:
             if retry:
@@ -87,7 +112,7 @@ def compare(
             return
         take_tuning(preset, folder)
         results = comparing.compare(plan, folder, display, retry=retry)
-    for line in [*comparing.failures(results), *_draw(folder), plan.size.caution]:
+    for line in [*comparing.failures(results), *_kept(results, folder), *_draw(folder), plan.size.caution]:
         if line:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 
@@ -98,7 +123,10 @@ def compare(
 @click.option("--size", default="default", show_default=True, help="As for compare.")
 @click.option("--seeds", type=click.IntRange(1), help="As for compare.")
 @click.option("--evaluations", type=int, help="As for compare.")
+@click.option("--flops", type=float, help="As for compare.")
 @click.option("--controls", help="As for compare.")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="As for compare.")
+@click.option("--cells", is_flag=True, help="Print the cells alone, in a line, as compare --only names them.")
 @reports_user_errors
 def plan(
     preset: str,
@@ -106,16 +134,24 @@ def plan(
     size: str,
     seeds: int | None,
     evaluations: int | None,
+    flops: float | None,
     controls: str | None,
+    processes: int,
+    cells: bool,
 ) -> None:
     """Say what a comparison takes, training and measuring, and how small a difference it can show; nothing is run."""
     from dgpo_plugin.common.tables import as_table
 
-    from .asked import asked_plan
+    from .asked import asked_plan, check_split
     from .expense import expense_rows
     from .report.power import paired_deviation, power_sentence
 
-    click.echo(as_table(expense_rows(asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1))))
+    asked = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1, flops=flops)
+    check_split(asked, processes)  # but not whether this computer has as many GPUs
+    if cells:
+        click.echo(" ".join(f"{entry}:{seed}" for entry, seed in asked.cells))
+        return
+    click.echo(as_table(expense_rows(asked.spread(1, processes))))
     click.echo(power_sentence(0.03, paired_deviation(0.5), 0.02))
 
 
@@ -125,6 +161,7 @@ def plan(
 @click.option("--algorithms", help="As for compare.")
 @click.option("--size", default="quick", show_default=True, help="Whose budget and validation prompts a trial has.")
 @click.option("--evaluations", type=int, help="Denoiser evaluations of training per trial.  [default: the size's]")
+@click.option("--flops", type=float, help="The budget in measured operations of the denoiser instead.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; compare with the same one shows the trials.")
 @click.option("--jobs", type=click.IntRange(1), help="Trials at once.  [default: one per GPU; on a CPU 2]")
 @reports_user_errors
@@ -134,6 +171,7 @@ def tune(
     algorithms: str | None,
     size: str,
     evaluations: int | None,
+    flops: float | None,
     output: Path | None,
     jobs: int | None,
 ) -> None:
@@ -147,7 +185,7 @@ def tune(
     from .display import Display
     from .tune import tune as search
 
-    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs)
+    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs, flops=flops)
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
     with Display(console) as display:
@@ -195,6 +233,7 @@ def validate(task: str) -> None:
 @click.option("--size", default="default", show_default=True, help="The size whose prompts are taken.")
 @click.option("--guidance", "guidances", multiple=True, type=click.FloatRange(1), help="To choose from, repeatable.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
+@keep_option
 @reports_user_errors
 def evaluate(
     source: str,
@@ -204,20 +243,21 @@ def evaluate(
     size: str,
     guidances: tuple[float, ...],
     output: Path | None,
+    keep_pictures: bool,
 ) -> None:
     """Compare finished adapters, whoever made them, with the base and one another, and draw the report.
 
     Each is applied at its true scale, and shown at the guidance that suits it best on validation prompts.
     """
     from .adapters import evaluate_adapters, named_adapters
+    from .asked import source_of
+    from .expense import keeping
     from .plan import Plan
-    from .preset import bench_preset_names, load_preset, name_of, preset_of_task
-    from .task import task_names
+    from .preset import name_of
 
     if not adapters and not base:
         raise UserError("nothing to measure; give --adapter FILE, or --base")
-    is_task = model is not None or (source in task_names() and source not in bench_preset_names())
-    preset, task = preset_of_task(source, model) if is_task else load_preset(source)
+    preset, task = source_of(source, model)
     chosen = preset.sized(size, seeds=1, controls="none")
     if guidances:
         chosen = chosen.model_copy(update={"guidances": tuple(sorted({*guidances}))})
@@ -225,13 +265,15 @@ def evaluate(
     named = named_adapters(adapters)
     name = name_of(source)
     plan = Plan.of(name, preset, task, size, chosen, [], jobs=1)  # type: ignore[arg-type]  # sized() knows the size
-    plan = plan.model_copy(update={"entries": list(named), "adapters": named})
+    plan = plan.model_copy(update={"entries": list(named), "adapters": named, "keep_pictures": keep_pictures})
     folder = output or Path("runs") / f"evaluate-{name}"
+    if keep_pictures:
+        click.echo(keeping(plan))
     results = evaluate_adapters(plan, folder)
     click.echo(f"base: guidance {results.base_guidance:g} suits it best")
     for cell in results.cells:
         click.echo(f"{cell.entry}: guidance {cell.guidance:g}")
-    for line in _draw(folder):
+    for line in [*_kept(results, folder), *_draw(folder)]:
         click.echo(line)
 
 
@@ -264,16 +306,8 @@ def throughput(config: str, overrides: tuple[str, ...], iterations: int, output:
 @click.argument("folder", type=click.Path(path_type=Path))
 @reports_user_errors
 def report(folder: Path) -> None:
-    """Gather the cells that are there, and draw the report of them again."""
-    from .compare import plan_of
-    from .gather import gather
-    from .plan import base_file
-    from .report.page import write_report
-
-    plan = plan_of(folder)
-    if plan is not None and base_file(folder).exists():
-        gather(plan, folder)
-    click.echo(str(write_report(folder)))
+    """Gather what is there of a comparison or a sweep, and draw its page again."""
+    click.echo(str(draw_again(folder)))
 
 
 @main.command()
@@ -345,6 +379,10 @@ def list_(what: str) -> None:
     for name in bench_preset_names():
         preset, _ = load_preset(name)
         click.echo(f"{name}: {preset.description} (task {preset.task}; {', '.join(preset.algorithms)})")
+
+
+for _command in (sweep, add_metric):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

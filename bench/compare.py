@@ -1,11 +1,13 @@
 """One comparison: every (entry, seed) from the same base, on the same prompts, with the same budget.
 
-Each cell runs in a process of its own with its own threads; what it finishes is kept, and a comparison that was stopped
-goes on with the cells that are missing. A cell that fails is a result with its reason, and the others go on.
+Each cell runs in one or more processes of its own with own threads; what it finishes is kept, and a comparison that
+was stopped goes on with the cells that are missing. A cell that fails is a result with its reason; the others go on.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from dgpo_plugin.common.errors import UserError
@@ -19,8 +21,10 @@ from .plan import Listener, Plan, base_file, cell_file, run_folder
 from .preset import CONTROLS
 from .prompt_sets import check_prompts
 from .records import Results, read_record, write_record
-from .workers import Job, run_jobs, start_workers
+from .worker_process import Job
+from .workers import ProcessDied, run_jobs, start_workers
 
+log = logging.getLogger(__name__)
 BASE_CELL = "base"
 """What ``--only`` calls the base's measurement."""
 FAILURE_FILE = "failure.txt"
@@ -31,7 +35,7 @@ def compare(plan: Plan, folder: Path, listener: Listener, *, retry: bool = False
     """Run what is missing and gather everything.
 
     Args:
-        retry: do failed cells again, from where they were saved.
+        retry: do failed cells again, from where they were saved; one whose process died is gone on with anyway.
 
     Raises:
         UserError: the folder was made by another plan, prompts that overlap, a metric that is missing, a budget too
@@ -39,8 +43,7 @@ def compare(plan: Plan, folder: Path, listener: Listener, *, retry: bool = False
     """
     with only_process(folder) as held:
         plan = claim_folder(plan, folder)
-        if retry:
-            forget_failed(plan, folder)
+        forget_failed(plan, folder, only_died=not retry)
         missing = [cell for cell in plan.cells if not cell_file(folder, *cell).exists()]
         if missing:
             check_task(plan)
@@ -53,29 +56,44 @@ def compare(plan: Plan, folder: Path, listener: Listener, *, retry: bool = False
 
 
 def run_only(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener) -> None:
-    """Run one cell in this process, or the base's measurement; others of the folder may run elsewhere meanwhile.
+    """Run one cell, or the base's measurement; others of the folder may run elsewhere meanwhile.
+
+    It runs in this process, unless the plan has more for it.
 
     Raises:
         UserError: no such cell, the base was not measured yet, or what makes the cell fail, which is written down too.
     """
     plan = claim_folder(plan, folder)
     if entry == BASE_CELL:
-        from .base import measure_base
-
         check_task(plan)
-        measure_base(plan, folder)
+        _do(plan, folder, Job("base"), listener)
         return
     if (entry, seed) not in plan.cells:
         raise UserError(f"--only {entry}:{seed}: no such cell; entries are {', '.join(plan.entries)}")
     if not base_file(folder).exists():
         raise UserError(f"--only {entry}:{seed}: the base comes first; run the same command with --only base")
+    forget_failed(plan, folder, [(entry, seed)], only_died=True)
     if cell_file(folder, entry, seed).exists():
         return
     try:
-        run_cell(plan, folder, entry, seed, listener)
+        _do(plan, folder, Job("cell", entry, seed), listener)
+    except ProcessDied:
+        raise  # nothing is wrong with the cell: the same command goes on with it
     except Exception as error:
         write_failed(folder, entry, seed, " ".join(str(error).split()) or type(error).__name__)
         raise
+
+
+def _do(plan: Plan, folder: Path, job: Job, listener: Listener) -> None:
+    if plan.processes > 1:
+        with start_workers(plan, folder, 1) as workers:
+            run_jobs(workers, [job], listener, lambda *_: None)
+    elif job.kind == "base":
+        from .base import measure_base
+
+        measure_base(plan, folder)
+    else:
+        run_cell(plan, folder, job.entry, job.seed, listener)
 
 
 def check_task(plan: Plan) -> None:
@@ -114,23 +132,34 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
             write_failed(folder, job.entry, job.seed, reason)
             gather(plan, folder)
 
-        run_jobs(workers, jobs, listener, lambda *_: gather(plan, folder), failed)
+        def died(job: Job, reason: str) -> None:
+            write_failed(folder, job.entry, job.seed, reason, died=True)
+            gather(plan, folder)
+
+        run_jobs(workers, jobs, listener, lambda *_: gather(plan, folder), failed, died)
 
 
 def failures(results: Results) -> list[str]:
     """A line for each cell that failed."""
     return [
-        f"{cell.entry}, seed {cell.seed} failed: {cell.reason}; --retry tries it again"
+        cell.reason if cell.died else f"{cell.entry}, seed {cell.seed} failed: {cell.reason}; --retry tries it again"
         for cell in results.cells
         if cell.status == "failed"
     ]
 
 
-def forget_failed(plan: Plan, folder: Path) -> None:
-    """Have failed cells done again; what they had saved is gone on from."""
-    for entry, seed in plan.cells:
+def forget_failed(
+    plan: Plan, folder: Path, cells: Sequence[tuple[str, int]] | None = None, *, only_died: bool = False
+) -> None:
+    """Have failed cells done again; what they had saved is gone on from.
+
+    Args:
+        cells: which; None for all of the plan.
+        only_died: those alone whose process died.
+    """
+    for entry, seed in plan.cells if cells is None else cells:
         file = cell_file(folder, entry, seed)
-        if file.exists() and read_cell(file).status == "failed":
+        if file.exists() and (cell := read_cell(file)).status == "failed" and (cell.died or not only_died):
             file.unlink()
 
 
@@ -147,11 +176,21 @@ def plan_of(folder: Path) -> Plan | None:
 def claim_folder(plan: Plan, folder: Path) -> Plan:
     """Write the plan, with what its ``precision: auto`` stands for, into the folder if that has none, and return it.
 
+    Other numbers of processes go on in the same folder, for they change nothing but the last bits.
+
     Raises:
         UserError: the folder was made by another plan, or holds something else.
     """
     before = plan_of(folder)
-    plan = _with_precision(plan, before)
+    plan = with_precision(plan, before)
+    if before is not None and before.processes != plan.processes:
+        log.warning(
+            "%s was begun with %s, and goes on with %s: what is measured is the same but for rounding",
+            *(folder, counted(before.processes), counted(plan.processes)),
+        )
+        before = before.model_copy(update={name: getattr(plan, name) for name in ("jobs", "processes", "threads")})
+        if before == plan:
+            write_record(plan, folder / "plan.json")
     if before is None:
         write_record(plan, folder / "plan.json")
     elif before != plan:
@@ -163,7 +202,12 @@ def claim_folder(plan: Plan, folder: Path) -> Plan:
     return plan
 
 
-def _with_precision(plan: Plan, before: Plan | None) -> Plan:
+def counted(processes: int) -> str:
+    """A number of processes of a run, for people."""
+    return f"{processes} process{'' if processes == 1 else 'es'} a run"
+
+
+def with_precision(plan: Plan, before: Plan | None) -> Plan:
     """The plan with one precision for all cells: that of the comparison to go on with, or one that is decided now."""
     model = plan.preset.shared.get("model", {})
     if model.get("precision") != "auto":

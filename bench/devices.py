@@ -1,4 +1,4 @@
-"""Which GPU a run of a comparison has: one each, so that no two are timed against each other."""
+"""Which GPUs a run of a comparison has: one a process, its own, so that no two runs are timed against each other."""
 
 from __future__ import annotations
 
@@ -23,25 +23,34 @@ def gpu_names() -> list[str]:
     return device_names() if gpu_count() else []
 
 
-def runs_at_once(requested: int | None, gpus: int) -> int:
-    """How many runs to have at once: as requested, else one per GPU, on a CPU two.
+def runs_at_once(requested: int | None, gpus: int, processes: int = 1) -> int:
+    """How many runs to have at once: as requested, else as many as there are GPUs for; on a CPU two, of one process.
+
+    Args:
+        processes: of each run.
 
     Raises:
-        UserError: more than there are GPUs.
+        UserError: more than there are GPUs for.
     """
     if gpus == 0:
-        return requested or 2
-    if requested is not None and requested > gpus:
-        raise UserError(
-            f"--jobs {requested}: there {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'}, and a run needs its own"
-        )
-    return requested or gpus
+        return requested or max(1, 2 // processes)
+    there = "there is 1 GPU" if gpus == 1 else f"there are {gpus} GPUs"
+    if processes > gpus:
+        raise UserError(f"--processes {processes}: {there}, and a process needs its own")
+    if requested is not None and requested * processes > gpus:
+        each = "a run needs its own" if processes == 1 else f"a run needs {processes} of its own"
+        raise UserError(f"--jobs {requested}: {there}, and {each}")
+    return requested or gpus // processes
 
 
-def pin(worker: int) -> None:
-    """Let this process see the GPU of the numbered worker alone; call it before anything uses CUDA.
+def pin(worker: int, processes: int = 1) -> None:
+    """Let this process see the GPUs of the numbered worker alone; call it before anything uses CUDA.
 
     Where CUDA_VISIBLE_DEVICES is set, the worker gets its share of what that names.
+
+    Args:
+        processes: of a worker: the second of two workers with four each sees GPUs 4 to 7.
     """
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[worker] if visible else str(worker)
+    own = range(worker * processes, (worker + 1) * processes)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[gpu] if visible else str(gpu) for gpu in own)

@@ -1,21 +1,30 @@
-"""How every cell is measured: the same prompts and noise every time, so that only the weights differ."""
+"""How every cell is measured: the same prompts and noise every time, so that only the weights differ.
+
+Several processes deal the prompts out. Noise is by picture, so that they draw what one would, but for the last bits,
+which depend on how many pictures share a matrix product; all of them get every row, in the same order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.seeding import seeded_noise
+from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate, sample_latents
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.text_cache import EncodedTexts
 
+from .kept import keep
 from .measures import Measure
 from .pictures import Pictures, join
 from .prompt_sets import TEST, TEST_SEED, VALIDATION, SampledSet, counted_tags
@@ -47,6 +56,8 @@ class Evaluator:
         batch_size: images through the denoiser at once.
         drift_inputs: (sigma, noised latents, the base's velocity there) of its own pictures.
         drift_conditioning: for all of those.
+        kept: the folder that every measured picture is kept in; None to keep none.
+        processes: that measure together; each calls the same methods in the same order.
     """
 
     steps: int
@@ -56,6 +67,8 @@ class Evaluator:
     batch_size: int
     drift_inputs: list[tuple[float, Tensor, Tensor]]
     drift_conditioning: Conditioning
+    kept: Path | None = None
+    processes: Processes = field(default_factory=Processes)
 
     def measure(
         self,
@@ -76,12 +89,21 @@ class Evaluator:
         chosen = self.sets[name]
         images = list(range(chosen.images)) if images is None else images
         numbers = list(range(len(chosen.prompts)) if prompts is None else prompts)
+        own, count = dealt(self.processes, len(numbers))
         at_once = max(1, self.batch_size // max(1, len(images)))
-        parts = [
-            self._rows(policy, subject, chosen, guidance, numbers[start : start + at_once], images)
-            for start in range(0, len(numbers), at_once)
-        ]
-        return join(parts)
+        parts, problem = list[Pictures](), None
+        for start in range(0, len(own), at_once):
+            each = [numbers[place] for place in own[start : start + at_once]]
+            try:
+                rows = self._rows(policy, subject, chosen, guidance, each, images, own=max(0, count - start))
+                parts.append(rows)
+            except UserError as error:
+                problem = problem or str(error)
+                if not self.processes.lockstep:  # a sharded base is run to the end on all, whatever went wrong on one
+                    break
+        self.processes.fail_together(problem)
+        rows = join(parts)
+        return rows if self.processes.count == 1 else self._everyones(rows, own[:count], numbers, images)
 
     def curve(self, policy: Policy, subject: Subject, guidance: float) -> Pictures:
         """The test and out-of-domain pictures of one checkpoint."""
@@ -147,8 +169,9 @@ class Evaluator:
         guidance: float,
         numbers: Sequence[int],
         images: Sequence[int],
+        own: int,
     ) -> Pictures:
-        """Some prompts' pictures, measured."""
+        """Some prompts' pictures, measured; of the first ``own`` of these prompts they are kept, if any are."""
         each_prompt = [number for number in numbers for _ in images]
         prompts = [chosen.prompts[number] for number in each_prompt]
         noises = [noise for number in numbers for noise in chosen.noise_numbers(number, images)]
@@ -156,7 +179,7 @@ class Evaluator:
         pictures = generate(policy.model, texts, noise, self.steps, guidance, self.batch_size, self.encoded)
         count = len(prompts)
         present = [name for name in chosen.metrics if not self.measures[name].record.missing]
-        return Pictures(
+        rows = Pictures(
             entry=np.full(count, subject.entry),
             seed=np.full(count, subject.seed, dtype=np.int64),
             checkpoint=np.full(count, subject.checkpoint, dtype=np.int64),
@@ -166,6 +189,53 @@ class Evaluator:
             image=np.array([image for _ in numbers for image in images], dtype=np.int64),
             metrics={name: self.measures[name].compute(pictures, prompts) for name in present},
         )
+        if self.kept is None:
+            return rows
+        mine = min(own, len(numbers)) * len(images)
+        hashes = keep(rows.where(np.arange(mine)), pictures[:mine], self.kept).sha256
+        return replace(rows, sha256=np.concatenate([hashes, np.full(count - mine, "")]))
+
+    def _everyones(self, rows: Pictures, own: Sequence[int], numbers: Sequence[int], images: Sequence[int]) -> Pictures:
+        """All processes' rows, in the order in which one would have them; metrics exactly as they were computed.
+
+        Args:
+            rows: this process's, of its own prompts first.
+            own: places of those in ``numbers``.
+            numbers: everyone's prompts.
+        """
+        count, device = len(numbers) * len(images), self.drift_inputs[0][1].device
+        places = [place * len(images) + image for place in own for image in range(len(images))]
+
+        def of_all(column: NDArray[np.float64]) -> NDArray[np.float64]:
+            values = torch.from_numpy(column[: len(places)].astype(np.float64)).to(device)
+            return self.processes.assemble(values, torch.tensor(places, dtype=torch.int64), count).cpu().numpy()
+
+        hashes = None
+        if rows.sha256 is not None:
+            digests = [list(bytes.fromhex(each)) for each in rows.sha256[: len(places)]]
+            found = of_all(np.array(digests, dtype=np.float64).reshape(-1, 32)).astype(np.uint8)
+            hashes = np.array([bytes(each).hex() for each in found], dtype=np.str_)
+        return Pictures(
+            entry=np.repeat(rows.entry[:1], count),
+            seed=np.repeat(rows.seed[:1], count),
+            checkpoint=np.repeat(rows.checkpoint[:1], count),
+            guidance=np.repeat(rows.guidance[:1], count),
+            set=np.repeat(rows.set[:1], count),
+            prompt=np.repeat(np.array(numbers, dtype=np.int64), len(images)),
+            image=np.tile(np.array(images, dtype=np.int64), len(numbers)),
+            metrics={name: of_all(column) for name, column in rows.metrics.items()},
+            sha256=hashes,
+        )
+
+
+def dealt(processes: Processes, total: int) -> tuple[list[int], int]:
+    """This process's share of so many things, and how many of its first ones are its own.
+
+    Shares are equally long, because a sharded base needs every process in every forward: what is beyond the last thing
+    repeats it, and is to be thrown away.
+    """
+    share = processes.share(-(-total // processes.count) * processes.count)
+    return share.clamp(max=total - 1).tolist(), int((share < total).sum())
 
 
 def make_evaluator(
@@ -176,28 +246,32 @@ def make_evaluator(
     steps: int,
     guidance: float,
     batch_size: int = BATCH_SIZE,
+    processes: Processes | None = None,
 ) -> Evaluator:
     """Fix the inputs; runs the base once for the pictures that drift is measured on.
 
     Args:
         sets: the validation set among them, whose prompts those pictures are of.
         guidance: that they are drawn with.
+        processes: that measure together; None for this one alone.
     """
-    model = policy.model
+    model, processes = policy.model, processes or Processes()
     encoded = EncodedTexts(model, ["", *(prompt.text for each in sets.values() for prompt in each.prompts)])
     prompts = sets[VALIDATION].prompts
     texts = [prompt.text for prompt in prompts[:: max(1, len(prompts) // DRIFT_IMAGES)]][:DRIFT_IMAGES]
     conditioning = encoded[texts].on(model.device)
-    noise = fixed_noise(model, range(len(texts)), TEST_SEED)
+    own, kept = dealt(processes, len(texts))
+    noise, drawn_here = fixed_noise(model, own, TEST_SEED), [texts[place] for place in own]
     with policy.as_reference():
-        latents = sample_latents(model, texts, noise, steps, guidance, batch_size, encoded)
+        latents = sample_latents(model, drawn_here, noise, steps, guidance, batch_size, encoded)
+        latents = processes.assemble(latents[:kept], torch.tensor(own[:kept]), len(texts))
         inputs = []
         with torch.no_grad():
             for sigma in DRIFT_SIGMAS:
                 drawn = seeded_noise(latents.shape, TEST_SEED, "drift", str(sigma)).to(latents)
                 noisy = (1 - sigma) * latents + sigma * drawn
                 inputs.append((sigma, noisy, model.velocity(noisy, sigma, conditioning)))
-    return Evaluator(steps, sets, measures, encoded, batch_size, inputs, conditioning)
+    return Evaluator(steps, sets, measures, encoded, batch_size, inputs, conditioning, processes=processes)
 
 
 def headline(pictures: Pictures, of: SampledSet, metric: str, least: int) -> float:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import torch
+
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.models.load import model_skeleton
 from dgpo_plugin.training.plan import GIB, make_plan
 
+from .budget import expected_cost
 from .forecast import base_evaluations, best_of_pictures, cell_evaluations, curve_pictures, pictures_of
 from .gpu.flops import Flops, skeleton_flops
+from .kept import expected
 from .plan import Plan
+from .preset import Size
 from .prompt_sets import SampledSet, sampled_sets
 
 
@@ -15,21 +22,51 @@ def expense_rows(plan: Plan) -> list[tuple[str, str]]:
     """What the command prints, (label, value): evaluations of the denoiser, pictures, operations and memory.
 
     Raises:
-        UserError: a prompt set that is not there.
+        UserError: a prompt set that is not there, or a budget in operations of a model that is not there.
     """
     sets = sampled_sets(plan.task, plan.size)
-    cells, budget = len(plan.cells), plan.size.evaluations
-    training, base, each = budget * cells, base_evaluations(plan, sets), cell_evaluations(plan, sets)
-    total = training + base + each * cells
+    cells, configs = len(plan.cells), {entry: plan.run_config(entry, plan.seeds[0]) for entry in plan.entries}
+    base, each = base_evaluations(plan, sets), cell_evaluations(plan, sets)
     return [
         ("cells", f"{cells}: {', '.join(plan.entries)}; {len(plan.seeds)} seeds"),
-        ("training", f"{training:,} denoiser evaluations, {budget:,} a cell ({training / total:.0%} of all)"),
+        ("processes", "1 a cell" if plan.processes == 1 else f"{plan.processes} a cell, which share its work"),
+        ("training", _training(plan, base + each * cells)),
         ("measuring the base", f"{base:,} ({len(plan.guidances)} guidances)"),
         ("measuring the cells", f"{each * cells:,}, at most {each:,} a cell"),
         ("prompts", ", ".join(f"{name} {len(one.prompts)} x {one.images} pictures" for name, one in sets.items())),
         ("pictures measured", f"{_pictures(plan, sets):,}"),
-        *_on_the_device(plan, training, base + each * cells),
+        *_on_the_device(plan, configs, base + each * cells),
     ]
+
+
+def keeping(plan: Plan) -> str:
+    """What keeping every measured picture takes, said before any is drawn.
+
+    Raises:
+        UserError: a prompt set or the model is not there.
+    """
+    return expected(_pictures(plan, sampled_sets(plan.task, plan.size)), *picture_size(plan))
+
+
+def picture_size(plan: Plan) -> tuple[int, int]:
+    """Width and height of a plan's pictures, from the model's configuration files.
+
+    Raises:
+        UserError: the model is not there.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = model_skeleton(plan.base_config().model)
+    return model.width, model.height
+
+
+def _training(plan: Plan, measuring: int) -> str:
+    """The budget of all cells; in evaluations also as a share of everything."""
+    size, cells = plan.size, len(plan.cells)
+    if size.evaluations is None:
+        return f"{size.budget * cells:.3g} floating-point operations of the denoiser, {size.budget:.3g} a cell"
+    training = size.evaluations * cells
+    share = training / (training + measuring)
+    return f"{training:,} denoiser evaluations, {size.evaluations:,} a cell ({share:.0%} of all)"
 
 
 def _pictures(plan: Plan, sets: dict[str, SampledSet]) -> int:
@@ -40,24 +77,29 @@ def _pictures(plan: Plan, sets: dict[str, SampledSet]) -> int:
     return base + cell * len(plan.cells)
 
 
-def _on_the_device(plan: Plan, training: int, measuring: int) -> list[tuple[str, str]]:
-    """Operations and memory, from the model's configuration files; why not, where these are not here."""
-    configs = {entry: plan.run_config(entry, plan.seeds[0]) for entry in plan.entries}
+def _on_the_device(plan: Plan, configs: dict[str, RunConfig], measuring: int) -> list[tuple[str, str]]:
+    """Iterations, operations and memory, from the model's configuration files; why not, where these are not here."""
     first = configs[plan.entries[0]]
     try:
-        peaks = {entry: make_plan(config).peak for entry, config in configs.items()}
+        peaks = {entry: make_plan(config, plan.processes).peak for entry, config in configs.items()}
         flops = skeleton_flops(first.model, first.lora)
     except UserError as error:
         return [("memory", f"cannot be told here: {error}")]
     largest = max(peaks, key=lambda entry: peaks[entry])
-    operations = _operations(flops, training, measuring)
+    planned = {entry: planned_training(config, plan.size, flops) for entry, config in configs.items()}
+    training = sum(operations for _, operations in planned.values()) * len(plan.seeds)
+    each = ", ".join(f"{entry} {count:,} ({operations:.3g})" for entry, (count, operations) in planned.items())
     return [
-        ("operations", f"{operations[0]:.2g} to {operations[1]:.2g} floating-point operations"),
+        ("iterations of a cell", f"{each}: at least, and their operations"),
+        ("a backward", f"{flops.training / flops.forward - 1:.2f} of a forward's operations"),
+        ("operations", f"{training + flops.forward * measuring:.3g} floating-point operations, measuring among them"),
+        ("with --keep-pictures", keeping(plan)),
         ("memory", f"{peaks[largest] / GIB:.1f} GiB at most on each device ({largest}), metrics not counted"),
     ]
 
 
-def _operations(flops: Flops, training: int, measuring: int) -> tuple[float, float]:
-    """Between which numbers all operations lie: every training evaluation a forward, or a third of a whole pass."""
-    ends = sorted((flops.forward, flops.training / 3))
-    return ends[0] * training + flops.forward * measuring, ends[1] * training + flops.forward * measuring
+def planned_training(config: RunConfig, size: Size, flops: Flops) -> tuple[int, float]:
+    """How many iterations a budget is enough for, each as dear as it can be, and their floating-point operations."""
+    cost = expected_cost(config)
+    count = int(size.budget // cost.spends(size, flops))
+    return count, count * cost.operations(flops)

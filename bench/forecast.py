@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from dgpo_plugin.training.build import build_trainer
 
 from .base import BEST_OF, evaluator_of
-from .cell import check_budget
+from .budget import check_budget, cost_of
+from .cost import count_flops
 from .evaluate import Subject
 from .plan import Forecast, Plan
 from .preset import CONTROLS
@@ -30,12 +31,18 @@ class Timing:
         training: per denoiser evaluation of training, rewards and decoding included.
         sampling: per denoiser evaluation of measuring, decoding and metrics included.
         evaluating: denoiser evaluations that measuring one cell takes.
+        flops: operations of a denoiser evaluation of training, forwards and backwards mixed as they are.
     """
 
     start: float
     training: float
     sampling: float
     evaluating: int
+    flops: float = 0.0
+
+    def evaluations(self, plan: Plan) -> float:
+        """Denoiser evaluations of training that the budget is enough for."""
+        return plan.size.budget if plan.size.flops is None else plan.size.flops / self.flops
 
 
 def time_entry(plan: Plan, entry: str) -> Timing:
@@ -50,7 +57,8 @@ def time_entry(plan: Plan, entry: str) -> Timing:
     evaluator = evaluator_of(plan, trainer, missing=_no_optional(plan), sets=sets)
     ready = time.perf_counter()
     records = list(itertools.islice(trainer.iterations(share_done=lambda: 0.0), TIMED_ITERATIONS))
-    check_budget(plan, entry, records[0])
+    flops = count_flops(trainer)
+    check_budget(plan.size, entry, records[0], flops)
     few = range(min(TIMED_PROMPTS, len(sets[TEST].prompts)))
     trained = time.perf_counter()
     with trainer.policy.as_reference():
@@ -61,6 +69,7 @@ def time_entry(plan: Plan, entry: str) -> Timing:
         training=min(record["seconds"] / record["denoiser_evaluations"] for record in records),
         sampling=spent / (len(rows) * passes(plan.task.sampling.steps, plan.guidance)),
         evaluating=cell_evaluations(plan, sets),
+        flops=cost_of(records[0]).operations(flops) / records[0]["denoiser_evaluations"],
     )
 
 
@@ -84,8 +93,9 @@ def base_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
 
 
 def curve_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
-    """Pictures of a cell's checkpoints, the last among them."""
-    return (len(plan.size.schedule) + 1) * sum(len(each.curve) * each.images for each in sets.values())
+    """Pictures of a cell's checkpoints, the last among them; a finished adapter has the last alone."""
+    checkpoints = 1 if plan.adapters else len(plan.size.schedule) + 1
+    return checkpoints * sum(len(each.curve) * each.images for each in sets.values())
 
 
 def best_of_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
@@ -109,7 +119,7 @@ def forecast(plan: Plan, missing: list[tuple[str, int]], timings: dict[str, Timi
     """
     usual = timings.get(plan.preset.challenger, next(iter(timings.values())))
     each = [timings.get(entry, usual) if entry not in CONTROLS else usual for entry, _ in missing]
-    seconds = sum(t.start + t.training * plan.size.evaluations + t.sampling * t.evaluating for t in each)
+    seconds = sum(t.start + t.training * t.evaluations(plan) + t.sampling * t.evaluating for t in each)
     count = len(timings)
     return Forecast(
         runs=len(missing),

@@ -5,23 +5,42 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.provenance import package_versions
 from dgpo_plugin.common.public_names import public_name, without_folders
 
 from .base import base_pictures_file, least_prompts, read_base
 from .cell import gallery_file, read_cell
 from .devices import gpu_names
-from .pictures import PICTURES_FILE, join, read_pictures, write_pictures
+from .kept import kept_record
+from .pictures import KEYS, PICTURES_FILE, Pictures, join, read_pictures, write_pictures
 from .plan import Plan, cell_file, run_folder
 from .preset import CONTROLS, GRAYS, PALETTE
 from .prompt_sets import TEST
-from .records import BASE, Budget, CellRecord, EntryRecord, Results, TaskRecord, Trial, read_record, write_record
+from .records import (
+    BASE,
+    KEPT_FOLDER,
+    RESULTS_FILE,
+    Budget,
+    CellRecord,
+    EntryRecord,
+    MetricRecord,
+    Results,
+    TaskRecord,
+    Trial,
+    read_record,
+    read_results,
+    write_record,
+)
 
 TUNING_FILE = "tuning.json"
 
@@ -30,7 +49,7 @@ class Tuning(BaseModel):
     """A search for settings: what was asked for, written before the first trial, and what was found.
 
     Attributes:
-        evaluations: denoiser evaluations that a trial may spend.
+        evaluations, flops: that a trial may spend on training, in one of the two.
         ranges: that each entry's trials are drawn from.
         trials: all that were drawn, in the order they are done in.
         finished: ``entry:number`` of those that were done; one of them without a value has failed.
@@ -41,7 +60,8 @@ class Tuning(BaseModel):
     preset: str
     task: str
     task_version: int
-    evaluations: int
+    evaluations: int | None
+    flops: float | None = None
     ranges: dict[str, dict[str, Any]]
     trials: list[Trial]
     finished: list[str] = []
@@ -85,6 +105,7 @@ def gather(plan: Plan, folder: Path) -> Results:
             if cells[-1].status == "done":
                 tables.append(read_pictures(file.parent / PICTURES_FILE))
                 galleries.setdefault(entry, _galleries(folder, entry, seed, len(cells[-1].checkpoints)))
+    metrics, table = carried(base.metrics, join(tables), _added_before(folder), folder)
     results = Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=plan.command,
@@ -94,11 +115,16 @@ def gather(plan: Plan, folder: Path) -> Results:
         machine=machine(plan),
         task=task_record(plan),
         sampling=base.sampling,
-        budget=Budget(size=plan.size_name, evaluations=plan.size.evaluations, caution=plan.size.caution),
+        budget=Budget(
+            size=plan.size_name,
+            evaluations=plan.size.evaluations,
+            flops=plan.size.flops,
+            caution=plan.size.caution,
+        ),
         seeds=plan.seeds,
         challenger=plan.challenger,
         entries=entry_records(plan),
-        metrics=base.metrics,
+        metrics=metrics,
         sets=base.sets,
         base_guidance=base.guidance,
         cells=cells,
@@ -107,11 +133,51 @@ def gather(plan: Plan, folder: Path) -> Results:
         galleries=galleries,
         gallery_prompts=base.gallery_prompts,
         complete=len(cells) == len(plan.cells),
+        kept=kept_record(table, folder / KEPT_FOLDER),
     )
     # The table first: results never speak of cells whose pictures are not there.
-    write_pictures(join(tables), folder / PICTURES_FILE)
-    write_record(results, folder / "results.json")
+    write_pictures(table, folder / PICTURES_FILE)
+    write_record(results, folder / RESULTS_FILE)
     return results
+
+
+def _added_before(folder: Path) -> dict[str, MetricRecord]:
+    """The metrics that were added to the results that lie there; none where these cannot be read."""
+    try:
+        metrics = read_results(folder / RESULTS_FILE).metrics
+    except UserError:
+        return {}
+    return {name: record for name, record in metrics.items() if record.added}
+
+
+def carried(
+    metrics: Mapping[str, MetricRecord], pictures: Pictures, added: Mapping[str, MetricRecord], folder: Path
+) -> tuple[dict[str, MetricRecord], Pictures]:
+    """Newly gathered records and pictures with the metrics that were added to those that lie in the folder.
+
+    A value goes with its picture, by its keys and its file's hash; a picture that is new has none.
+
+    Raises:
+        UserError: the pictures there cannot be read.
+    """
+    if not added or pictures.sha256 is None:
+        return dict(metrics), pictures
+    old = read_pictures(folder / PICTURES_FILE)
+    places = {key: row for row, key in enumerate(_row_keys(old))}
+    rows = np.array([places.get(key, -1) for key in _row_keys(pictures)], dtype=np.int64)
+    columns = {
+        name: np.where(rows >= 0, old.metrics[name][rows], np.nan)
+        if name in old.metrics
+        else np.full(len(rows), np.nan)
+        for name in added
+    }
+    return {**metrics, **added}, replace(pictures, metrics={**pictures.metrics, **columns})
+
+
+def _row_keys(pictures: Pictures) -> list[tuple[Any, ...]]:
+    """What tells each row from all others, and its picture's file from another of the same place."""
+    hashes = [""] * len(pictures) if pictures.sha256 is None else pictures.sha256.tolist()
+    return list(zip(*(getattr(pictures, key).tolist() for key in KEYS), hashes, strict=True))
 
 
 def task_record(plan: Plan) -> TaskRecord:
@@ -187,7 +253,8 @@ def machine(plan: Plan) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         **({"GPUs": ", ".join(gpus)} if (gpus := gpu_names()) else {}),
         "runs at once": str(plan.jobs),
-        "threads per run": str(plan.threads),
+        "processes of a run": str(plan.processes),
+        "threads of a process": str(plan.threads),
     }
 
 

@@ -52,11 +52,13 @@ class Measure:
         record: what it means, for results.
         compute: of pictures, float32 (N, 3, H, W) in [0, 1], and their prompts, those of one prompt in a row: one
             number each, (N,).
+        check: what keeps it from judging some prompts, a line each; none if it can judge them all.
     """
 
     name: str
     record: MetricRecord
     compute: Callable[[Tensor, Sequence[Prompt]], NDArray[np.float64]]
+    check: Callable[[list[Prompt]], list[str]] = lambda _: []
 
 
 def load_measures(
@@ -202,7 +204,7 @@ def _loaded(
         values: NDArray[np.float64] = checked_rewards(reward, images, prompts, name).double().numpy()
         return values if metric.at_least is None else (values >= metric.at_least).astype(np.float64)
 
-    return Measure(name, record, compute)
+    return Measure(name, record, compute, reward.check)
 
 
 def _shared(task: Task, metric: Metric, name: str, loaded: Mapping[str, Reward]) -> Reward | None:

@@ -23,6 +23,8 @@ from dgpo_plugin.common.files import atomic_path, read_bytes
 PICTURES_FILE = "pictures.csv.gz"
 KEYS = ("entry", "seed", "checkpoint", "guidance", "set", "prompt", "image")
 """What says which picture a row is of; the other columns are metrics."""
+HASH = "sha256"
+"""The column, after those, of the files of pictures that were kept; it is there where any was."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Pictures:
         prompt: (R,) of int; which of the set's.
         image: (R,) of int; which of the prompt's, and so from which noise.
         metrics: (R,) of float each, by name; NaN where it was not measured.
+        sha256: (R,) of str, of the file that the picture was kept in; empty where it was not; None where none was.
     """
 
     entry: NDArray[np.str_]
@@ -48,6 +51,7 @@ class Pictures:
     prompt: NDArray[np.int64]
     image: NDArray[np.int64]
     metrics: Mapping[str, NDArray[np.float64]]
+    sha256: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.entry)
@@ -55,7 +59,8 @@ class Pictures:
     def where(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Pictures:
         """The rows at which ``chosen``, (R,), is true, in order; or those that it numbers, in its order."""
         keys = {key: column[chosen] for key, column in self._keys().items()}
-        return Pictures(**keys, metrics={name: column[chosen] for name, column in self.metrics.items()})
+        metrics = {name: column[chosen] for name, column in self.metrics.items()}
+        return Pictures(**keys, metrics=metrics, sha256=None if self.sha256 is None else self.sha256[chosen])
 
     def of(
         self, entry: str, seed: int, set_name: str, *, checkpoint: int | None = None, guidance: float | None = None
@@ -69,6 +74,10 @@ class Pictures:
         found = self.where(chosen)
         order = np.lexsort((found.image, found.prompt, found.guidance, found.checkpoint))
         return found.where(order)
+
+    def kept(self) -> NDArray[np.intp]:
+        """The numbers of the rows whose picture was kept, rising."""
+        return np.flatnonzero(self.sha256 != "") if self.sha256 is not None else np.empty(0, dtype=np.intp)
 
     def _keys(self) -> dict[str, NDArray]:  # type: ignore[type-arg]
         return {
@@ -90,15 +99,18 @@ def join(tables: Iterable[Pictures]) -> Pictures:
     metrics = {
         name: np.concatenate([part.metrics.get(name, np.full(len(part), math.nan)) for part in parts]) for name in names
     }
-    return Pictures(**keys, metrics=metrics)
+    kept = any(part.sha256 is not None for part in parts)
+    none = [np.full(len(part), "") if part.sha256 is None else part.sha256 for part in parts]
+    return Pictures(**keys, metrics=metrics, sha256=np.concatenate(none) if kept else None)
 
 
 def write_pictures(pictures: Pictures, path: Path) -> None:
     """Write the table, whole or not at all; numbers read back are equal to the last bit."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*KEYS, *pictures.metrics])
-    columns = [column.tolist() for column in (*pictures._keys().values(), *pictures.metrics.values())]  # noqa: SLF001
+    kept = [] if pictures.sha256 is None else [pictures.sha256]
+    writer.writerow([*KEYS, *([HASH] if kept else []), *pictures.metrics])
+    columns = [column.tolist() for column in (*pictures._keys().values(), *kept, *pictures.metrics.values())]  # noqa: SLF001
     for row in zip(*columns, strict=True):
         writer.writerow(["" if isinstance(value, float) and math.isnan(value) else value for value in row])
     with atomic_path(path) as temporary:
@@ -130,7 +142,8 @@ def read_pictures(path: Path) -> Pictures:
             set=np.array(columns["set"], dtype=np.str_),
             prompt=_numbers(columns["prompt"], np.int64),
             image=_numbers(columns["image"], np.int64),
-            metrics={name: _numbers(columns[name], np.float64) for name in rows[0][len(KEYS) :]},
+            metrics={name: _numbers(columns[name], np.float64) for name in rows[0][len(KEYS) :] if name != HASH},
+            sha256=np.array(columns[HASH], dtype=np.str_) if HASH in columns else None,
         )
     except ValueError as error:
         raise UserError(f"pictures {path}: {error}; run the comparison again") from error

@@ -14,6 +14,7 @@ from dgpo_plugin.common.public_names import public_name
 from dgpo_plugin.config.fields import RunConfig
 
 from .preset import BEST_OF_N, CONTROLS, NONE, ControlName, Preset, Size, SizeName
+from .records import KEPT_FOLDER
 from .task import Task
 
 
@@ -23,6 +24,10 @@ class Plan(BaseModel):
     Attributes:
         entries: the algorithms and controls that are trained, or the adapters, in the order of the tables.
         adapters: finished adapters' files by entry, where nothing is trained; else empty.
+        keep_pictures: whether every measured picture is kept for metrics of later.
+        jobs: runs at once.
+        processes: of each run.
+        threads: of each process.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,7 +42,9 @@ class Plan(BaseModel):
     best_of_n: bool = False
     seeds: list[int]
     jobs: int
+    processes: int = 1
     threads: int
+    keep_pictures: bool = False
 
     @classmethod
     def of(
@@ -68,8 +75,13 @@ class Plan(BaseModel):
             best_of_n=BEST_OF_N in controls,
             seeds=list(range(size.seeds)),
             jobs=jobs,
-            threads=max(1, (os.cpu_count() or 1) // jobs),
+            threads=threads_each(jobs),
         )
+
+    def spread(self, jobs: int, processes: int) -> Plan:
+        """The plan with so many runs at once, of so many processes each, which share the computer's cores."""
+        threads = threads_each(jobs * processes)
+        return self.model_copy(update={"jobs": jobs, "processes": processes, "threads": threads})
 
     @property
     def guidance(self) -> float:
@@ -99,14 +111,20 @@ class Plan(BaseModel):
             given = [f"--guidance {each:g}" for each in self.size.guidances or () if not self._has_own_guidances]
             model = [f"--model {public_name(self.base_config().model.path)}"] if NONE in self.preset.algorithms else []
             parts = [f"dgpo-bench evaluate {self.preset_name} --size {self.size_name}", *model, *given]
-            return " ".join([*parts, *(adapters or ["--base"])])
+            return " ".join([*parts, *(adapters or ["--base"]), *self._keeping])
         algorithms = [entry for entry in self.entries if entry not in CONTROLS]
         controls = [*(entry for entry in self.entries if entry in CONTROLS), *([BEST_OF_N] if self.best_of_n else [])]
         parts = [f"dgpo-bench compare {self.preset_name} --size {self.size_name} --seeds {len(self.seeds)}"]
-        parts += [f"--evaluations {self.size.evaluations}"]
+        parts += [self.size.budget_option]
         parts += [f"--algorithms {','.join(algorithms)}"] if algorithms != list(self.preset.algorithms) else []
         parts += [f"--controls {','.join(controls) or 'none'}"]
-        return " ".join(parts)
+        parts += [f"--processes {self.processes}"] if self.processes > 1 else []
+        return " ".join([*parts, *self._keeping])
+
+    @property
+    def _keeping(self) -> list[str]:
+        """The flag of who keeps pictures."""
+        return ["--keep-pictures"] if self.keep_pictures else []
 
     @property
     def _has_own_guidances(self) -> bool:
@@ -121,6 +139,11 @@ class Plan(BaseModel):
         """A configuration to measure the base with: that of the first algorithm."""
         trained = [entry for entry in self.entries if entry in self.preset.algorithms]
         return self.run_config((trained or list(self.preset.algorithms))[0], self.seeds[0])
+
+
+def threads_each(processes: int) -> int:
+    """How many threads each of so many processes at once has of this computer's cores."""
+    return max(1, (os.cpu_count() or 1) // processes)
 
 
 @dataclass(frozen=True)
@@ -167,6 +190,11 @@ class Listener(Protocol):
 def run_folder(folder: Path, entry: str, seed: int) -> Path:
     """Where one cell of a comparison lies."""
     return folder / "runs" / f"{entry}-seed{seed}"
+
+
+def kept_folder(plan: Plan, folder: Path) -> Path | None:
+    """Where the pictures of a comparison are kept; None where they are not."""
+    return folder / KEPT_FOLDER if plan.keep_pictures else None
 
 
 def base_file(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -65,7 +66,16 @@ class Size(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    evaluations: int = Field(ge=1, description="The training budget of a run, in denoiser evaluations.")
+    evaluations: int | None = Field(
+        None, ge=1, description="The training budget of a run, in denoiser evaluations; or give `flops`."
+    )
+    flops: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="The training budget of a run, in floating-point operations of its denoiser, counted on it; in the "
+        "place of `evaluations`.",
+    )
     seeds: int = Field(3, ge=1, description="Runs of each algorithm.")
     test_prompts: int = Field(10, ge=1, description="Test prompts of each kind at most, evenly spread over the set.")
     validation_prompts: int = Field(10, ge=1, description="Validation prompts of each kind, likewise.")
@@ -90,6 +100,24 @@ class Size(BaseModel):
         (), description="Controls besides the algorithms: `zero`, `shuffled`, `half`, `best`, `best-of-n`."
     )
     caution: str = Field("", description="What a reader must know of results of this size; empty for nothing.")
+
+    @property
+    def budget(self) -> float:
+        """What a run may spend on training, in the unit that it is given in."""
+        budget = self.evaluations if self.flops is None else self.flops
+        assert budget is not None  # or there were no such size
+        return budget
+
+    @property
+    def budget_option(self) -> str:
+        """The budget as a command line has it."""
+        return f"--evaluations {self.evaluations}" if self.flops is None else f"--flops {self.flops!r}"
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Size:
+        if (self.evaluations is None) == (self.flops is None):
+            raise ValueError("give the budget as evaluations, or as flops")
+        return self
 
     @field_validator("schedule")
     @classmethod
@@ -213,24 +241,37 @@ class Preset(BaseModel):
             raise UserError("--algorithms: names one twice")
 
     def sized(
-        self, name: str, seeds: int | None = None, evaluations: int | None = None, controls: str | None = None
+        self,
+        name: str,
+        seeds: int | None = None,
+        evaluations: int | None = None,
+        controls: str | None = None,
+        flops: float | None = None,
     ) -> Size:
         """One of the sizes, with other seeds, another budget or other controls where they are given.
 
         Args:
+            evaluations, flops: the budget, in one of the two.
             controls: names, comma-separated; ``all``, ``none``.
 
         Raises:
-            UserError: no such size or control, or a budget of nothing.
+            UserError: no such size or control, a budget of nothing, or two of them.
         """
         size = self.sizes.get(name)  # type: ignore[call-overload]
         if size is None:
             raise UserError(f"--size {name}: choose quick, default or full{did_you_mean(name, list(self.sizes))}")
         if evaluations is not None and evaluations <= 0:
             raise UserError(f"--evaluations {evaluations}: must be more than nothing")
+        if flops is not None and not 0 < flops < math.inf:
+            raise UserError(f"--flops {flops:g}: must be more than nothing, and a number")
+        if flops is not None and evaluations is not None:
+            raise UserError("--flops, --evaluations: the budget is one of the two; leave the other out")
         chosen = None if controls is None else _controls(controls)
-        changes = {"seeds": seeds, "evaluations": evaluations, "controls": chosen}
-        changed: Size = size.model_copy(update={key: value for key, value in changes.items() if value is not None})
+        changes: dict[str, Any] = {"seeds": seeds, "controls": chosen}
+        changes = {key: value for key, value in changes.items() if value is not None}
+        if flops is not None or evaluations is not None:
+            changes |= {"evaluations": evaluations, "flops": flops}
+        changed: Size = size.model_copy(update=changes)
         return changed
 
     def _values(self, task: Task, entry: str, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:

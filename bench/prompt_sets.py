@@ -21,6 +21,10 @@ TEST_SEED, VALIDATION_SEED = 1_000_003, 1_000_033
 """Seeds of the pictures' noise; no training seed draws from them, and what is chosen is not chosen on test noise."""
 MOST_IMAGES = 1000
 """Pictures of a prompt at most: so many noises are set aside for each, whatever the number that is drawn."""
+SWEPT_IMAGES = 2
+"""Pictures of each prompt of a sweep: diversity needs two, and other prompts tell more than further pictures."""
+MOST = 10**6
+"""Prompts of a kind where all are taken."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,48 @@ def sampled_sets(task: Task, size: Size) -> dict[str, SampledSet]:
             placed[name] = replace(placed[name], curve=curve, seed=TEST_SEED, first=first)
             first += len(chosen.prompts)
     return placed
+
+
+def swept_sets(task: Task, most: int) -> dict[str, SampledSet]:
+    """The sets that a sweep is measured on, at most so many prompts of each, evenly over its kinds.
+
+    Validation prompts, with every metric in domain: what is chosen by a sweep is not chosen on test prompts, and their
+    noise is not the test's. Then the out-of-domain ones, of which a task has no others.
+
+    Raises:
+        UserError: a prompt set that is not there.
+    """
+    inside = tuple(dict.fromkeys([*(each.metric for each in task.in_domain), *task.statistics]))
+    everything = sampled_sets(
+        task, Size(evaluations=1, test_prompts=1, validation_prompts=MOST, out_of_domain_prompts=MOST)
+    )
+    found, first = {}, 0
+    for name, whole in everything.items():
+        if name == TEST:
+            continue
+        chosen = few(whole.tags, most)
+        found[name] = replace(
+            whole,
+            role="in_domain" if name == VALIDATION else whole.role,
+            prompts=[whole.prompts[n] for n in chosen],
+            tags=[whole.tags[n] for n in chosen],
+            images=SWEPT_IMAGES,
+            curve=[],
+            seed=VALIDATION_SEED,
+            first=first,
+            metrics=inside if name == VALIDATION else whole.metrics,
+        )
+        first += len(chosen)
+    return found
+
+
+def few(tags: Sequence[str], most: int) -> list[int]:
+    """Which of some prompts to take, rising: at most so many in all, as many of each kind as there is room for."""
+    per_tag = 1
+    while len(spread(tags, per_tag)) < min(most, len(tags)):
+        per_tag += 1
+    chosen = spread(tags, per_tag)
+    return [chosen[slot * len(chosen) // most] for slot in range(most)] if len(chosen) > most else chosen
 
 
 def _sampled(

@@ -19,7 +19,9 @@ SCHEMA_VERSION = 4
 BASE = "base"
 """The entry that the untrained base's pictures are under, with seed :data:`NO_SEED` and checkpoint 0."""
 NO_SEED = -1
-
+RESULTS_FILE = "results.json"
+KEPT_FOLDER = "kept"
+"""Where pictures that are kept lie, beside the results."""
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -40,6 +42,8 @@ class MetricRecord(_Record):
         version: of its computation; results whose versions differ are not put into one table.
         weights: the hash of its network's weights; None where it has none.
         missing: why it could not be measured (a server that is not there); empty where it was.
+        added: when it was computed of kept pictures, at 8 bits a channel, after the comparison had been made; empty
+            where it was computed with it.
     """
 
     label: str
@@ -49,6 +53,7 @@ class MetricRecord(_Record):
     version: str
     weights: str | None = None
     missing: str = ""
+    added: str = ""
 
 
 class PromptRecord(_Record):
@@ -139,23 +144,28 @@ class CellRecord(_Record):
 
     Attributes:
         status: ``failed`` is a result too, with its ``reason``.
+        died: it failed because a process that did it is gone; the same command goes on with it.
         checkpoints: in the order of training; a picture's ``checkpoint`` is an index into it.
         guidance: of the finished adapter, chosen on the validation prompts; None before that.
-        peak_memory: bytes; None where it was not measured.
+        processes: that trained and measured it together, at its end.
+        peak_memory: bytes on the process that had most; None where it was not measured.
         evaluation_seconds: spent on measuring, outside the budget.
         adapter: path beside ``results.json``; empty where there is none.
+        alarms: what ``training.guard`` said of it, a sentence for each.
     """
 
     entry: str
     seed: int
     status: Literal["done", "failed"]
     reason: str = ""
+    died: bool = False
     checkpoints: list[Checkpoint] = []
     guidance: FiniteFloat | None = None
     processes: int = 1
     peak_memory: int | None = None
     evaluation_seconds: FiniteFloat = 0.0
     adapter: str = ""
+    alarms: list[str] = []
 
 
 class EntryRecord(_Record):
@@ -186,13 +196,27 @@ class Budget(_Record):
 
     Attributes:
         size: the preset's name for it.
-        evaluations: denoiser evaluations of training.
+        evaluations: denoiser evaluations of training; None where it was given in operations.
+        flops: floating-point operations of the denoiser in training; None where it was given in evaluations.
         caution: what a reader must know of results of this size.
     """
 
     size: str
-    evaluations: int
+    evaluations: int | None = None
+    flops: FiniteFloat | None = None
     caution: str = ""
+
+    def __str__(self) -> str:
+        if self.flops is None:
+            return f"{self.evaluations:,} denoiser evaluations"
+        return f"{self.flops:.3g} measured floating-point operations"
+
+
+class KeptRecord(_Record):
+    """The pictures that were kept for metrics of later: how many, and what their files take."""
+
+    pictures: int = Field(ge=1)
+    megabytes: FiniteFloat = Field(ge=0)
 
 
 class Results(_Record):
@@ -209,6 +233,7 @@ class Results(_Record):
         galleries: PNG files beside ``results.json``, by entry (``base`` too), one a checkpoint: the same prompts and
             noise, one row of tiles, captions in ``gallery_prompts``.
         complete: false while cells are missing.
+        kept: the pictures that were kept; None for none.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -233,6 +258,7 @@ class Results(_Record):
     galleries: dict[str, list[str]] = {}
     gallery_prompts: list[str] = []
     complete: bool
+    kept: KeptRecord | None = None
 
     @model_validator(mode="after")
     def _cells_are_those_of_the_comparison(self) -> Results:

@@ -14,15 +14,17 @@ from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.training.build import build_trainer
 
 from .base import best_guidance, evaluator_of, least_prompts
-from .cell import check_budget
+from .budget import check_budget, cost_of
 from .compare import check_task
+from .cost import count_flops
 from .evaluate import Subject, headline
 from .gather import TUNING_FILE, Tuning, read_tuning, search_ranges
 from .plan import Event, Listener, Plan
 from .preset import Range
 from .prompt_sets import VALIDATION, sampled_sets
 from .records import Trial, write_record
-from .workers import Job, run_jobs, start_workers
+from .worker_process import Job
+from .workers import run_jobs, start_workers
 
 SEED = 100
 """Of every trial, so that trials differ by their settings; a comparison's own seeds are below it."""
@@ -76,24 +78,27 @@ def run_trial(plan: Plan, folder: Path, entry: str, number: int, listener: Liste
         The headline there, and the denoiser evaluations of training.
     """
     (trial,) = [t for t in read_tuning(folder / TUNING_FILE).trials if (t.entry, t.number) == (entry, number)]
-    trainer = build_trainer(plan.preset.run_config(plan.task, entry, SEED, nested(trial.settings)))
+    trainer = build_trainer(
+        plan.preset.run_config(plan.task, entry, SEED, nested({**trial.settings, "training.guard": None}))
+    )
     validation = {VALIDATION: sampled_sets(plan.task, plan.size)[VALIDATION]}
     evaluator = evaluator_of(plan, trainer, missing={}, sets=validation)
-    costs, budget = list[int](), plan.size.evaluations
+    costs, evaluations, flops = list[float](), 0, count_flops(trainer)
 
     def share() -> float:
-        return min(1.0, sum(costs) / budget)
+        return min(1.0, sum(costs) / plan.size.budget)
 
     for record in trainer.iterations(share):
-        costs.append(int(record["denoiser_evaluations"]))
-        check_budget(plan, entry, record)
+        costs.append(cost_of(record).spends(plan.size, flops))
+        evaluations += int(record["denoiser_evaluations"])
+        check_budget(plan.size, entry, record, flops)
         listener.listen(Event(f"{entry}-trial{number}", share(), "", evaluated=False))
-        if sum(costs) + max(costs) > budget:
+        if sum(costs) + max(costs) > plan.size.budget:
             break
     with trainer.policy.with_weights(trainer.average_now()):
         best, rows = best_guidance(plan, evaluator, trainer.policy, Subject(entry, SEED, 1))
     metric, least = plan.task.headline_metric, least_prompts(plan, VALIDATION)
-    return headline(rows.where(rows.guidance == best), validation[VALIDATION], metric, least), sum(costs)
+    return headline(rows.where(rows.guidance == best), validation[VALIDATION], metric, least), evaluations
 
 
 def drawn(ranges: Mapping[str, Range], entry: str, number: int) -> dict[str, Any]:
@@ -151,6 +156,7 @@ def _begin(plan: Plan, folder: Path, trials: int) -> Tuning:
         task=plan.task.name,
         task_version=plan.task.version,
         evaluations=plan.size.evaluations,
+        flops=plan.size.flops,
         ranges=search_ranges(plan),
         trials=settings,
     )

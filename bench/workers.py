@@ -1,6 +1,7 @@
-"""The processes of a comparison: each does one job after another, and of one that dies it is known what it was doing.
+"""The workers of a comparison: each does one job after another, and of one that dies it is known what it was doing.
 
-They talk through a pipe each. A worker ends with its comparison, however that went.
+A worker is as many processes as a run has, which find one another as those of ``accelerate launch`` do. Each talks
+through a pipe of its own. A worker ends with its comparison, however that went.
 """
 
 from __future__ import annotations
@@ -9,84 +10,77 @@ import contextlib
 import functools
 import multiprocessing
 import os
-import signal
-import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dgpo_plugin.commands.terminal import is_out_of_memory, quieten
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.faults import how_it_ended
-from dgpo_plugin.common.files import reason
-from dgpo_plugin.common.signals import ENDING, handled, heeded, known
+from dgpo_plugin.common.signals import ENDING, handled, heeded
 
-from .devices import gpu_count, pin
+from .devices import gpu_count
 from .plan import Event, Listener, Plan
-
-LEAVING = 10.0
-"""Seconds that a worker has to end in order, which frees its semaphores."""
-KEPT = "what is finished is kept, and the same command goes on with the rest"
+from .worker_process import KEPT, LEAVING, Job, Outcome, leave, serve
 
 
-@dataclass(frozen=True)
-class Job:
-    """Something for a worker to do: measure the ``base``, time an entry, do one of its cells or one of its trials.
-
-    Attributes:
-        seed: of a cell; of a trial its number.
-    """
-
-    kind: Literal["base", "timing", "cell", "trial"]
-    entry: str = ""
-    seed: int = 0
-
-    def __str__(self) -> str:
-        if self.kind == "base":
-            return "the base's evaluation"
-        if self.kind == "timing":
-            return f"timing {self.entry}"
-        return f"{self.entry}, {'trial' if self.kind == 'trial' else 'seed'} {self.seed}"
+class ProcessDied(UserError):
+    """A job that was cut off, because a process that did it is gone: nothing is wrong with the job itself."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a worker's job ended.
+@dataclass
+class Rank:
+    """One process of a worker, and this end of its pipe.
 
     Attributes:
-        status: ``refused`` for what the user can mend, ``failed`` for a bug.
-        result: of a job that is done: what it measured, or None for one that writes files.
-        reason: a line for the user if it was refused, a traceback if it failed.
+        outcome: of the worker's job, once this process has told it or died.
     """
 
-    status: Literal["done", "refused", "failed"]
-    result: Any = None
-    reason: str = ""
+    process: Any
+    pipe: Any
+    outcome: Outcome | None = None
 
 
 @dataclass
 class Worker:
-    """A process, this end of its pipe, what it was given to do, and what starts another in its place."""
+    """The processes of a run, by rank, what they were given to do, and what starts others in their place.
 
-    process: Any
-    pipe: Any
-    start: Callable[[], tuple[Any, Any]]
+    Attributes:
+        meeting: where its processes find one another; None for a single one.
+    """
+
+    start: Callable[[], tuple[list[Rank], Any]]
+    ranks: list[Rank]
+    meeting: Any
     job: Job | None = None
 
-    def start_again(self) -> None:
-        """Another process in the place of one that died."""
-        self.process, self.pipe = self.start()
+    def give(self, job: Job | None) -> None:
+        """Have it do a job, in new processes if one is gone; None for nothing."""
+        self.job = job
+        if job is None:
+            return
+        if not all(rank.process.is_alive() for rank in self.ranks):
+            end_processes([self])
+            self.ranks, self.meeting = self.start()
+        for rank in self.ranks:
+            rank.outcome = None
+            with contextlib.suppress(OSError):  # it died just now, which its pipe will tell
+                rank.pipe.send(job)
+
+    def told_of(self, rank: Rank, end: str) -> str:
+        """A line about one process's end."""
+        count = len(self.ranks)
+        name = "its process" if count == 1 else f"its process {self.ranks.index(rank)} of {count}"
+        return f"{self.job}: {name} {end}; {KEPT}"
 
 
 @contextlib.contextmanager
 def start_workers(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]]:
     """Start ``count`` workers for the block; whatever happens in it, none outlives it."""
-    # Read by OpenMP and MKL when a worker starts, so they must be set before it does.
+    # Read by OpenMP and MKL when a process starts, so they must be set before it does.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(plan.threads)
     workers: list[Worker] = []
@@ -94,15 +88,22 @@ def start_workers(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]
         try:
             for number in range(count):
                 start = functools.partial(_start, plan, folder, number)
-                workers.append(Worker(*start(), start))
+                workers.append(Worker(start, *start()))
             yield workers
         finally:
-            for worker in workers:
-                worker.process.terminate()
-            for worker in workers:
-                worker.process.join(LEAVING)
-                worker.process.kill()
-                worker.process.join()
+            end_processes(workers)
+
+
+def end_processes(workers: Sequence[Worker]) -> None:
+    """End all processes of some workers, and wait for their end."""
+    processes = [rank.process for worker in workers for rank in worker.ranks]
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + LEAVING
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+        process.kill()
+        process.join()
 
 
 def run_jobs(
@@ -111,6 +112,7 @@ def run_jobs(
     listener: Listener,
     after_each: Callable[[Job, Any], object],
     failed: Callable[[Job, str], None] | None = None,
+    died: Callable[[Job, str], None] | None = None,
 ) -> dict[Job, Any]:
     """Have jobs done, in their order, each by the next worker that is free.
 
@@ -118,168 +120,152 @@ def run_jobs(
         after_each: takes a job that is done and its result.
         failed: takes a job that was refused, had a bug or whose process died, and the reason in a line; the others go
             on. None to raise instead.
+        died: takes one whose process died, in the place of ``failed``.
 
     Returns:
         The result of each that is done.
 
     Raises:
-        UserError: a job that was refused, or whose process died.
+        UserError: a job that was refused.
+        ProcessDied: one of which a process died, or does not answer.
         RuntimeError: a bug in a job, with its traceback.
     """
     waiting, results = deque(jobs), dict[Job, Any]()
     for worker in workers:
-        _assign(worker, waiting)
-    while busy := {worker.pipe: worker for worker in workers if worker.job is not None}:
+        worker.give(_next(waiting))
+    while busy := {rank.pipe: (worker, rank) for worker in workers for rank in _awaited(worker)}:
         for pipe in connection.wait(list(busy), timeout=1):
-            worker = busy[pipe]
-            try:
-                outcome = _receive(worker, listener)
-            except (UserError, RuntimeError) as error:
-                if failed is None:
-                    raise
-                assert worker.job is not None
-                failed(worker.job, str(error))
+            worker, rank = busy[pipe]
+            if rank not in _awaited(worker):
+                continue  # what was heard of another has ended its job
+            _hear(rank, listener)
+            outcome, job = _ended(worker, listener), worker.job
+            if outcome is None:
+                continue
+            assert job is not None
+            if outcome.status == "done":
+                results[job] = outcome.result
+                after_each(job, outcome.result)
+            elif outcome.status == "died" and died is not None:
+                died(job, outcome.reason)
+            elif failed is None:
+                kinds = {"failed": RuntimeError, "died": ProcessDied}
+                raise kinds.get(outcome.status, UserError)(outcome.reason)
             else:
-                if outcome is None:
-                    continue
-                assert worker.job is not None
-                results[worker.job] = outcome.result
-                after_each(worker.job, outcome.result)
-            _assign(worker, waiting)
+                failed(job, outcome.reason)
+            worker.give(_next(waiting))
     return results
 
 
-def _start(plan: Plan, folder: Path, number: int) -> tuple[Any, Any]:
-    from dgpo_plugin.distributed.processor import bf16_is_ready
-
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    gpu = number if gpu_count() else None
-    process = context.Process(target=_serve, args=(theirs, plan, folder, bf16_is_ready(), gpu), daemon=True)
-    process.start()
-    theirs.close()  # or its end would not be seen here
-    return process, ours
+def _next(waiting: deque[Job]) -> Job | None:
+    return waiting.popleft() if waiting else None
 
 
-def _assign(worker: Worker, waiting: deque[Job]) -> None:
-    worker.job = waiting.popleft() if waiting else None
-    if worker.job is not None:
-        if not worker.process.is_alive():
-            worker.start_again()
-        try:
-            worker.pipe.send(worker.job)
-        except OSError as error:
-            raise _death_of(worker) from error
+def _awaited(worker: Worker) -> list[Rank]:
+    """The processes of a worker that have not told how its job ended."""
+    return [rank for rank in worker.ranks if rank.outcome is None] if worker.job is not None else []
 
 
-def _receive(worker: Worker, listener: Listener) -> Outcome | None:
-    """The outcome of a worker's job if it is over, else None; an event goes to the listener."""
+def _hear(rank: Rank, listener: Listener) -> None:
+    """Take what a process says: an event for the listener, its outcome, or that it died."""
     try:
-        message = worker.pipe.recv()
-    except (EOFError, OSError) as error:
-        raise _death_of(worker) from error
+        message = rank.pipe.recv()
+    except (EOFError, OSError):
+        rank.outcome = Outcome("died", reason=_death_of(rank))
+        return
     if isinstance(message, Event):
         listener.listen(message)
-        return None
+        return
     assert isinstance(message, Outcome)
-    if message.status == "refused":
-        raise UserError(message.reason)
-    if message.status == "failed":
-        raise RuntimeError(f"{worker.job}:\n{message.reason}")
-    return message
+    rank.outcome = message
 
 
-def _death_of(worker: Worker) -> UserError:
-    worker.process.join()
-    return UserError(f"{worker.job}: its process {how_it_ended(worker.process.exitcode)}; {KEPT}")
+def _ended(worker: Worker, listener: Listener) -> Outcome | None:
+    """How a worker's job ended, if it has: well if it did in all processes, else as the one says that knows most.
+
+    Processes that have lost another do not know why: that one is waited for. Where a job went wrong in one of several,
+    the others may still be in the middle of it, and all are ended.
+    """
+    if all(rank.outcome is not None and rank.outcome.status == "done" for rank in worker.ranks):
+        return worker.ranks[0].outcome
+    if all(rank.outcome is None or rank.outcome.status == "done" for rank in worker.ranks):
+        return None
+    until = time.monotonic() + LEAVING
+    while not _known(worker) and (silent := _awaited(worker)) and (left := until - time.monotonic()) > 0:
+        for pipe in connection.wait([rank.pipe for rank in silent], timeout=left):
+            _hear(next(rank for rank in silent if rank.pipe is pipe), listener)
+    outcome = _told(worker)
+    if len(worker.ranks) > 1:
+        end_processes([worker])
+    return outcome
 
 
-def _leave(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
+def _known(worker: Worker) -> bool:
+    """Whether a process has told, or shown, what went wrong."""
+    return any(rank.outcome is not None and rank.outcome.status in ("died", "refused") for rank in worker.ranks)
+
+
+def _told(worker: Worker) -> Outcome:
+    """How a job went wrong: a process that died says most, then a refusal, then a bug, then one that is silent."""
+    for status in ("died", "refused", "failed"):
+        for rank in worker.ranks:
+            if rank.outcome is not None and rank.outcome.status == status:
+                if status == "died":
+                    return Outcome("died", reason=worker.told_of(rank, rank.outcome.reason))
+                if status == "failed":
+                    return Outcome("failed", reason=f"{worker.job}:\n{rank.outcome.reason}")
+                return rank.outcome
+    silent = _awaited(worker)
+    if not silent:  # all lost the others, and none says why
+        return Outcome("died", reason=f"{worker.job}: its processes lost one another; {KEPT}")
+    return Outcome("died", reason=worker.told_of(silent[0], "did not answer within training.process_timeout"))
+
+
+def _start(plan: Plan, folder: Path, number: int) -> tuple[list[Rank], Any]:
+    """Start the processes of one worker."""
+    from dgpo_plugin.distributed.processor import bf16_is_ready
+
+    context, gpu = multiprocessing.get_context("spawn"), number if gpu_count() else None
+    meeting, places = _meeting_place(plan.processes)
+    ranks = []
+    for place in places:
+        ours, theirs = context.Pipe()
+        given = (theirs, plan, folder, bf16_is_ready(), gpu, place)
+        process = context.Process(target=serve, args=given, daemon=True)
+        process.start()
+        theirs.close()  # or its end would not be seen here
+        ranks.append(Rank(process, ours))
+    return ranks, meeting
+
+
+def _meeting_place(count: int) -> tuple[Any, list[dict[str, str]]]:
+    """Where so many processes find one another, kept in this one, and what each reads of it in its environment.
+
+    The variables are torchrun's, which accelerate's launcher starts, its agent's store among them
+    (torch/distributed/rendezvous.py, ``_create_c10d_store``): a port that is open already is nobody else's.
+    """
+    if count == 1:
+        return None, [{}]
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, though it is not in __all__
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+    }
+    return store, [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _death_of(rank: Rank) -> str:
+    rank.process.join()
+    return how_it_ended(rank.process.exitcode)
 
 
 @contextlib.contextmanager
 def signals_as_exit() -> Iterator[None]:
     """Let signals end the block in order, so that no worker outlives it."""
-    with handled(heeded(ENDING), _leave):
+    with handled(heeded(ENDING), leave):
         yield
-
-
-# ---- in the worker
-
-
-class _PipeListener:
-    """A listener that sends what it is told to the comparison's process."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-
-    def expect(self, forecast: object) -> None:
-        """Ignore it: a forecast is made from what the workers measure, not by them."""
-
-    def listen(self, event: Event) -> None:
-        self._pipe.send(event)
-
-
-def _serve(pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, gpu: int | None) -> None:
-    # A terminal's Ctrl-C reaches all, and so does its end; the comparison ends its workers.
-    for number in known(["SIGINT", "SIGHUP", "SIGUSR1"]):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_comparison, name="parent", daemon=True).start()
-    quieten()
-    if gpu is not None:
-        pin(gpu)
-    import torch
-
-    from dgpo_plugin.distributed.processor import trust_bf16
-
-    if bf16_is_ready:
-        trust_bf16()
-    torch.set_num_threads(plan.threads)
-    with contextlib.suppress(EOFError, OSError):  # the comparison is gone
-        while True:
-            pipe.send(_attempt(plan, folder, pipe.recv(), _PipeListener(pipe)))
-
-
-def _end_with_comparison() -> None:
-    """End this process as soon as the comparison's is gone, a killed one included; what is done has been saved."""
-    comparison = multiprocessing.parent_process()
-    assert comparison is not None
-    comparison.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(LEAVING)
-    os._exit(1)
-
-
-def _attempt(plan: Plan, folder: Path, job: Job, listener: Listener) -> Outcome:
-    try:
-        return Outcome("done", _perform(plan, folder, job, listener))
-    except UserError as error:
-        return Outcome("refused", reason=str(error))
-    except Exception as error:
-        if is_out_of_memory(error):
-            advice = "fewer --jobs, or a smaller training.micro_batch_size in the preset"
-            return Outcome("refused", reason=f"{job}: out of memory; give {advice}; {KEPT}")
-        if isinstance(error, OSError):
-            where = error.filename or "a file"
-            return Outcome("refused", reason=f"{job}: {where}: {reason(error)}; see to its disk; {KEPT}")
-        return Outcome("failed", reason=traceback.format_exc())
-
-
-def _perform(plan: Plan, folder: Path, job: Job, listener: Listener) -> Any:
-    if job.kind == "base":
-        from .base import measure_base
-
-        return measure_base(plan, folder)
-    if job.kind == "timing":
-        from .forecast import time_entry
-
-        return time_entry(plan, job.entry)
-    if job.kind == "trial":
-        from .tune import run_trial
-
-        return run_trial(plan, folder, job.entry, job.seed, listener)
-    from .cell import run_cell
-
-    return run_cell(plan, folder, job.entry, job.seed, listener)

@@ -16,7 +16,7 @@ from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.names import ALGORITHMS
 from dgpo_plugin.config.describe import allowed, in_yaml
 from dgpo_plugin.config.fields import RewardTerm
-from dgpo_plugin.training.metrics import METRICS, OF_REWARDS, PAIR_METRICS
+from dgpo_plugin.training.metrics import GUARD_METRICS, METRICS, OF_REWARDS, PAIR_METRICS
 
 DOCS = Path(__file__).parents[1] / "docs"
 MADE = "<!-- Made by tools/reference_pages.py; change the code's own descriptions, not this page. -->"
@@ -52,8 +52,13 @@ def _sections(
             which = section["properties"]["name"].get("const", "path/to/file.py:Algorithm")
             yield f"`{name}` with `name: {which}`", section
     elif "$ref" in field:
-        yield f"`{name}`", definitions[_definition(field)]
-    elif sections := [each for each in field["anyOf"] if "$ref" in each]:
+        section = definitions[_definition(field)]
+        yield f"`{name}`", section
+        for key, inner in section["properties"].items():
+            for each in inner.get("anyOf", []):
+                if "$ref" in each:
+                    yield f"`{name}.{key}`", definitions[_definition(each)]
+    elif sections := [each for each in field.get("anyOf", []) if "$ref" in each]:
         yield f"`{name}`", definitions[_definition(sections[0])]
     else:
         term = definitions[RewardTerm.__name__]
@@ -101,6 +106,7 @@ def metrics_page() -> str:
         "",
         *_metric_table(PAIR_METRICS),
     ]
+    lines += ["", "## Besides, after each look of `training.guard`", "", *_metric_table(GUARD_METRICS)]
     for algorithm in ALGORITHMS:
         lines += ["", f"## Besides, with `{algorithm}`", "", *_metric_table(ALGORITHMS.load(algorithm).METRICS)]
     return "\n".join(lines) + "\n"

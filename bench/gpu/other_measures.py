@@ -159,7 +159,7 @@ def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:
         few = {**preset.shared["training"], "prompts_per_iteration": 2, "group_size": 4}
         preset = preset.model_copy(update={"shared": {**preset.shared, "training": few}})
         prompts = {"test_prompts": 2, "validation_prompts": 1, "out_of_domain_prompts": 2, "images_per_prompt": 2}
-        size = size.model_copy(update={"seeds": 1, "evaluations": 6000, "schedule": (), **prompts})
+        size = size.model_copy(update={"seeds": 1, "evaluations": 6000, "flops": None, "schedule": (), **prompts})
     plan = Plan.of("shapes", preset, task, name, size, list(preset.algorithms), jobs=1)
     # Half of the cores, as most computers count each twice.
     plan = plan.model_copy(update={"threads": max(1, plan.threads // 2)})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dgpo_plugin.common.errors import UserError
 
 from ..pictures import KEYS, PICTURES_FILE, Pictures, read_pictures
-from ..records import BASE, NO_SEED, CellRecord, Results, read_results
+from ..records import BASE, NO_SEED, RESULTS_FILE, CellRecord, Results, read_results
 from .intervals import Array, headline_prompts
 
 Role: TypeAlias = Literal["in_domain", "out_of_domain"]
@@ -101,7 +101,7 @@ def read_comparison(folder: Path) -> Comparison:
     Raises:
         UserError: one of them cannot be read, or they do not belong together.
     """
-    results = read_results(folder / "results.json")
+    results = read_results(folder / RESULTS_FILE)
     return comparison_of(results, read_pictures(folder / PICTURES_FILE), folder / PICTURES_FILE)
 
 

@@ -108,7 +108,10 @@ def cost_table(comparison: Comparison) -> Table:
             for label in ("Iterations", "Optimizer steps", "Denoiser evaluations", "FLOPs", "Images scored")
         ),
         *(Column(part.replace("_", " ").capitalize(), f"Time, {unit}") for part in [*parts, "together"]),
-        *(Column(label) for label in ("GPU-hours", "Peak memory, GiB", "Evaluation, seconds", "Drift at the end")),
+        *(
+            Column(label)
+            for label in ("Processes", "GPU-hours", "Peak memory, GiB", "Evaluation, seconds", "Drift at the end")
+        ),
     ]
     rows = []
     for entry, group in cells.items():
@@ -120,6 +123,7 @@ def cost_table(comparison: Comparison) -> Table:
             *(_mean(trained, _end(axis), format_amount) for axis in _COUNTS),
             *(_mean(trained, _part(part), lambda v: f"{v / seconds:.{decimals}f}") for part in parts),
             _mean(trained, lambda c: c.checkpoints[-1].total_seconds, lambda v: f"{v / seconds:.{decimals}f}"),
+            _processes(trained),
             _mean(trained, lambda c: c.checkpoints[-1].total_seconds * c.processes / 3600, lambda v: f"{v:.3g}"),
             _mean(trained, lambda c: None if c.peak_memory is None else c.peak_memory / GIB, lambda v: f"{v:.2f}"),
             _mean(trained, lambda c: c.evaluation_seconds, lambda v: f"{v:.1f}"),
@@ -132,9 +136,15 @@ def cost_table(comparison: Comparison) -> Table:
         "Method",
         columns,
         rows,
-        about="Mean over the finished seeds. GPU-hours are training time times processes, whatever they ran on. "
+        about="Mean over the finished seeds. Processes are those of a run; GPU-hours are its training "
+        "time times them, whatever they ran on. "
         "Evaluation is outside the budget.",
     )
+
+
+def _processes(cells: Sequence[CellRecord]) -> str:
+    """Of a run: one number, or all that there were."""
+    return ", ".join(str(count) for count in sorted({cell.processes for cell in cells}))
 
 
 _COUNTS = ("iteration", "steps", "denoiser_evaluations", "flops", "images_scored")

@@ -33,6 +33,7 @@ class Path:
         index: of the entry, for its color, line and mark; -1 for the base.
         x, y: (E,) each.
         points: (x, y) of single seeds, drawn small; (K, 2).
+        intervals: (E, 2), what each point's upright line spans; NaN for none.
         strong: drawn thick, and last.
         end: whether the last point is a large mark.
     """
@@ -44,6 +45,7 @@ class Path:
     points: Array | None = None
     strong: bool = False
     end: bool = False
+    intervals: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def paths_figure(labels: Labels, paths: Sequence[Path], level: float | None = No
     """Lines with their seeds' points, and a dashed level across, as an <svg> element; text stays text."""
     xs = [value for path in paths for value in (*path.x, *(() if path.points is None else path.points[:, 0]))]
     ys = [value for path in paths for value in (*path.y, *(() if path.points is None else path.points[:, 1]))]
+    ys += [value for path in paths if path.intervals is not None for value in path.intervals.ravel() if value == value]
     ys += [] if level is None else [level]
     left, right = (0.0, max(max(xs), 1e-12) * 1.02) if labels.counts else value_span(xs)
     low, high = value_span(ys)
@@ -134,7 +137,8 @@ def value_span(values: Sequence[float]) -> tuple[float, float]:
     """The ends of an axis of values: around them with a margin, and not less than a fifth of the largest."""
     low, high = min(values), max(values)
     margin = 0.06 * (high - low)
-    least = max(LEAST_SPAN * max(abs(low), abs(high)), 1e-9)
+    largest = max(abs(low), abs(high))
+    least = max(LEAST_SPAN * largest, 1e-9) if largest else 1.0  # zeros alone say nothing of a scale
     half = max((high - low) / 2 + margin, least / 2)
     return (low + high) / 2 - half, (low + high) / 2 + half
 
@@ -172,6 +176,11 @@ def _path(path: Path, x: Scale, y: Scale) -> list[str]:
     color, parts = _color(path.index), []
     for first, second in () if path.points is None else path.points:
         parts.append(_mark(x(first), y(second), path.index, 1.8, opacity=0.55))
+    for at, (low, high) in zip(
+        path.x, () if path.intervals is None else path.intervals, strict=path.intervals is not None
+    ):
+        if low == low:
+            parts.append(_line([(x(at), y(low)), (x(at), y(high))], color, 4, "", opacity=0.3))
     line = [(x(a), y(b)) for a, b in zip(path.x, path.y, strict=True)]
     parts.append(_line(line, color, 2.6 if path.strong else 1.6, _dash(path.index)))
     parts += [_mark(a, b, path.index, 2.6) for a, b in line]

@@ -81,7 +81,7 @@ def ends_figure(comparison: Comparison, role: Role) -> str:
             interval = None if found.prompts is None else (found.prompts.low, found.prompts.high)
             rows.append(PointsRow(comparison.label(entry), index, found.points, found.mean, interval))
     title = f"{metric.label}, {ROLES[role].lower()}, by method and seed"
-    return points_figure(Labels(title, f"{ROLES[role]}: {_name(metric)}", "", counts=False), rows) if rows else ""
+    return points_figure(Labels(title, f"{ROLES[role]}: {metric_name(metric)}", "", counts=False), rows) if rows else ""
 
 
 def cost_figure(comparison: Comparison, axis: Axis, tag: str | None = None) -> str:
@@ -100,7 +100,7 @@ def cost_figure(comparison: Comparison, axis: Axis, tag: str | None = None) -> s
     base = on_curve(comparison, comparison.finished(BASE)[NO_SEED], "in_domain", headline, tag)
     metric = comparison.results.metrics[headline]
     title = f"{metric.label} against {unit}" + ("" if tag is None else f", {tag or 'no kind'}")
-    label = _name(metric) if tag is None else f"{tag or 'no kind'}: {_name(metric)}"
+    label = metric_name(metric) if tag is None else f"{tag or 'no kind'}: {metric_name(metric)}"
     paths = _paths(comparison, at)
     return paths_figure(Labels(title, unit, label), paths, base, "Base, best") if paths else ""
 
@@ -117,7 +117,7 @@ def drift_figure(comparison: Comparison) -> str:
 
     metric = comparison.results.metrics[headline]
     paths = [path for path in _paths(comparison, at) if len(path.x) > 1]
-    labels = Labels(f"{metric.label} against drift", "drift from the base", _name(metric))
+    labels = Labels(f"{metric.label} against drift", "drift from the base", metric_name(metric))
     return paths_figure(labels, paths) if paths else ""
 
 
@@ -161,8 +161,8 @@ def _tradeoff(comparison: Comparison, role: Role, metric: str) -> str:
     first, second = results.metrics[headline], results.metrics[metric]
     labels = Labels(
         f"{second.label}, {ROLES[role].lower()}, against {first.label}",
-        f"In domain: {_name(first)}",
-        f"{ROLES[role]}: {_name(second)}",
+        f"In domain: {metric_name(first)}",
+        f"{ROLES[role]}: {metric_name(second)}",
         counts=False,
     )
     return paths_figure(labels, paths)
@@ -192,7 +192,7 @@ def tuning_figure(comparison: Comparison) -> str:
             points = np.stack([numbers, values[known]], axis=1)
             paths.append(Path(record.label, index, numbers, best, points, entry == results.challenger))
     metric = results.metrics[results.task.headline]
-    labels = Labels("Best setting so far against trials", "settings tried", f"on validation: {_name(metric)}")
+    labels = Labels("Best setting so far against trials", "settings tried", f"on validation: {metric_name(metric)}")
     return paths_figure(labels, paths) if paths else ""
 
 
@@ -219,6 +219,6 @@ def _seeds(curves: Sequence[tuple[Array, Array]]) -> Array:
     return np.concatenate([np.stack(curve, axis=1) for curve in curves])
 
 
-def _name(metric: MetricRecord) -> str:
+def metric_name(metric: MetricRecord) -> str:
     """A metric's label and direction."""
     return f"{metric.label} ({BETTER[metric.better].partition(' ')[2]})"

@@ -62,7 +62,7 @@ def gallery(results: Results, folder: Path) -> Gallery:
         strips = []
         for index, path in enumerate(paths):
             stops = [index] if index + 1 < len(paths) else list(range(index, count))
-            strips.append(Strip(_data_uri(folder, path), stops, f"Samples of {title}, one per prompt: {prompts}"))
+            strips.append(Strip(data_uri(folder, path), stops, f"Samples of {title}, one per prompt: {prompts}"))
         entries.append((title, strips))
     return Gallery([_stop(results, index, count) for index in range(count)], entries)
 
@@ -74,7 +74,12 @@ def _stop(results: Results, index: int, count: int) -> str:
     return f"{costs.pop()} evaluations" if len(costs) == 1 else f"checkpoint {index}"
 
 
-def _data_uri(folder: Path, name: str) -> str:
+def data_uri(folder: Path, name: str) -> str:
+    """A picture of a folder as it stands in a page.
+
+    Raises:
+        UserError: it lies elsewhere, is missing, or is no PNG.
+    """
     path = folder / name
     try:
         inside = path.resolve().is_relative_to(folder.resolve())

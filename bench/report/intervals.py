@@ -18,6 +18,8 @@ Array: TypeAlias = NDArray[np.float64]
 RESAMPLES = 4_000
 LEAST_SEEDS = 5
 """Below so many seeds the spread between them says too little for an interval: the points alone are shown."""
+LEAST_PROMPTS = 8
+"""Below so many prompts a percentile bootstrap is far too narrow: nothing is drawn that was not among those few."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Estimate:
     Attributes:
         mean: over the prompts of each seed, then over seeds.
         points: the mean of each seed, in the order of the seeds.
-        prompts: the interval *these adapters, new prompts*; None with a single prompt.
+        prompts: the interval *these adapters, new prompts*; None with fewer than eight prompts.
         runs: the interval *a new run*; None with fewer than five seeds.
     """
 
@@ -96,9 +98,9 @@ def new_prompts(values: Array, tags: Sequence[str]) -> Interval | None:
         tags: (P,).
 
     Returns:
-        None for a single prompt.
+        None for fewer than eight prompts.
     """
-    if len(values) < 2:
+    if len(values) < LEAST_PROMPTS:
         return None
     low, high = np.percentile(_draws(tuple(tags)) @ values, [2.5, 97.5])
     return Interval(float(low), float(high))

@@ -202,7 +202,7 @@ def _runs(group: Sequence[Named]) -> dict[str, Any]:
     methods: dict[str, list[Any]] = {}
     for _, comparison, entry in entries:
         results = comparison.results
-        method = results.entries[entry].settings, results.budget.evaluations
+        method = results.entries[entry].settings, results.budget.evaluations, results.budget.flops
         methods.setdefault(comparison.label(entry), []).append(method)
     found: dict[str, list[float]] = {}
     for name, comparison, entry in entries:

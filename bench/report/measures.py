@@ -115,7 +115,7 @@ def _estimate(
             found = comparison.scores(first, name, metric)
             if second is not None:
                 found = found - comparison.scores(second, name, metric)
-            scores.append(_prompt_means(found[chosen]))
+            scores.append(prompt_means(found[chosen]))
         rows.append(np.array(scores).reshape(len(pairs), int(chosen.sum())))
     values = np.concatenate(rows, axis=1) if rows else np.empty((len(pairs), 0))
     values = values[np.isfinite(values).any(axis=1)]
@@ -125,7 +125,7 @@ def _estimate(
     return estimate(values[:, everywhere], [tag for tag, kept in zip(tags, everywhere, strict=True) if kept])
 
 
-def _prompt_means(scores: Array) -> Array:
+def prompt_means(scores: Array) -> Array:
     """The mean over the pictures of each prompt, (P,), of those that were measured; NaN where none was."""
     counts = np.isfinite(scores).sum(axis=1)
     sums: Array = np.where(np.isfinite(scores), scores, 0.0).sum(axis=1)

@@ -34,7 +34,7 @@ def format_interval(interval: Interval | None, signed: bool = False) -> str:
 def format_bounds(estimate: Estimate, signed: bool = False) -> str:
     """Both intervals of an estimate, each with its name, and why one is not there."""
     prompts, runs = format_interval(estimate.prompts, signed), format_interval(estimate.runs, signed)
-    first = f"new prompts {prompts}" if prompts else "one prompt, no interval"
+    first = f"new prompts {prompts}" if prompts else "too few prompts for an interval"
     few = f"{count(len(estimate.points), 'seed')}, a new run needs {LEAST_SEEDS}"
     return f"{first}; {f'a new run {runs}' if runs else few}"
 

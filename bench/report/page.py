@@ -167,7 +167,7 @@ def _values(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "settings_table": settings_table(comparison),
         "settings": {names[entry]: _yaml(record.settings) for entry, record in results.entries.items()},
         "published": yaml.safe_load((_HERE / "published.yaml").read_text(encoding="utf-8")),
-        "budget": f"size {results.budget.size}, {results.budget.evaluations:,} denoiser evaluations of training a run",
+        "budget": f"size {results.budget.size}, {results.budget} of training a run",
         "folder": folder.name or "FOLDER",
         "pictures_file": PICTURES_FILE,
     }

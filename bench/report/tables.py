@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from ..records import BASE, MetricRecord, passes
+from ..records import BASE, MetricRecord, TaskRecord, passes
 from .comparison import Comparison, Role, small_tags
 from .intervals import Estimate
 from .measures import best_of, difference, value, value_at
@@ -17,30 +17,40 @@ ROLES: dict[Role, str] = {"in_domain": "In domain", "out_of_domain": "Out-of-dom
 
 
 def columns_of(comparison: Comparison) -> list[tuple[str, Role, Column]]:
-    """Which metrics stand in the table of ends, and where: (metric, role, column), grouped by what they can show.
+    """Which metrics stand in the table of ends, and where."""
+    results = comparison.results
+    return columns_for(results.metrics, results.task.headline, lambda role, name: _measured(comparison, role, name))
+
+
+def columns_for(
+    metrics: Mapping[str, MetricRecord], headline: str, measured: Callable[[Role, str], bool]
+) -> list[tuple[str, Role, Column]]:
+    """Which metrics a table has, and where: (metric, role, column), grouped by what they can show.
 
     "Out of domain" means two things that are never one claim: other prompts, and metrics that were not trained on.
+
+    Args:
+        measured: whether a metric was measured on a role's prompts.
     """
-    results = comparison.results
     groups: dict[str, str] = {
         "untrained": "Metrics not trained on",
         "same data": "Metrics that learnt from the same data",
         "statistic": "Statistics of pictures",
     }
     found: list[tuple[str, Role, Column]] = []
-    names = [results.task.headline, *(name for name in results.metrics if name != results.task.headline)]
+    names = [headline, *(name for name in metrics if name != headline)]
     for role, group in ROLES.items():
         for name in names:
-            metric = results.metrics[name]
-            if (metric.relation == "trained" or name == results.task.headline) and _measured(comparison, role, name):
+            metric = metrics[name]
+            if (metric.relation == "trained" or name == headline) and measured(role, name):
                 found.append((name, role, Column(metric.label, group, _note(metric))))
     for relation, group in groups.items():
         for name in names:
-            metric = results.metrics[name]
-            if metric.relation != relation or name == results.task.headline:
+            metric = metrics[name]
+            if metric.relation != relation or name == headline:
                 continue
             for role in ROLES:
-                if _measured(comparison, role, name) and not (relation == "statistic" and role == "out_of_domain"):
+                if measured(role, name) and not (relation == "statistic" and role == "out_of_domain"):
                     column = Column(metric.label, group, f"{ROLES[role].lower()}; {_note(metric)}")
                     found.append((name, role, column))
     return found
@@ -51,7 +61,7 @@ def ends_table(comparison: Comparison) -> Table:
     columns = columns_of(comparison)
     rows = []
     for entry in [BASE, *comparison.results.entries]:
-        cells = [_value_cell(value(comparison, entry, role, metric)) for metric, role, _ in columns]
+        cells = [value_cell(value(comparison, entry, role, metric)) for metric, role, _ in columns]
         rows.append(Row(comparison.label(entry), cells, _row_note(comparison, entry), color_of(comparison, entry)))
     return Table(
         "Where everyone ended",
@@ -65,18 +75,20 @@ def ends_table(comparison: Comparison) -> Table:
 
 def gains_table(comparison: Comparison) -> Table:
     """Every entry less the untrained base, each at its best guidance, picture by picture."""
-    columns = columns_of(comparison)
+    results, columns = comparison.results, columns_of(comparison)
     rows = [
         Row(
             comparison.label(entry),
             [
-                _difference_cell(comparison, difference(comparison, entry, BASE, role, metric), metric, role)
+                difference_cell(
+                    results.metrics, results.task, difference(comparison, entry, BASE, role, metric), metric, role
+                )
                 for metric, role, _ in columns
             ],
             _row_note(comparison, entry),
             color_of(comparison, entry),
         )
-        for entry in comparison.results.entries
+        for entry in results.entries
     ]
     return Table(
         "Gain over the untrained base at its best guidance",
@@ -129,7 +141,7 @@ def guidance_table(comparison: Comparison, role: Role) -> Table:
         for guidance in sampling.guidances:
             moved = [(*place[:3], guidance) for place in places]
             found = value_at(comparison, moved, role, results.task.headline)
-            cells.append(_value_cell(found, strong=guidance in chosen))
+            cells.append(value_cell(found, strong=guidance in chosen))
         rows.append(Row(comparison.label(entry), cells, "", color_of(comparison, entry)))
     return Table(
         f"{results.metrics[results.task.headline].label} at every guidance, {ROLES[role].lower()}",
@@ -151,7 +163,7 @@ def tags_table(comparison: Comparison, role: Role) -> Table:
     small, entries = small_tags(comparison, role), [BASE, *results.entries]
     rows = []
     for tag, prompts in counts.items():
-        cells = [_value_cell(value(comparison, entry, role, results.task.headline, tag)) for entry in entries]
+        cells = [value_cell(value(comparison, entry, role, results.task.headline, tag)) for entry in entries]
         note = f"{prompts} prompts" + (", not in the headline" if tag in small else "")
         rows.append(Row(tag or "(no kind)", cells, note))
     columns = [Column(comparison.label(entry)) for entry in entries]
@@ -196,7 +208,8 @@ def _measured(comparison: Comparison, role: Role, metric: str) -> bool:
 
 def _note(metric: MetricRecord) -> str:
     arrow = BETTER[metric.better]
-    return f"{arrow}; {'trained on' if metric.relation == 'trained' else metric.relation}"
+    later = "; added later" if metric.added else ""
+    return f"{arrow}; {'trained on' if metric.relation == 'trained' else metric.relation}{later}"
 
 
 def _row_note(comparison: Comparison, entry: str) -> str:
@@ -212,22 +225,25 @@ def _points(estimate: Estimate, signed: bool = False) -> str:
     return "seeds " + " ".join(format_number(point, signed) for point in estimate.points)
 
 
-def _value_cell(found: Estimate | None, strong: bool = False) -> TableCell:
+def value_cell(found: Estimate | None, strong: bool = False) -> TableCell:
+    """A value, under it its interval and its seeds."""
     if found is None:
         return TableCell(NONE, "not measured")
     notes = [format_interval(found.prompts), _points(found)]
     return TableCell(format_number(found.mean), "; ".join(note for note in notes if note), strong)
 
 
-def _difference_cell(comparison: Comparison, found: Estimate | None, metric: str, role: Role) -> TableCell:
+def difference_cell(
+    metrics: Mapping[str, MetricRecord], task: TaskRecord, found: Estimate | None, metric: str, role: Role
+) -> TableCell:
+    """A difference, under it its intervals and what they show."""
     if found is None:
         return TableCell(NONE, "not measured")
     runs = format_interval(found.runs, signed=True)
     notes = [format_interval(found.prompts, signed=True), f"a new run {runs}" if runs else ""]
-    better = comparison.results.metrics[metric].better
+    better = metrics[metric].better
     if better != "none":
-        headline = metric == comparison.results.task.headline
-        margin = comparison.results.task.margin if headline and role == "out_of_domain" else None
+        margin = task.margin if metric == task.headline and role == "out_of_domain" else None
         notes.append(judge(found.reversed() if better == "lower" else found, margin))
     return TableCell(format_number(found.mean, signed=True), "; ".join(note for note in notes if note))
 

@@ -202,6 +202,11 @@ def cautions(comparison: Comparison) -> list[str]:
         for cell in results.cells
         if cell.status == "failed"
     ]
+    found += [
+        f"Alarm for reward hacking on validation prompts, {comparison.label(cell.entry)}, seed {cell.seed}, {alarm}."
+        for cell in results.cells
+        for alarm in cell.alarms
+    ]
     return found
 
 

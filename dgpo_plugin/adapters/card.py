@@ -37,6 +37,7 @@ class AdapterCard:
     reward_after: str
     optimizer_steps: str
     accepted: str
+    guard: str
     rank: str
     scale: str
     tensors: str
@@ -67,6 +68,7 @@ class AdapterCard:
             reward_after=_measured(header, "dgpo.reward_after"),
             optimizer_steps="; ".join(steps) or NOT_STATED,
             accepted=stated("dgpo.accepted"),
+            guard=stated("dgpo.guard"),
             rank=", ".join(map(str, file.ranks)) or NOT_STATED,
             scale=_scale_note(file),
             tensors=_tensors_note(file),

@@ -8,13 +8,15 @@ on the way: every tensor carries its number through the converter once more.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dgpo_plugin.adapters.kinds import ALPHA, LORA, Layer, by_kind, counted, is_for_text, lora_layers
 from dgpo_plugin.adapters.scale import alpha_scales
@@ -48,12 +50,22 @@ class Update:
     down: Tensor
     up: Tensor
 
-    def attach(self, strength: float) -> None:
-        """Have the layer add strength up(down(x)) to what it gives from here on."""
+    def attach(self, strength: float) -> RemovableHandle:
+        """Have the layer add strength up(down(x)) to what it gives, until what is returned takes it away."""
         if isinstance(self.layer, nn.Conv2d):
-            _attach_convolution(self.layer, self.down, self.up, strength)
-        else:
-            attach(cast(nn.Linear, self.layer), self.down, self.up, strength)
+            return _attach_convolution(self.layer, self.down, self.up, strength)
+        return attach(cast(nn.Linear, self.layer), self.down, self.up, strength)
+
+
+@contextlib.contextmanager
+def attached(updates: Sequence[Update], strength: float) -> Iterator[None]:
+    """Have a model run with an adapter at a strength for the block; at 0 it is the base, to the bit."""
+    handles = [update.attach(strength) for update in updates] if strength else []
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
@@ -200,7 +212,7 @@ def _shaped(module: nn.Module | None, down: Tensor, up: Tensor) -> tuple[Tensor,
     return None
 
 
-def _attach_convolution(layer: nn.Conv2d, down: Tensor, up: Tensor, scale: float) -> None:
+def _attach_convolution(layer: nn.Conv2d, down: Tensor, up: Tensor, scale: float) -> RemovableHandle:
     """As :func:`~dgpo_plugin.models.policy.attach` for a convolution: down with its stride and padding, up pointwise.
 
     As peft (peft/tuners/lora/layer.py, ``Conv2d``) and kohya (networks/lora.py) do it.
@@ -212,4 +224,4 @@ def _attach_convolution(layer: nn.Conv2d, down: Tensor, up: Tensor, scale: float
         inner = nn.functional.conv2d(x, down.to(x), stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
         return out + scale * nn.functional.conv2d(inner, up.to(x))
 
-    layer.register_forward_hook(add)
+    return layer.register_forward_hook(add)

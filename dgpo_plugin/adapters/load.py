@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dgpo_plugin.adapters.hashes import MODELSPEC, data_sha256, stated_hashes
 from dgpo_plugin.adapters.kinds import counted, is_down, is_for_text, is_matrix, kind_of
-from dgpo_plugin.adapters.layers import updates_for
+from dgpo_plugin.adapters.layers import Update, updates_for
 from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, OWN_ALPHA, ScaledTensors, fold_scale
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.files import read_text
@@ -163,18 +163,37 @@ def apply_adapter(model: Model, path: Path, *, strength: float | None = None, an
     with prefixed(f"adapter {path}"):
         if strength is not None and not math.isfinite(strength):
             raise UserError(f"strength {strength} draws no picture; give a number, 1 for as it was trained")
-        file = AdapterFile.read(path)
-        usable = file.usable
-        if not any_base:
-            _refuse_another_base(file, model)
-        updates = updates_for(model, usable.tensors)
-        if strength is None and usable.doubt:
+        file, updates = _matched(model, path, any_base=any_base)
+        doubt = file.usable.doubt
+        if strength is None and doubt:
             raise UserError(
-                f"the scale is unknown: {usable.doubt}; give it as the strength (--strength), 1 for as it is stored"
+                f"the scale is unknown: {doubt}; give it as the strength (--strength), 1 for as it is stored"
             )
         for update in updates:
             update.attach(1.0 if strength is None else strength)
     return file
+
+
+def match_adapter(model: Model, path: Path) -> tuple[AdapterFile, list[Update]]:
+    """Find the layers of a model that an adapter is for, strictly, and attach nothing.
+
+    Returns:
+        The file, and what :func:`~dgpo_plugin.adapters.layers.attached` takes; where the file's scale is unknown
+        (``usable.doubt``), strength 1 is as it is stored.
+
+    Raises:
+        UserError: as :func:`apply_adapter`, but for the scale.
+    """
+    with prefixed(f"adapter {path}"):
+        return _matched(model, path, any_base=False)
+
+
+def _matched(model: Model, path: Path, *, any_base: bool) -> tuple[AdapterFile, list[Update]]:
+    file = AdapterFile.read(path)
+    usable = file.usable
+    if not any_base:
+        _refuse_another_base(file, model)
+    return file, updates_for(model, usable.tensors)
 
 
 def _in_folder(folder: Path) -> Path:

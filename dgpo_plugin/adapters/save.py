@@ -37,6 +37,7 @@ class TrainingFacts:
         measured_on: what the evaluation prompts are, as in ``held-out prompts``; empty if that is not known.
         reward_before_note, reward_after_note: over how many pictures, where some could not be scored; else empty.
         accepted: what was changed knowingly while it went on, a text for each, free of folders.
+        guard: what the alarm for reward hacking said; empty for nothing.
         date: ISO 8601.
     """
 
@@ -49,14 +50,18 @@ class TrainingFacts:
     reward_before_note: str = ""
     reward_after_note: str = ""
     accepted: Sequence[str] = ()
+    guard: str = ""
     date: str = field(default_factory=creation_date)
 
     @property
     def reward_name(self) -> str:
         """What the card calls the reward, free of folders."""
-        label = self.config.reward_label if not self.reward else self.reward
+        return self.free_of_folders(self.config.reward_label if not self.reward else self.reward)
+
+    def free_of_folders(self, text: str) -> str:
+        """A text in which rewards' names may stand, as strangers may see it."""
         # With the configuration, whose paths may stand in it: one with spaces cannot be told from words.
-        return str(without_folders([label, self.config.model_dump(mode="json")])[0])
+        return str(without_folders([text, self.config.model_dump(mode="json")])[0])
 
 
 def export_adapter(policy: Policy, weights: Mapping[str, Tensor], path: Path, facts: TrainingFacts) -> None:
@@ -152,6 +157,8 @@ def _own_header(policy: Policy, facts: TrainingFacts) -> dict[str, str]:
         header["dgpo.reward_measured_on"] = facts.measured_on
     if facts.accepted:
         header["dgpo.accepted"] = "; ".join(facts.accepted)
+    if facts.guard:
+        header["dgpo.guard"] = facts.free_of_folders(facts.guard)
     if facts.reward_before is not None:
         header["dgpo.reward_before"] = f"{facts.reward_before:.6f}"
     if facts.reward_after is not None:

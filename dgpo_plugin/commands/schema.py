@@ -6,7 +6,7 @@ from typing import Any
 
 from dgpo_plugin.common.names import ALGORITHMS, WORLDS
 from dgpo_plugin.config.describe import description
-from dgpo_plugin.config.fields import AlgorithmConfig, RewardTerm, RunConfig
+from dgpo_plugin.config.fields import AlgorithmConfig, GuardConfig, RewardTerm, RunConfig
 from dgpo_plugin.prompts.registry import prompt_set_names
 from dgpo_plugin.rewards.registry import REWARDS
 
@@ -32,6 +32,8 @@ def json_schema() -> Schema:
     # Prompts and rewards, or pairs: which of the two is the algorithm's to say.
     schema["required"] = [key for key in schema["required"] if key not in ("prompts", "rewards")]
     schema["anyOf"] = [{"required": ["prompts", "rewards"]}, {"required": ["pairs"]}]
+    watched = definitions[GuardConfig.__name__]["properties"]
+    watched["metrics"] = {**_rewards(watched["metrics"]["description"], least=0), "default": {}}
     # Names are offered, and others allowed: files, folders, hub ids.
     definitions["ModelConfig"]["properties"]["path"]["examples"] = list(WORLDS)
     for key in ("train", "held_out"):
@@ -69,12 +71,12 @@ def _algorithm(definitions: Schema) -> Schema:
     }
 
 
-def _rewards(about: str) -> Schema:
-    """The key ``rewards``, with its short forms: a name, several, or each with its weight."""
+def _rewards(about: str, least: int = 1) -> Schema:
+    """The key ``rewards``, with its short forms: a name, several, or each with its weight; so many at least."""
     term = {"anyOf": [{"$ref": f"#/$defs/{RewardTerm.__name__}"}, {"type": "number"}, {"type": "null"}]}
     name = {"type": "string", "examples": list(REWARDS)}
-    labels = {"type": "object", "minProperties": 1, "properties": dict.fromkeys(REWARDS, term)}
+    labels = {"type": "object", "minProperties": least, "properties": dict.fromkeys(REWARDS, term)}
     return {
         "description": about,
-        "anyOf": [{**labels, "additionalProperties": term}, {"type": "array", "items": name, "minItems": 1}, name],
+        "anyOf": [{**labels, "additionalProperties": term}, {"type": "array", "items": name, "minItems": least}, name],
     }

@@ -81,16 +81,21 @@ def _same_generators(given_up: threading.Event) -> Iterator[None]:
 
 def _generators() -> Switches:
     """Python's, NumPy's and torch's, of each of this machine's accelerators."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    module = None if accelerator is None else torch.get_device_module(accelerator.type)
-    indices = range(0 if module is None else module.device_count())
-    return (
+    everywhere = (
         (random.getstate, random.setstate),
         (np.random.get_state, np.random.set_state),
         (torch.get_rng_state, torch.set_rng_state),
+    )
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return everywhere
+    module = torch.get_device_module(accelerator.type)
+    devices = range(module.device_count())
+    return (
+        *everywhere,
         *(
             (functools.partial(module.get_rng_state, n), functools.partial(module.set_rng_state, device=n))
-            for n in indices
+            for n in devices
         ),
     )
 

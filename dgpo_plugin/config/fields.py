@@ -17,6 +17,8 @@ from dgpo_plugin.config.around_training import CheckpointConfig as CheckpointCon
 from dgpo_plugin.config.around_training import EvaluationConfig as EvaluationConfig
 from dgpo_plugin.config.around_training import LoggingConfig as LoggingConfig
 from dgpo_plugin.config.around_training import PromptsConfig as PromptsConfig
+from dgpo_plugin.config.guard_fields import GuardConfig as GuardConfig
+from dgpo_plugin.config.guard_fields import refuse_trained
 from dgpo_plugin.config.learned_from import REWARDED, Need, PairsConfig, filled_in, misplaced
 from dgpo_plugin.config.reward_fields import Precision as Precision
 from dgpo_plugin.config.reward_fields import RewardDevice as RewardDevice
@@ -103,7 +105,10 @@ class LoraConfig(Section):
     """The adapter."""
 
     rank: int = Field(
-        64, ge=1, description="Columns of lora_B: how many directions the update of a layer's weights may have."
+        64,
+        ge=1,
+        le=2**16,
+        description="Columns of lora_B: how many directions the update of a layer's weights may have.",
     )
     alpha: float = Field(128, gt=0, description="The update is multiplied by alpha / rank.")
     init: Literal["kaiming", "gaussian"] = Field(
@@ -250,6 +255,9 @@ class TrainingConfig(Section):
         "(zero), on those of each group dealt out at random (shuffled), or on the best picture of each group alone "
         "(best).",
     )
+    guard: GuardConfig | None = Field(
+        None, description="An alarm for reward hacking, with the fields below; null for none, which costs nothing."
+    )
 
     def rate_at(self, share_done: float) -> float:
         """The learning rate after a share of the run, in [0, 1]."""
@@ -360,6 +368,12 @@ class RunConfig(Section):
         if problems := misplaced(self):
             raise ValueError("; ".join(problems))
         self.algorithm.check_rollout(self.rollout.steps, self.schedule)
+        if self.training.guard is not None:
+            if self.pairs is not None:
+                raise ValueError("training.guard watches what a reward does, and a run on pairs has none; leave it out")
+            if self.prompts.held_out is None:
+                raise ValueError("training.guard looks at validation prompts; name them in prompts.held_out")
+            refuse_trained(self.training.guard, self.rewards)
         return self
 
 

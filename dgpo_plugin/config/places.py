@@ -11,7 +11,7 @@ from typing import Any
 
 from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.common.user_file import is_from_file
-from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.fields import RewardTerm, RunConfig
 
 PROMPT_FILES = (".txt", ".jsonl")
 NO_PLACE_OPTIONS = ("model", "name")
@@ -53,6 +53,7 @@ def lost_places(config: RunConfig) -> dict[str, str]:
         "prompts.held_out": config.prompts.held_out or "",
         **pair_places(config),
         **{f"{judges_at(config)}.{label}.reward": term.name(label) for label, term in config.judged_by.items()},
+        **{f"training.guard.metrics.{label}.reward": term.name(label) for label, term in _watched(config).items()},
     }
     paths = {key: Path(file_and_name(place)[0]) for key, place in named.items()}
     return {key: str(path) for key, path in paths.items() if path.is_absolute() and not exists(path)}
@@ -106,20 +107,27 @@ def _moved(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
     def prompts(place: str | None) -> str | None:
         return change(place) if place and place.endswith(PROMPT_FILES) else named(place) if place else place
 
-    model = config.model.path
+    def terms(given: Mapping[str, RewardTerm]) -> dict[str, RewardTerm]:
+        moved = {}
+        for label, term in given.items():
+            own = named(term.name(label)) if is_from_file(term.name(label)) else term.reward
+            options = {key: _option(key, value, change) for key, value in term.options.items()}
+            moved[label] = term.model_copy(update={"reward": own, "options": options})
+        return moved
+
+    model, training = config.model.path, config.training
     model = named(model) if is_from_file(model) or model in WORLDS else change(model)
-    judges = {}
-    for label, term in config.judged_by.items():
-        own = named(term.name(label)) if is_from_file(term.name(label)) else term.reward
-        options = {key: _option(key, value, change) for key, value in term.options.items()}
-        judges[label] = term.model_copy(update={"reward": own, "options": options})
+    moved: dict[str, Any] = {}
     if config.rewards:
-        moved: dict[str, Any] = {"rewards": judges}
-    else:
-        moved = {"evaluation": config.evaluation.model_copy(update={"rewards": judges})}
+        moved["rewards"] = terms(config.rewards)
+    elif config.judged_by:
+        moved["evaluation"] = config.evaluation.model_copy(update={"rewards": terms(config.judged_by)})
     if config.pairs is not None:
         pairs = {key.removeprefix("pairs."): change(place) for key, place in pair_places(config).items()}
         moved["pairs"] = config.pairs.model_copy(update=pairs)
+    if training.guard is not None:
+        guard = training.guard.model_copy(update={"metrics": terms(training.guard.metrics)})
+        training = training.model_copy(update={"guard": guard})
     return config.model_copy(
         update={
             **moved,
@@ -127,9 +135,15 @@ def _moved(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
             "prompts": config.prompts.model_copy(
                 update={"train": prompts(config.prompts.train), "held_out": prompts(config.prompts.held_out)}
             ),
+            "training": training,
             "algorithm": config.algorithm.model_copy(update={"name": named(config.algorithm.name)}),
         }
     )
+
+
+def _watched(config: RunConfig) -> Mapping[str, RewardTerm]:
+    """The metrics of a run's guard; none without one."""
+    return {} if config.training.guard is None else config.training.guard.metrics
 
 
 def _option(key: str, value: Any, change: Callable[[str], str]) -> Any:

@@ -33,6 +33,10 @@ class FailedTogether(UserError):
     """A user error that all processes raise at the same place, so that they can still do something together."""
 
 
+class LostProcess(UserError):
+    """Another process is gone or does not answer; what it was that ended it, this one cannot know."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among ``count``; alone by default, and then nothing is sent anywhere.
@@ -94,7 +98,7 @@ class Processes:
 
         Raises:
             FailedTogether: it raised a UserError; on all of them.
-            UserError: another process is gone.
+            LostProcess: another process is gone.
         """
         problem: str | None = None
         if self.is_main:
@@ -134,10 +138,11 @@ def join_processes(timeout: float = PROCESS_TIMEOUT) -> Processes:
         timeout: seconds that a process waits for the others wherever they meet; the first call's holds.
 
     Raises:
-        UserError: the launcher started several, but they did not find each other.
+        UserError: the launcher started several, but they did not find each other, or one left before all were there.
     """
-    # accelerate looks for the others on CPUs only if it is told to.
-    state = PartialState(cpu=runs_on_cpu(), timeout=timedelta(seconds=timeout))
+    with _others_alive():
+        # accelerate looks for the others on CPUs only if it is told to.
+        state = PartialState(cpu=runs_on_cpu(), timeout=timedelta(seconds=timeout))
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != state.num_processes:
         raise UserError(
@@ -168,7 +173,7 @@ def _others_alive() -> Iterator[None]:
         if not _is_lost_connection(error):
             raise
         reason = str(error).splitlines()[0]
-        raise UserError(
+        raise LostProcess(
             f"another process is gone, or did not answer within training.process_timeout; see what it said before "
             f"({reason}); go on with dgpo resume"
         ) from error

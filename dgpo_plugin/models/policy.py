@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import peft
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.seeding import derive_seed
@@ -28,6 +29,8 @@ class AdapterLinear(peft.tuners.lora.Linear):  # type: ignore[misc]
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        # What joint attention cuts off its tokens is not contiguous, and torch would copy it for every product.
+        x = x.contiguous()
         out: Tensor = self.base_layer(x)
         if self._disable_adapters:
             return out
@@ -40,7 +43,7 @@ def _updated(out: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> 
     return torch.addmm(out.flatten(0, -2), inner.flatten(0, -2), up.to(x.dtype).t(), alpha=scale).view(out.shape)
 
 
-def attach(layer: nn.Linear, down: Tensor, up: Tensor, scale: float) -> None:
+def attach(layer: nn.Linear, down: Tensor, up: Tensor, scale: float) -> RemovableHandle:
     """Have a linear layer add scale up down x to what it gives, beside its own weights, whatever they are packed in.
 
     The numbers are those of training. Merged instead, a small update would be lost in half-precision weights, and
@@ -48,6 +51,9 @@ def attach(layer: nn.Linear, down: Tensor, up: Tensor, scale: float) -> None:
 
     Args:
         down, up: (r, inputs) and (outputs, r).
+
+    Returns:
+        What takes it away again.
     """
     down, up = down.to(layer.weight.device), up.to(layer.weight.device)
 
@@ -55,7 +61,7 @@ def attach(layer: nn.Linear, down: Tensor, up: Tensor, scale: float) -> None:
         x = given[0].to(out.dtype)
         return _updated(out, x, down.to(x.device), up.to(x.device), scale)
 
-    layer.register_forward_hook(add)
+    return layer.register_forward_hook(add)
 
 
 @dataclass(eq=False)

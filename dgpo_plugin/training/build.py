@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from dgpo_plugin.algorithms import algorithm_of
 from dgpo_plugin.algorithms.rollout import holds_whole_groups
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.device import runs_on_cpu
@@ -24,10 +24,12 @@ from dgpo_plugin.models.load import settled_model
 from dgpo_plugin.models.memory import shard
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.speed import compile_blocks
+from dgpo_plugin.models.text_cache import EncodedTexts
 from dgpo_plugin.rewards import RewardSet, load_rewards
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.checks import prompt_sets, tell_cut_prompts, try_rewards
 from dgpo_plugin.training.evaluation import HeldOut, call_prompts
+from dgpo_plugin.training.guard import Guard, guard_prompts
 from dgpo_plugin.training.preferred_pairs import PreferredPairs, held_out_pairs, preferred_pairs
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.trainer import Trainer
@@ -45,20 +47,18 @@ def build_trainer(
     Raises:
         UserError: whatever of it cannot be had here, before the model is loaded where that can be known.
     """
-    training = config.training
+    training, setting = config.training, config.training.guard
     processes = replace(join_processes(config.training.process_timeout), lockstep=config.model.shard)
     check_layout(config, processes.count)
     accelerator = _accelerator(config)
     sets, pairs = prompt_sets(config), preferred_pairs(config, processes)
     prompts = _add_prompts_of(pairs, sets)
     held_out = sets.get("prompts.held_out", prompts)
-    if rewards is None:
-        rewards = load_rewards(config.judged_by, config.scoring)
-        rewards.check(sets)
-        try_rewards(rewards, config.model, sets, processes)
-    else:
-        rewards.check(sets)
-    scorer = Scorer(rewards, failures, processes.rank if processes.count > 1 else None)
+    rewards = checked_rewards(config, rewards, sets, processes)
+    watched = [] if setting is None else guard_prompts(prompts, held_out, setting)
+    metrics = guard_metrics(config, watched, processes)
+    rank = processes.rank if processes.count > 1 else None
+    scorer = Scorer(rewards, failures, rank)
     config = settle_precision(config, accelerator.device, processes)
     model = load_model(config.model, accelerator.device, place=False) if model is None else model
     refuse_seams(model, config.model)
@@ -68,6 +68,7 @@ def build_trainer(
     evaluated = held_out[: max(config.evaluation.images, config.logging.sample_images)]
     evaluated += [pair.prompt for pair in pairs.held_out] if pairs is not None else []
     groups = PromptGroups(model, prompts, evaluated, training.prompts_per_iteration, training.seed)
+    watched_texts = EncodedTexts(model, ["", *(prompt.text for prompt in watched)]) if watched else groups.encoded
     policy = Policy(model, config.lora, training.seed, groups.encoded[[""]])
     if config.model.shard:
         shard(model.denoiser, list(policy.parameters.values()), accelerator.device)
@@ -79,17 +80,23 @@ def build_trainer(
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     size, called = training.micro_batch_size, call_prompts(prompts, sets.get("prompts.held_out"))
     algorithm = algorithm_of(config.algorithm)(config.algorithm, policy, processes, size, accelerator.backward)
-    parameters, rate = list(policy.parameters.values()), training.learning_rate
+    optimizer = torch.optim.AdamW(
+        list(policy.parameters.values()), lr=training.learning_rate, weight_decay=training.weight_decay
+    )
+    measured = HeldOut(policy, scorer, held_out, groups, config.evaluation, processes, size or BATCH_SIZE, called)
+    watching = Scorer(metrics, failures, rank)
+    guard = None if setting is None else Guard(setting, measured, watching, watched, watched_texts, training.seed)
     return Trainer(
         config=config,
         policy=policy,
         algorithm=algorithm,
         scorer=scorer,
         groups=groups,
-        held_out=HeldOut(policy, scorer, held_out, groups, config.evaluation, processes, size or BATCH_SIZE, called),
-        optimizer=torch.optim.AdamW(parameters, lr=rate, weight_decay=training.weight_decay),
+        held_out=measured,
+        optimizer=optimizer,
         accelerator=accelerator,
         processes=processes,
+        guard=guard,
         pairs=pairs,
         held_out_pairs=held_out_pairs(pairs, algorithm, groups),
     )
@@ -101,6 +108,38 @@ def _add_prompts_of(pairs: PreferredPairs | None, sets: dict[str, list[Prompt]])
         return sets["prompts.train"]
     sets.setdefault("prompts.held_out", pairs.evaluated)  # what evaluation.rewards have to judge
     return pairs.prompts
+
+
+def checked_rewards(
+    config: RunConfig, rewards: RewardSet | None, sets: dict[str, list[Prompt]], processes: Processes
+) -> RewardSet:
+    """The rewards of a run, loaded unless they are, which can judge its prompts.
+
+    Raises:
+        UserError: one cannot be had, cannot judge a prompt, or fails when it is tried.
+    """
+    loaded = load_rewards(config.judged_by, config.scoring) if rewards is None else rewards
+    loaded.check(sets)
+    if rewards is None:
+        try_rewards(loaded, config.model, sets, processes)
+    return loaded
+
+
+def guard_metrics(config: RunConfig, prompts: list[Prompt], processes: Processes) -> RewardSet:
+    """The rewards that a run's guard watches and does not train on, loaded and tried; none where it has none.
+
+    Args:
+        prompts: that the guard looks at.
+
+    Raises:
+        UserError: one misses its package, its weights or its server, or cannot judge a prompt.
+    """
+    named = {} if config.training.guard is None else config.training.guard.metrics
+    with prefixed("training.guard"):
+        metrics = load_rewards(named, config.scoring)
+        metrics.check({"prompts.held_out": prompts})
+        try_rewards(metrics, config.model, {"prompts.held_out": prompts}, processes)
+    return metrics
 
 
 def settle_precision(

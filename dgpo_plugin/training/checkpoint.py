@@ -23,13 +23,14 @@ from torch import Tensor
 from dgpo_plugin.common.errors import UserError, resume_command
 from dgpo_plugin.common.files import read_bytes, reason
 from dgpo_plugin.training.accept import Change
+from dgpo_plugin.training.guard import GuardState
 from dgpo_plugin.training.identity import RunIdentity
 
 FOLDER = "checkpoints"
 TENSORS, STATE = "state.safetensors", "state.json"
 HALF, GONE = ".tmp", ".gone"
 """Ends of the hidden names that a checkpoint has while it is written, and while it is removed."""
-FORMAT = 3
+FORMAT = 4
 """Of what is written; another one's checkpoints are not read."""
 
 
@@ -45,6 +46,7 @@ class Progress(BaseModel):
         accepted: what was changed knowingly, in order.
         started: when the run was, ISO 8601.
         gradient_scaler: of fp16 training; empty otherwise.
+        guard: what the alarm for reward hacking has seen.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +59,7 @@ class Progress(BaseModel):
     accepted: tuple[Change, ...] = ()
     started: str
     gradient_scaler: dict[str, float] = {}
+    guard: GuardState = GuardState()
 
 
 class _State(BaseModel):
@@ -96,7 +99,8 @@ def save_checkpoint(
     """Write a checkpoint under ``run`` and prune the others to the ``keep`` newest and the best.
 
     Raises:
-        UserError: the disk is full or cannot be written; the checkpoints from before are as they were.
+        UserError: the disk is full or cannot be written, or the run's folder is gone; the checkpoints from before are
+            as they were.
     """
     folder = run / FOLDER
     final = folder / f"{progress.iteration:06d}"
@@ -107,7 +111,8 @@ def save_checkpoint(
     state = _State(format=FORMAT, identity=identity, progress=progress, tensors_sha256=digest).signed()
     try:
         remove_halves(run)
-        temporary.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)  # and not the run's own, which somebody may have moved away meanwhile
+        temporary.mkdir()
         write_synced(temporary / TENSORS, blob)
         write_synced(temporary / STATE, (state.model_dump_json(indent=1) + "\n").encode())
         _sync_folder(temporary)

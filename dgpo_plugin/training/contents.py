@@ -8,13 +8,13 @@ from typing import Any
 
 from dgpo_plugin.common.content import path_hash
 from dgpo_plugin.common.user_file import is_from_file, loaded_hash
-from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.fields import RewardTerm, RunConfig
 from dgpo_plugin.config.places import exists, is_url, judges_at, may_be_path
 from dgpo_plugin.rewards import RewardSet
 
 
 def contents_of(config: RunConfig, rewards: RewardSet) -> dict[str, str]:
-    """What the places of an algorithm and of rewards' options hold, by the key that names them.
+    """What the places of an algorithm, of rewards' options and of a guard that stops hold, by the key that names them.
 
     That is the SHA-256 of a file or a folder, and of what a server's address leads to what it serves.
 
@@ -29,11 +29,29 @@ def contents_of(config: RunConfig, rewards: RewardSet) -> dict[str, str]:
         found["algorithm.name"] = loaded_hash([config.algorithm.name])
     for label, term in config.judged_by.items():
         title = rewards.members[label].reward.title if label in rewards.members else ""
-        for key, value in option_values(term.options, f"{judges_at(config)}.{label}.options."):
-            if is_url(value):
-                found[key] = title
-            elif isinstance(value, str) and may_be_path(_word(key), value) and exists(Path(value)):
-                found[key] = path_hash(Path(value), f"reward {label}'s {_word(key)}")
+        found |= _of_options(f"{judges_at(config)}.{label}", label, term, title)
+    guard = config.training.guard
+    for label, term in guard.metrics.items() if guard is not None and guard.stop else ():
+        key = f"training.guard.metrics.{label}"
+        found |= _of_options(key, label, term, "")
+        if is_from_file(term.name(label)):
+            found[f"{key}.reward"] = loaded_hash([term.name(label)])
+    return found
+
+
+def _of_options(key: str, label: str, term: RewardTerm, title: str) -> dict[str, str]:
+    """What the places in one reward's options hold.
+
+    Args:
+        key: of the reward.
+        title: what it says of itself, in the place of a server's content.
+    """
+    found = {}
+    for option, value in option_values(term.options, f"{key}.options."):
+        if is_url(value):
+            found[option] = title
+        elif isinstance(value, str) and may_be_path(_word(option), value) and exists(Path(value)):
+            found[option] = path_hash(Path(value), f"reward {label}'s {_word(option)}")
     return found
 
 

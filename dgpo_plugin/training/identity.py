@@ -141,7 +141,7 @@ def differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Iterat
         ("reward", "reward's file", then.rewards_sha256, now.rewards_sha256, "the reward's file is not the one"),
     ]
     for key in sorted(places):
-        part = {"rewards": "reward", "evaluation": "evaluation"}.get(key.partition(".")[0], "algorithm")
+        part = "reward" if key.startswith("rewards.") else key.partition(".")[0]
         told = f"{key} does not lead to the content"
         hashes.append((part, key, then.contents.get(key, ""), now.contents.get(key, ""), told))
     for part, what, old, new, told in hashes:
@@ -175,12 +175,15 @@ def bound_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     algorithm = {**config.get("algorithm", {})}
     if is_from_file(name := str(algorithm.get("name", ""))):
         algorithm["name"] = name.rpartition(":")[2]
+    training = {**config.get("training", {})}
+    training["guard"] = _bound_guard(training.get("guard"), shared)
     values = {
         **config,
         "rewards": rewards,
         "evaluation": evaluation,
         "algorithm": algorithm,
         "scoring": {"aggregate": shared.get("aggregate")},
+        "training": training,
     }
     return {key: value for key, value in _flat(values).items() if not key.startswith((*MAY_CHANGE, *PLACES))}
 
@@ -195,6 +198,14 @@ def _bound_reward(label: str, term: Mapping[str, Any], shared: Mapping[str, Any]
         "options": dict(option_values(options)),
         "precision": term.get("precision") or shared.get("precision"),
     }
+
+
+def _bound_guard(guard: Any, shared: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A guard as far as it can change what a run leaves: not at all, unless it stops the run."""
+    if not isinstance(guard, Mapping) or not guard.get("stop"):
+        return None
+    metrics = guard.get("metrics") or {}
+    return {**guard, "metrics": {label: _bound_reward(label, term, shared) for label, term in metrics.items()}}
 
 
 def rounding_notes(then: RunIdentity, now: RunIdentity) -> list[str]:

@@ -139,6 +139,31 @@ METRICS = (
     ),
 )
 
+GUARD_METRICS = (
+    Metric(
+        "guard/NAME",
+        "that metric's",
+        "Of the reward, sharpness, diversity and each of training.guard.metrics (times its weight): the mean over the "
+        "guard's validation prompts of the evaluation weights' value less the base's, paired by prompt and noise.",
+        "guard/reward rises, the others stay within three standard errors of 0.",
+    ),
+    Metric(
+        "guard_error/NAME",
+        "that metric's",
+        "Standard error of that mean, prompts being the clusters.",
+        "Small against what matters; more training.guard.prompts make it smaller.",
+    ),
+    Metric(
+        "guard_alarm",
+        "0 or 1",
+        "Whether this look raised an alarm: one thing more than three standard errors below the base, for the second "
+        "look in a row, with the reward above it, and for the first time in the run.",
+        "0.",
+    ),
+    Metric("guard_seconds", "seconds", f"The look, {OWN_PROCESS}; not part of seconds.", "Steady."),
+)
+"""What the lines of those iterations have besides after which ``training.guard`` looks."""
+
 
 PAIR_METRICS = (
     Metric(

@@ -200,7 +200,8 @@ def _denoiser_bytes(model: Model, config: RunConfig) -> int:
 def _reward_bytes(config: RunConfig) -> int:
     """Weights of our rewards' networks, which score beside the sampling; what a user's own takes is not known."""
     size = 0
-    for label, term in config.judged_by.items():
+    guard = config.training.guard
+    for label, term in [*config.judged_by.items(), *({} if guard is None else guard.metrics).items()]:
         scoring = term.scoring(config.scoring)
         if scoring.device != "cpu":
             size += REWARDS.get(term.name(label)).parameters * DTYPES[scoring.precision].itemsize

@@ -25,6 +25,7 @@ from dgpo_plugin.training.accept import MEASURED_WITH, Change, parts_named, refu
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from dgpo_plugin.training.contents import contents_of
+from dgpo_plugin.training.guard import COPY, GuardState, guard_lines, stopped_line, without_copy
 from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan, rounding_notes
 from dgpo_plugin.training.pair_files import pairs_hash
 from dgpo_plugin.training.progress import overlap_lines, progress_bar, record_lines
@@ -166,7 +167,7 @@ def _run(
     with training_ended(trainer.accelerator):
         with contextlib.suppress(StopNow):
             _iterate(trainer, folder, console, identity, start, trackers, watch)
-            if trainer.iteration >= config.training.iterations:
+            if trainer.iteration >= config.training.iterations or trainer.stopped:
                 after, done = trainer.held_out_reward() if trainer.is_judged else None, True
         trainer.processes.on_main(lambda: _export(trainer, folder, start, after, console))
     if not done:
@@ -174,6 +175,8 @@ def _run(
             f"stopped after iteration {trainer.iteration} of {config.training.iterations}, all of it saved; "
             f"go on with: {resume_command(folder.path)}"
         )
+    if trainer.guard is not None and trainer.stopped:
+        console.print(stopped_line(trainer.guard), soft_wrap=True, highlight=False)
     measured = "" if after is None else f"{name} {_reward_before(start)} -> {after} in "
     if trainer.held_out_pairs is not None:
         found = trainer.held_out_pairs.measure(trainer.average_now())
@@ -210,6 +213,7 @@ def progress_of(trainer: Trainer) -> Progress:
         steps=trainer.steps,
         started=creation_date(),
         gradient_scaler={} if scaler is None else dict(scaler.state_dict()),
+        guard=GuardState() if trainer.guard is None else trainer.guard.state,
     )
 
 
@@ -217,6 +221,8 @@ def restore_run(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Become the run that a checkpoint was taken of."""
     progress, scaler = checkpoint.progress, trainer.accelerator.scaler
     trainer.restore(checkpoint.tensors, progress.iteration, progress.steps)
+    if trainer.guard is not None:
+        trainer.guard.restore(progress.guard, checkpoint.tensors.get(COPY, {}))
     if scaler is not None and progress.gradient_scaler:
         scaler.load_state_dict(dict(progress.gradient_scaler))
 
@@ -227,7 +233,7 @@ def _go_on(
     """Become the run of a checkpoint, if it is this one but for what is accepted; say that, and a moved end."""
     progress = checkpoint.progress
     differences = check_same_run(checkpoint.identity, identity, checkpoint.path, progress.iteration, accepted)
-    refuse_misfit(checkpoint.tensors, trainer.state(), checkpoint.path)
+    refuse_misfit(without_copy(checkpoint.tensors), without_copy(trainer.state()), checkpoint.path)
     changes = [Change.accepted(difference, progress.iteration) for difference in differences]
     for change in changes:
         console.print(f"accepted: {change}", soft_wrap=True, highlight=False)
@@ -258,7 +264,7 @@ def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: HeldOut
         console.print(f"the adapter is all zeros and changes nothing: {why_zero(trainer, folder)}", soft_wrap=True)
     facts = TrainingFacts(
         trainer.config,
-        trainer.steps,
+        trainer.exported_steps,
         reward=trainer.scorer.rewards.title,
         reward_before=start.reward_before,
         reward_after=None if after is None else after.value,
@@ -266,6 +272,7 @@ def _export(trainer: Trainer, folder: RunFolder, start: Progress, after: HeldOut
         reward_before_note=start.reward_before_note,
         reward_after_note="" if after is None else after.note,
         accepted=[str(change) for change in start.accepted],
+        guard="" if trainer.guard is None else trainer.guard.told,
         date=start.started,
     )
     folder.check_there()
@@ -316,12 +323,15 @@ def _iterate(
                 bar.update(task, advance=1)
                 for line in record_lines(record, trainer.algorithm.METRICS, config, folder.failures):
                     bar.console.print(line, highlight=False, soft_wrap=True)
+                for line in guard_lines(trainer.guard, trainer.iteration):
+                    bar.console.print(line, highlight=False, soft_wrap=True)
                 if logging.sample_every and trainer.iteration % logging.sample_every == 0:
                     _save_samples(trainer, folder)
                 if watch is not None:
                     watch(trainer, record)
                 stop = bool(processes.sum(torch.tensor(float(len(signals)), device=trainer.policy.device)))
-                if stop or trainer.iteration % config.checkpoint.every == 0 or trainer.iteration == total:
+                last = trainer.iteration == total or trainer.stopped
+                if stop or last or trainer.iteration % config.checkpoint.every == 0:
                     saved = trainer.iteration  # or that it was tried
                     save()
                 if stop:
@@ -344,7 +354,7 @@ def _log(folder: RunFolder, trackers: Trackers, record: dict[str, float]) -> Non
 
 def _save(trainer: Trainer, folder: RunFolder, identity: RunIdentity, told: Progress) -> None:
     """Write a checkpoint of where the run is; what does not move with the iterations is as in ``told``."""
-    told_of = {name: value for name, value in told if name not in ("iteration", "steps", "gradient_scaler")}
+    told_of = {name: value for name, value in told if name not in ("iteration", "steps", "gradient_scaler", "guard")}
     progress = progress_of(trainer).model_copy(update=told_of)
     keep = trainer.config.checkpoint.keep
     state = trainer.state()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -14,13 +16,33 @@ from dgpo_plugin.common.signals import ENDING, handled, heeded, known
 
 STOPPING = ("SIGINT", *ENDING)
 """Signals that end a run after the iteration under way."""
+AGAIN = 0.01
+"""Seconds until an interrupt that could not be raised comes again."""
 
 
 @contextlib.contextmanager
 def as_interrupts() -> Iterator[None]:
-    """Signals that ask to stop, each as Ctrl-C, where there is no iteration to end first: while a run loads, say."""
-    with handled(_stopping(), _interrupt):
-        yield
+    """Signals that ask to stop, each as Ctrl-C, where there is no iteration to end first: while a run loads, say.
+
+    One that comes while Python destroys an object, where it can only print what is raised and go on, comes once more.
+    """
+    before, again = sys.unraisablehook, list[threading.Timer]()
+
+    def unraisable(found: sys.UnraisableHookArgs) -> None:
+        if not isinstance(found.exc_value, KeyboardInterrupt):
+            before(found)
+            return
+        again.append(threading.Timer(AGAIN, _thread.interrupt_main))  # not at once, which would be in the destruction
+        again[-1].start()
+
+    sys.unraisablehook = unraisable
+    try:
+        with handled(_stopping(), _interrupt):
+            yield
+    finally:
+        sys.unraisablehook = before
+        for timer in again:
+            timer.cancel()
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

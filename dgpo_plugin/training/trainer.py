@@ -29,6 +29,7 @@ from dgpo_plugin.models.policy import Evaluations, Policy, move_towards
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.control import controlled
 from dgpo_plugin.training.evaluation import HeldOut, gather_scores
+from dgpo_plugin.training.guard import COPY, Guard
 from dgpo_plugin.training.preferred_pairs import HeldOutPairs, PreferredPairs, as_rollout
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.unscored import HeldOutMean, refuse_too_many, reward_record
@@ -66,6 +67,7 @@ class Trainer:
         held_out: what it is measured on.
         pairs: preferred ones that it is trained on, instead of rollouts and rewards; None where it is not.
         held_out_pairs: those that it is measured on besides; None for none.
+        guard: its alarm for reward hacking; None for none.
         evaluation_weights: the averaged copy of the adapter; what is evaluated and exported is :meth:`average_now`.
         iteration: iterations done.
         steps: optimizer steps done.
@@ -82,6 +84,7 @@ class Trainer:
     processes: Processes
     pairs: PreferredPairs | None = None
     held_out_pairs: HeldOutPairs | None = None
+    guard: Guard | None = None
     iteration: int = 0
     steps: int = 0
 
@@ -96,6 +99,16 @@ class Trainer:
         """The frozen base."""
         return self.policy.model
 
+    @property
+    def stopped(self) -> bool:
+        """Whether an alarm has ended the run: what it leaves is the best of the guard's looks."""
+        return self.guard is not None and self.guard.stopped
+
+    @property
+    def exported_steps(self) -> int:
+        """Optimizer steps that the weights of :meth:`average_now` have had."""
+        return self.guard.state.best_steps if self.guard is not None and self.guard.stopped else self.steps
+
     def iterations(self, share_done: Callable[[], float] | None = None) -> Iterator[dict[str, float]]:
         """Train on from where the run is, yielding one record an iteration (the line of ``metrics.jsonl``).
 
@@ -103,13 +116,15 @@ class Trainer:
             share_done: how much of the run is done, in [0, 1], if something else than its number of iterations says so:
                 the learning rate follows it, and at 1 the run ends.
         """
-        training = self.config.training
+        training, guard = self.config.training, self.guard
 
         def by_iterations() -> float:
             return self.iteration / training.iterations
 
         done = share_done or by_iterations
-        while done() < 1:
+        if guard is not None and not guard.stopped:
+            guard.measure_base()
+        while done() < 1 and not self.stopped:
             for group in self.optimizer.param_groups:
                 group["lr"] = training.rate_at(done())
             # Whatever draws from the global generators (a reward, dropout) draws the same in a resumed run.
@@ -118,6 +133,8 @@ class Trainer:
             self.iteration += 1
             if self.held_out_pairs is not None and (self._draws_samples or done() >= 1):
                 record |= self.held_out_pairs.measure(self.average_now())
+            if guard is not None and guard.is_due(self.iteration):
+                record |= guard.look(self.iteration, self.steps, self.average_now())
             yield record
 
     @property
@@ -274,8 +291,10 @@ class Trainer:
         """The evaluation weights as if a refresh were due now: what is evaluated and exported.
 
         It is a copy, which the run's state never sees. Without it a run of fewer steps than ``training.ema_every``
-        would end as it began.
+        would end as it began. Of a run that an alarm has ended they are those of the guard's best look.
         """
+        if self.guard is not None and self.guard.stopped:
+            return {name: tensor.clone() for name, tensor in self.guard.best.items()}
         average = {name: tensor.clone() for name, tensor in self.evaluation_weights.items()}
         if average_kept(self.config.training, self.steps) == 1 and self.steps:
             move_towards(average, self.policy.parameters, refresh_kept(self.config.training, self.steps))
@@ -308,13 +327,14 @@ class Trainer:
             for moment in ("step", "exp_avg", "exp_avg_sq")
         }
         weights = {name: p.detach() for name, p in parameters.items()}
-        return {"policy": weights, "evaluation": self.evaluation_weights, **self.algorithm.state(), **moments}
+        kept = {} if self.guard is None else self.guard.tensors()
+        return {"policy": weights, "evaluation": self.evaluation_weights, **self.algorithm.state(), **moments, **kept}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Mapping[str, Tensor]], iteration: int, steps: int) -> None:
         """Become the run that ``state()`` was taken from."""
         for copy, tensors in self.state().items():
-            if copy.startswith("optimizer."):
+            if copy.startswith("optimizer.") or copy == COPY:  # the guard's is restored with what it remembers
                 continue
             for name, tensor in tensors.items():
                 tensor.copy_(state[copy][name])

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 
 from dgpo_bench.base import base_pictures_file, measure_base
 from dgpo_bench.cell import read_cell, run_cell
+from dgpo_bench.kept import check_kept
 from dgpo_bench.pictures import PICTURES_FILE, read_pictures
 from dgpo_bench.plan import Event, Forecast, Plan, base_file, cell_file, run_folder
 from dgpo_bench.preset import load_preset
+from dgpo_bench.records import KEPT_FOLDER
 from dgpo_plugin.common.errors import UserError
 from tests.bench.test_compare import EVALUATIONS, small_preset
 
@@ -45,6 +47,7 @@ def test_a_cell_killed_half_way_goes_on_from_its_last_evaluation(tmp_path: Path)
     """Equal evaluations make it exact: adapter and pictures are those of a cell that was not killed, bit for bit."""
     preset, task = load_preset(small_preset(tmp_path))
     plan = Plan.of("small", preset, task, "quick", preset.sized("quick", 1, EVALUATIONS), ["dgpo"], jobs=1)
+    plan = plan.model_copy(update={"keep_pictures": True})
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     measure_base(plan, whole)
     broken.mkdir()
@@ -67,6 +70,11 @@ def test_a_cell_killed_half_way_goes_on_from_its_last_evaluation(tmp_path: Path)
     assert len(tables[0]) == len(tables[1]) > 0
     for name in tables[0].metrics:
         np.testing.assert_array_equal(tables[0].metrics[name], tables[1].metrics[name])
+    assert tables[0].sha256 is not None
+    np.testing.assert_array_equal(tables[0].sha256, tables[1].sha256)
+    for folder, table in zip((whole, broken), tables, strict=True):
+        assert len(table.kept()) == len(table)
+        check_kept(table, folder / KEPT_FOLDER)
     lines = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders]
     assert [line["reward"] for line in lines[0]] == [line["reward"] for line in lines[1]]
     adapters = [load_file(folder / "adapter.safetensors") for folder in folders]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,11 @@ def evaluate(preset: str, *arguments: str) -> Result:
 def test_adapters_stand_beside_the_base_in_the_same_records(tmp_path: Path) -> None:
     preset, out = small_preset(tmp_path), tmp_path / "out"
     weak, strong = exported(tmp_path / "weak", 0.02), exported(tmp_path / "strong", 0.3)
-    arguments = ["--adapter", str(weak), "--adapter", str(strong), "--output", str(out)]
+    arguments = ["--adapter", str(weak), "--adapter", str(strong), "--output", str(out), "--keep-pictures"]
     result = evaluate(preset, *arguments)
     assert result.exit_code == 0, (result.output, result.exception)
+    assert re.search(r"keeps \d+ pictures of 64 x 64 at most, [\d.]+ MB at most", result.stdout)
+    assert re.search(rf"kept \d+ pictures, [\d.]+ MB, in {re.escape(str(out))}", result.stdout)
     results, pictures = read_results(out / "results.json"), read_pictures(out / PICTURES_FILE)
     assert (list(results.entries), results.challenger, results.complete) == (["weak", "strong"], "weak", True)
     assert str(tmp_path) not in (out / "results.json").read_text()

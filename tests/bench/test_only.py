@@ -7,9 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from dgpo_bench import compare as comparing
 from dgpo_bench.cell import read_cell
+from dgpo_bench.commands import main
 from dgpo_bench.plan import Plan, cell_file
 from dgpo_bench.preset import load_preset
 from dgpo_plugin.common.errors import UserError
@@ -59,19 +61,27 @@ def test_the_slurm_example_submits_the_base_the_cells_and_the_report(tmp_path: P
     """With stand-ins for sbatch and dgpo-bench that note how they are called."""
     stand_ins = {
         "sbatch": f'printf "%s\\n" "$*" >> {tmp_path}/submitted\n[ "$1" = --parsable ] && echo 7 || true',
-        "dgpo-bench": 'echo "$*"',
+        "dgpo-bench": '[ "$1" = plan ] && echo dgpo:0 flow-grpo:0 dgpo:1 flow-grpo:1 dgpo:2 flow-grpo:2 || echo "$*"',
     }
     for name, body in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     place = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(["bash", str(EXAMPLE), "shapes", "out"], env=place, check=True)
+    subprocess.run(["bash", str(EXAMPLE), "shapes", "out", "full", "4"], env=place, check=True)
     base, cells, report = (tmp_path / "submitted").read_text().splitlines()
-    assert base.endswith("dgpo-bench compare shapes --size default --output out --only base")
-    assert "--dependency=afterok:7 --array=0-8" in cells
+    assert base.endswith("dgpo-bench compare shapes --size full --processes 4 --output out --only base")
+    assert all("--nodes=1 --gpus-per-node=4 " in job for job in (base, cells))
+    assert "--dependency=afterok:7 --array=0-5" in cells
     assert report == "--dependency=afterany:7 --wrap dgpo-bench report out"
     wrapped = cells.partition("--wrap ")[2]
     told = subprocess.run(
         ["bash", "-c", wrapped], env={**place, "SLURM_ARRAY_TASK_ID": "4"}, capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == "compare shapes --size default --output out --only flow-grpo:1"
+    assert told.stdout.strip() == "compare shapes --size full --processes 4 --output out --only dgpo:2"
+
+
+def test_the_cells_of_the_example_are_those_of_the_size() -> None:
+    result = CliRunner().invoke(main, ["plan", "shapes", "--size", "full", "--controls", "zero", "--cells"])
+    assert result.exit_code == 0, result.output
+    entries = ("dgpo", "flow-grpo", "flow-grpo-fast", "zero")
+    assert result.output.split() == [f"{entry}:{seed}" for seed in range(5) for entry in entries]

@@ -19,11 +19,42 @@ def test_a_gpu_has_one_run_at_a_time(asked: int | None, gpus: int, expected: int
     assert runs_at_once(asked, gpus) == expected
 
 
+@pytest.mark.parametrize(
+    ("asked", "gpus", "processes", "expected"),
+    [(None, 8, 4, 2), (None, 8, 3, 2), (1, 8, 8, 1), (None, 0, 2, 1), (2, 0, 2, 2)],
+)
+def test_a_run_of_several_processes_has_as_many_gpus(
+    asked: int | None, gpus: int, processes: int, expected: int
+) -> None:
+    assert runs_at_once(asked, gpus, processes) == expected
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    with pytest.raises(UserError, match="^--processes 9: there are 8 GPUs, and a process needs its own$"):
+        runs_at_once(None, 8, 9)
+    with pytest.raises(UserError, match="^--jobs 3: there are 8 GPUs, and a run needs 4 of its own$"):
+        runs_at_once(3, 8, 4)
+
+
 def test_more_runs_than_gpus_are_refused() -> None:
     with pytest.raises(UserError, match="--jobs 2: there is 1 GPU, and a run needs its own"):
         runs_at_once(2, 1)
     with pytest.raises(UserError, match="--jobs 9: there are 8 GPUs"):
         runs_at_once(9, 8)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, ["0,1,2,3", "4,5,6,7"]), ("7,6,5,4,3,2,1,0", ["7,6,5,4", "3,2,1,0"])]
+)
+def test_two_runs_of_four_processes_see_half_of_the_gpus_each(
+    visible: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for worker, seen in enumerate(expected):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        pin(worker, 4)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 @pytest.mark.parametrize(

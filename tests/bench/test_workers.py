@@ -168,8 +168,12 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_worker_outlives_its_comparison(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "processes"),
+    [(signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGINT, 2)],
+    ids=["term", "kill", "ctrl-c"],
+)
+def test_no_worker_outlives_its_comparison(number: signal.Signals, processes: int, tmp_path: Path) -> None:
     """Not even one that has nothing to say; and none of its semaphores is left, which would be told of at the end."""
     script = tmp_path / "main.py"
     script.write_text("""
@@ -178,24 +182,26 @@ if __name__ == "__main__":  # the workers import this file too
     from pathlib import Path
     import pytest
     from tests.bench.test_workers import do_all
-    happens = "import time; from tqdm import tqdm; list(tqdm([1], file=open(os.devnull, 'w'))); time.sleep(600)"
-    do_all(Path(sys.argv[1]), pytest.MonkeyPatch(), happens)
+    happens = "import time; from tqdm import tqdm; list(tqdm([1], file=open(os.devnull, 'w')))"
+    happens += "; (folder / f'{os.getpid()}.pid').touch(); time.sleep(600)"
+    processes = int(sys.argv[2])
+    do_all(Path(sys.argv[1]), pytest.MonkeyPatch(), happens, processes=processes, jobs=2 // processes)
 """)
     root = Path(__file__).parents[2]
     folder = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, str(script), str(folder)],
+        [sys.executable, str(script), str(folder), str(processes)],
         env={**os.environ, "PYTHONPATH": str(root)},
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         end = time.monotonic() + 120
-        while len(began := [file for file in folder.glob("runs/*/began") if file.read_text()]) < 2:
+        while len(began := list(folder.glob("runs/*/*.pid"))) < 2:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < end
             time.sleep(0.05)
-        pids = [int(file.read_text()) for file in began]
+        pids = [int(file.stem) for file in began]
         assert all(map(alive, pids))
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]

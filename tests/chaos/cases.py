@@ -168,7 +168,8 @@ def told(run: Run, ended: Ended, codes: set[int], what: str) -> None:
     """Check an end that was not death itself: its exit code, one line that says why, and nothing left running."""
     last = ended.said.strip().splitlines()[-6:]
     run.must(ended.code in codes, f"{what}: exit code {ended.code} is none of {sorted(codes)}: {last}")
-    run.must("Traceback" not in ended.said, f"{what}: a traceback: {last}")
+    trace = ended.said.partition("Traceback")[2].splitlines()[-12:]
+    run.must("Traceback" not in ended.said, f"{what}: a traceback: {trace} {last}")
     run.must("left behind" not in ended.said, f"{what}: {last}")
     if ended.code > 0:
         run.must(len(ended.errors) == 1, f"{what}: {len(ended.errors)} lines tell why: {last}")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -16,6 +17,7 @@ import psutil
 
 from dgpo_bench.commands import main as bench
 from dgpo_plugin.commands.main import main as dgpo
+from dgpo_plugin.training.checkpoint import checkpoints
 from tests.bench.test_compare import small_preset
 
 from .cases import TINY, Campaign, Run, finish, told
@@ -24,9 +26,9 @@ from .forks import Command, Way, beside, end, start
 # ---- a reward server
 
 
-def _served(port: int, folder: Path) -> Command:
+def _served(port: int, folder: Path, *options: str) -> Command:
     """A reward server in a fork, once it answers."""
-    server = start(dgpo, ["serve-reward", "brightness", "--port", str(port)], folder)
+    server = start(dgpo, ["serve-reward", "brightness", "--port", str(port), *options], folder)
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return server
@@ -60,9 +62,28 @@ def starts_again(run: Run, server: Command, port: int) -> Command:
     return server
 
 
+def another_version(run: Run, server: Command, port: int) -> Command:
+    """The server is killed at a random moment and another version takes its place, which no run goes on with."""
+    command = run.go()
+    run.wait(command, run.moment())
+    began = bool(checkpoints(run.folder))
+    with beside(command):
+        _kill(server)
+        server = _served(port, run.folder.parent, "--set", "precision=bf16")
+    with beside(server):
+        told(run, end(command), {0, 2}, "another version")
+        if began and not run.is_over:
+            told(run, end(run.go()), {2}, "gone on with another version")
+    _kill(server)
+    if not began:  # it may have begun with that version, and so be another run
+        shutil.rmtree(run.folder, ignore_errors=True)
+    return _served(port, run.folder.parent)
+
+
 SERVERS: dict[str, Callable[[Run, Command, int], Command]] = {
     "dead reward server": dies,
     "restarted reward server": starts_again,
+    "reward server of another version": another_version,
 }
 
 

@@ -261,6 +261,7 @@ def run() -> Mapping[str, bytes]:
     identity = RunIdentity(config=config(), prompts_sha256="a" * 64, rewards_sha256="", packages={"torch": "2.13"})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "r"
+        folder.mkdir()
         for iteration in (1, 2):
             told = Progress(iteration=iteration, steps=iteration, started="2026-01-01T00:00:00+00:00")
             named = {f"blocks.{n}.attn.to_q.lora_A": torch.full((2, 3), float(iteration)) for n in range(2)}

@@ -41,7 +41,7 @@ def recipe() -> Recipe:
     )
 
 
-def settings(seed: int = 0, iterations: int = 10_000) -> PretrainConfig:
+def settings(seed: int = 0, iterations: int = 30_000) -> PretrainConfig:
     """Every number that the weights depend on."""
     return PretrainConfig(
         seed=seed,
@@ -50,8 +50,8 @@ def settings(seed: int = 0, iterations: int = 10_000) -> PretrainConfig:
         vae_learning_rate=1.5e-3,
         decoder_iterations=600,
         iterations=iterations,
-        batch=64,
-        log_every=1_500,
+        batch=32,
+        log_every=2_500,
         enough=ENOUGH,
     )
 

@@ -65,6 +65,9 @@ def test_what_differs_between_tags_alone_is_no_uncertainty() -> None:
     assert found is not None
     assert found.high - found.low < 1e-12
     assert new_prompts(np.array([1.0]), ["one"]) is None
+    few = np.full(7, 0.3)  # three prompts that agree would else be "better", for sure
+    assert new_prompts(few, ["one"] * 7) is None
+    assert new_prompts(np.full(8, 0.3), ["one"] * 8) is not None
 
 
 def test_a_new_run_is_a_t_interval_from_five_seeds_on() -> None:

@@ -114,6 +114,14 @@ def test_what_is_missing_is_named() -> None:
     assert "No kind of prompt in domain has the 60 prompts" in " ".join(cautions(synthetic(WIN, task=task)))
 
 
+def test_an_alarm_is_a_caution_with_its_iteration() -> None:
+    first, *others = records(WIN).cells
+    told = "after iteration 40: sharpness fell by 0.2 (4.0 standard errors) while reward rose by 0.1"
+    text = cautions(synthetic(WIN, cells=[first.model_copy(update={"alarms": [told]}), *others]))
+    assert sum("Alarm for reward hacking" in sentence for sentence in text) == 1
+    assert f"Alarm for reward hacking on validation prompts, OURS, seed 0, {told}." in text
+
+
 def test_seeds_that_are_not_shared_are_not_compared() -> None:
     text = rivals(synthetic(World({("ours", 0): [0.4, 0.7], ("theirs", 1): [0.4, 0.5]})))
     assert text == ["THEIRS shares no finished seed with OURS: not compared."]

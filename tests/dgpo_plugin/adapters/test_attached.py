@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner
 from torch import Tensor
 
-from dgpo_plugin.adapters.layers import Update
+from dgpo_plugin.adapters.layers import Update, attached
 from dgpo_plugin.adapters.load import apply_adapter
 from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
 from dgpo_plugin.commands.main import main
@@ -138,6 +138,27 @@ def test_a_small_update_is_not_rounded_away_in_bf16(tmp_path: Path) -> None:
     assert kept > 0.95 * total
     assert torch.equal(velocities(attached), velocities(policy))
     assert not torch.equal(velocities(attached), velocities(base))
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Linear(4, 6), torch.nn.Conv2d(4, 6, 1)])
+def test_an_adapter_is_taken_away_again_and_is_nothing_at_strength_0(layer: torch.nn.Module) -> None:
+    convolution = isinstance(layer, torch.nn.Conv2d)
+    given = torch.randn(2, 4, 3, 3) if convolution else torch.randn(2, 4)
+    down, up = (
+        (torch.randn(2, 4, 1, 1), torch.randn(6, 2, 1, 1)) if convolution else (torch.randn(2, 4), torch.randn(6, 2))
+    )
+    update, base = Update(layer, down, up), layer(given)
+    found: dict[float, Tensor] = {}
+    for strength in (0.0, 0.5, 1.0, 0.5):
+        with attached([update], strength):
+            found.setdefault(strength, layer(given))
+            assert torch.equal(layer(given), found[strength])
+        assert torch.equal(layer(given), base)
+    assert torch.equal(found[0.0], base)
+    torch.testing.assert_close(found[1.0] - base, 2 * (found[0.5] - base), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError), attached([update], 1.0):
+        raise RuntimeError
+    assert torch.equal(layer(given), base)
 
 
 @pytest.mark.parametrize(

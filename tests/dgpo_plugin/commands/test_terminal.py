@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -116,3 +117,23 @@ def test_a_launchers_sigterm_after_ctrl_c_cuts_nothing_off() -> None:
             pass
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_comes_while_an_object_is_destroyed_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python prints what a destructor raises and goes on, so that the run would go on too."""
+
+    class Destroyed:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)  # where the handler is called
+
+    def waits(seconds: float) -> None:
+        Destroyed()
+        time.sleep(seconds)
+
+    with pytest.raises(KeyboardInterrupt), as_interrupts():
+        waits(60)
+    with as_interrupts():  # all is over before it comes again
+        waits(0)
+    time.sleep(0.05)
+    assert capsys.readouterr().err == ""

@@ -65,7 +65,15 @@ def same(first: Mapping[str, Mapping[str, Tensor]], second: Mapping[str, Mapping
 
 
 def save(folder: Path, iteration: int, *, keep: int = 9, mean_reward: float = 0.0) -> Path:
+    folder.mkdir(exist_ok=True)
     return save_checkpoint(folder, IDENTITY, progress(iteration, mean_reward), tensors(iteration), keep)
+
+
+def test_a_folder_that_was_moved_away_is_not_made_again(tmp_path: Path) -> None:
+    """A checkpoint alone would lie there, where somebody looks for a run."""
+    with pytest.raises(UserError, match="cannot write checkpoint .*No such file"):
+        save_checkpoint(tmp_path / "away", IDENTITY, progress(1), tensors(1), 9)
+    assert not (tmp_path / "away").exists()
 
 
 def check(path: Path) -> None:
@@ -118,7 +126,7 @@ def test_another_versions_checkpoint_is_named_as_one(tmp_path: Path) -> None:
     path = save(tmp_path, 10)
     values = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**values, "format": 1}))
-    with pytest.raises(UserError, match=r"000010: was written by another version of dgpo-plugin \(format 1, not 3\)"):
+    with pytest.raises(UserError, match=r"000010: was written by another version of dgpo-plugin \(format 1, not 4\)"):
         load_checkpoint(path)
 
 
