@@ -58,7 +58,7 @@ def group_diversity(groups: Tensor) -> Tensor:
     """Mean root mean square pixel distance of the pairs in each of P groups of pictures, (P, G, 3, H, W): (P,)."""
     flat = groups.flatten(2)
     size = flat.shape[1]
-    distances = torch.cdist(flat, flat) / flat.shape[2] ** 0.5
+    distances: Tensor = torch.cdist(flat, flat) / flat.shape[2] ** 0.5
     return distances.sum((1, 2)) / (size * (size - 1))
 
 
