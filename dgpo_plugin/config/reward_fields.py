@@ -124,13 +124,6 @@ class RewardTerm(Section):
         own = self.model_dump(exclude={"reward", "weight", "options", "isolate"}, exclude_none=True)
         return shared.model_copy(update=own)
 
-    @field_validator("options")
-    @classmethod
-    def _can_be_written(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Refuse what a run's configuration could not say again: JSON has no other values."""
-        refuse_unwritable(options, "")
-        return options
-
     @field_validator("weight")
     @classmethod
     def _counts(cls, weight: float) -> float:
