@@ -18,7 +18,7 @@ from dgpo_plugin.config.reward_fields import Precision as Precision
 from dgpo_plugin.config.reward_fields import RewardDevice as RewardDevice
 from dgpo_plugin.config.reward_fields import RewardTerm as RewardTerm
 from dgpo_plugin.config.reward_fields import ScoringConfig as ScoringConfig
-from dgpo_plugin.config.reward_fields import Section, refuse_unwritable
+from dgpo_plugin.config.reward_fields import Section, refuse_unusable
 from dgpo_plugin.config.short_forms import spelled_out, weighted_labels
 
 Schedule = Literal["dpm", "native"]
@@ -365,10 +365,7 @@ class RunConfig(Section):
     def _at_least_one(cls, rewards: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
         if not rewards:
             raise ValueError("is empty; name at least one of `dgpo list rewards`")
-        for label, term in rewards.items():
-            refuse_unwritable(term.options, f"{label}.options")
-            if not label.isprintable() or not label.strip():
-                raise ValueError(f"has the label {label!r}; a label is one line of text, as tables show it")
+        refuse_unusable(rewards)
         return rewards
 
     @property

@@ -52,8 +52,8 @@ def refuse_unwritable(value: Any, key: str) -> None:
     elif isinstance(value, Mapping):
         for name, each in value.items():
             if not isinstance(name, str):
-                raise ValueError(f"{key} has the key {name!r}; put it in quotes".strip())
-            refuse_unwritable(each, f"{key}.{name}".removeprefix("."))
+                raise ValueError(f"{key} has the key {name!r}; put it in quotes")
+            refuse_unwritable(each, f"{key}.{name}")
     elif not isinstance(value, str | bool | int | float | None):
         raise ValueError(f"{key} is {value!r:.100}; give a text, number or truth value, or a list or mapping of these")
 
@@ -130,3 +130,15 @@ class RewardTerm(Section):
         if weight == 0:
             raise ValueError("must not be 0; leave the reward out instead")
         return weight
+
+
+def refuse_unusable(terms: Mapping[str, RewardTerm]) -> None:
+    """Refuse rewards under labels that no table can show, or with options that a run's configuration could not say.
+
+    Raises:
+        ValueError: says which.
+    """
+    for label, term in terms.items():
+        refuse_unwritable(term.options, f"{label}.options")
+        if not label.isprintable() or not label.strip():
+            raise ValueError(f"has the label {label!r}; a label is one line of text, as tables show it")
