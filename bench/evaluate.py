@@ -89,7 +89,7 @@ class Evaluator:
         chosen = self.sets[name]
         images = list(range(chosen.images)) if images is None else images
         numbers = list(range(len(chosen.prompts)) if prompts is None else prompts)
-        own, count = dealt(self.processes, len(numbers))
+        own, count = self.processes.even_share(len(numbers))
         at_once = max(1, self.batch_size // max(1, len(images)))
         parts, problem = list[Pictures](), None
         for start in range(0, len(own), at_once):
@@ -228,16 +228,6 @@ class Evaluator:
         )
 
 
-def dealt(processes: Processes, total: int) -> tuple[list[int], int]:
-    """This process's share of so many things, and how many of its first ones are its own.
-
-    Shares are equally long, because a sharded base needs every process in every forward: what is beyond the last thing
-    repeats it, and is to be thrown away.
-    """
-    share = processes.share(-(-total // processes.count) * processes.count)
-    return share.clamp(max=total - 1).tolist(), int((share < total).sum())
-
-
 def make_evaluator(
     policy: Policy,
     sets: Mapping[str, SampledSet],
@@ -260,7 +250,7 @@ def make_evaluator(
     prompts = sets[VALIDATION].prompts
     texts = [prompt.text for prompt in prompts[:: max(1, len(prompts) // DRIFT_IMAGES)]][:DRIFT_IMAGES]
     conditioning = encoded[texts].on(model.device)
-    own, kept = dealt(processes, len(texts))
+    own, kept = processes.even_share(len(texts))
     noise, drawn_here = fixed_noise(model, own, TEST_SEED), [texts[place] for place in own]
     with policy.as_reference():
         latents = sample_latents(model, drawn_here, noise, steps, guidance, batch_size, encoded)

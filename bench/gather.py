@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.provenance import package_versions
 from dgpo_plugin.common.public_names import public_name, without_folders
 
@@ -37,6 +36,7 @@ from .records import (
     Results,
     TaskRecord,
     Trial,
+    added_metrics,
     read_record,
     read_results,
     write_record,
@@ -105,7 +105,7 @@ def gather(plan: Plan, folder: Path) -> Results:
             if cells[-1].status == "done":
                 tables.append(read_pictures(file.parent / PICTURES_FILE))
                 galleries.setdefault(entry, _galleries(folder, entry, seed, len(cells[-1].checkpoints)))
-    metrics, table = carried(base.metrics, join(tables), _added_before(folder), folder)
+    metrics, table = carried(base.metrics, join(tables), added_metrics(read_results, folder / RESULTS_FILE), folder)
     results = Results(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=plan.command,
@@ -139,15 +139,6 @@ def gather(plan: Plan, folder: Path) -> Results:
     write_pictures(table, folder / PICTURES_FILE)
     write_record(results, folder / RESULTS_FILE)
     return results
-
-
-def _added_before(folder: Path) -> dict[str, MetricRecord]:
-    """The metrics that were added to the results that lie there; none where these cannot be read."""
-    try:
-        metrics = read_results(folder / RESULTS_FILE).metrics
-    except UserError:
-        return {}
-    return {name: record for name, record in metrics.items() if record.added}
 
 
 def carried(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +25,7 @@ KEPT_FOLDER = "kept"
 """Where pictures that are kept lie, beside the results."""
 
 R = TypeVar("R", bound=BaseModel)
+V = TypeVar("V", bound="Versioned")
 
 
 class _Record(BaseModel):
@@ -219,15 +221,39 @@ class KeptRecord(_Record):
     megabytes: FiniteFloat = Field(ge=0)
 
 
-class Results(_Record):
-    """Everything that a report is drawn from, but the pictures' table.
+class Versioned(_Record):
+    """What a page is drawn from, but the pictures' table: where it was made, and what its columns mean.
 
     Attributes:
         command: that made it.
-        challenger: the entry that all others are compared with; it may be missing from the cells.
-        entries: by name, in the order of the tables.
         metrics: by name, in the order of the tables.
         sets: the prompt sets by name.
+    """
+
+    schema_version: int
+    created: str
+    command: str
+    preset: str
+    git_hash: str | None
+    packages: dict[str, str]
+    machine: dict[str, str]
+    task: TaskRecord
+    sampling: Sampling
+    metrics: dict[str, MetricRecord]
+    sets: dict[str, PromptSetRecord]
+
+    @classmethod
+    def readable(cls) -> int:
+        """The version of the schema that this program writes and reads."""
+        return int(cls.model_fields["schema_version"].default)
+
+
+class Results(Versioned):
+    """Everything that a report is drawn from, but the pictures' table.
+
+    Attributes:
+        challenger: the entry that all others are compared with; it may be missing from the cells.
+        entries: by name, in the order of the tables.
         base_guidance: of the untrained base, chosen on the validation prompts.
         ranges: what each entry's trials were drawn from, written before the first: dotted key to its range.
         galleries: PNG files beside ``results.json``, by entry (``base`` too), one a checkpoint: the same prompts and
@@ -237,20 +263,10 @@ class Results(_Record):
     """
 
     schema_version: int = SCHEMA_VERSION
-    created: str
-    command: str
-    preset: str
-    git_hash: str | None
-    packages: dict[str, str]
-    machine: dict[str, str]
-    task: TaskRecord
-    sampling: Sampling
     budget: Budget
     seeds: list[int]
     challenger: str
     entries: dict[str, EntryRecord]
-    metrics: dict[str, MetricRecord]
-    sets: dict[str, PromptSetRecord]
     base_guidance: FiniteFloat | None = None
     cells: list[CellRecord] = []
     trials: list[Trial] = []
@@ -309,21 +325,47 @@ def read_results(path: Path) -> Results:
     """Everything that a comparison has found so far, but the pictures' table.
 
     Raises:
-        UserError: the file is missing, is not JSON, is of another schema, or holds cells that are not the comparison's,
-            one twice, or numbers that are not finite.
+        UserError: as :func:`read_versioned`; or it holds cells that are not the comparison's, or one twice.
+    """
+    return read_versioned(Results, path, f"results file {path}", "dgpo-bench compare")
+
+
+def read_versioned(kind: type[V], path: Path, called: str, command: str) -> V:
+    """What a page is drawn from, as a command wrote it.
+
+    Args:
+        called: what the file is, with its place, as messages begin.
+        command: that writes such a file.
+
+    Raises:
+        UserError: the file is missing, is not JSON, is of another schema, or holds half of a character, what such a
+            file does not have, or numbers that are not finite.
     """
     try:
         record = json.loads(read_text(path))
     except OSError as error:
-        raise UserError(f"results file {path}: {error.strerror}; name a folder made by `dgpo-bench compare`") from error
+        raise UserError(f"{called}: {error.strerror}; name a folder made by `{command}`") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"results file {path}: not JSON ({error}); run `dgpo-bench compare` again") from error
+        raise UserError(f"{called}: not JSON ({error}); run `{command}` again") from error
     if not is_unicode(json.dumps(record, ensure_ascii=False)):
-        raise UserError(f"results file {path}: holds half of a character; run `dgpo-bench compare` again")
-    version = record.get("schema_version") if isinstance(record, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"results file {path}: schema version {version}, this program reads {SCHEMA_VERSION}")
+        raise UserError(f"{called}: holds half of a character; run `{command}` again")
+    version, readable = record.get("schema_version") if isinstance(record, dict) else None, kind.readable()
+    if version != readable:
+        raise UserError(f"{called}: schema version {version}, this program reads {readable}")
     try:
-        return Results.model_validate(record)
+        return kind.model_validate(record)
     except ValidationError as error:
-        raise UserError(f"results file {path}: {explain(error, Results, record)}") from error
+        raise UserError(f"{called}: {explain(error, kind, record)}") from error
+
+
+def added_metrics(read: Callable[[Path], Versioned], place: Path) -> dict[str, MetricRecord]:
+    """The metrics that were added later to what lies at a place; none where it cannot be read.
+
+    Args:
+        read: it, or raises UserError.
+    """
+    try:
+        metrics = read(place).metrics
+    except UserError:
+        return {}
+    return {name: record for name, record in metrics.items() if record.added}

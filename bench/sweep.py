@@ -42,6 +42,7 @@ from .records import (
     MetricRecord,
     PromptSetRecord,
     Sampling,
+    added_metrics,
     passes,
     read_record,
     write_record,
@@ -164,7 +165,7 @@ def gather_sweep(plan: SweepPlan, folder: Path) -> SweepRecord:
     wanted = _settings(plan, center)
     there = [each for each in wanted if _file(folder, each).exists()]
     table = join(read_pictures(_file(folder, each)) for each in there)
-    metrics, table = carried(start.metrics, table, _added_before(folder), folder)
+    metrics, table = carried(start.metrics, table, added_metrics(read_sweep, folder), folder)
     task = task_record(plan.plan).model_copy(update={"prompts_per_tag": _least(plan), "thresholds": []})
     record = SweepRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -372,11 +373,3 @@ def _of_set(rows: Pictures) -> Pictures:
 def _file(folder: Path, setting: Setting) -> Path:
     """Where a setting's rows lie; the file is there once it is measured."""
     return folder / "settings" / f"{setting.name}.csv.gz"
-
-
-def _added_before(folder: Path) -> dict[str, MetricRecord]:
-    """The metrics that were added to the sweep that lies there; none where it cannot be read."""
-    try:
-        return {name: record for name, record in read_sweep(folder).metrics.items() if record.added}
-    except UserError:
-        return {}

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import read_text
 from dgpo_plugin.common.public_names import public_name
-from dgpo_plugin.config.explain import explain
 
 from .plan import Plan
 from .preset import NONE
-from .records import KeptRecord, MetricRecord, PromptSetRecord, Sampling, TaskRecord, read_record
+from .records import KeptRecord, Versioned, read_record, read_versioned
 
 SCHEMA_VERSION = 1
 SWEEP_FILE = "sweep.json"
@@ -118,7 +115,7 @@ class SweepPlan(BaseModel):
         return " ".join([*parts, *(["--keep-pictures"] if self.plan.keep_pictures else [])])
 
 
-class SweepRecord(BaseModel):
+class SweepRecord(Versioned):
     """Everything that a sweep's page is drawn from, but the pictures' table.
 
     Attributes:
@@ -134,29 +131,17 @@ class SweepRecord(BaseModel):
         complete: false while settings are missing.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     schema_version: int = SCHEMA_VERSION
-    created: str
-    command: str
-    preset: str
-    git_hash: str | None
-    packages: dict[str, str]
-    machine: dict[str, str]
-    task: TaskRecord
-    sampling: Sampling
     adapter: str
     adapter_sha256: str
-    cautions: list[str] = []
+    cautions: list[str] = Field([])
     axes: dict[Axis, list[FiniteFloat]]
     center: Setting
     base_guidance: FiniteFloat
     settings: list[Setting] = Field(min_length=1)
-    metrics: dict[str, MetricRecord]
-    sets: dict[str, PromptSetRecord]
     denoiser_evaluations: int
-    galleries: dict[str, str] = {}
-    gallery_prompts: list[str] = []
+    galleries: dict[str, str] = Field({})
+    gallery_prompts: list[str] = Field([])
     complete: bool
     kept: KeptRecord | None = None
 
@@ -206,22 +191,10 @@ def read_sweep(folder: Path) -> SweepRecord:
     """What a sweep found.
 
     Raises:
-        UserError: the file is missing, no JSON, of another schema, or holds what is no sweep's.
+        UserError: as :func:`~dgpo_bench.records.read_versioned`, or its headline is none of its metrics.
     """
     path = folder / SWEEP_FILE
-    try:
-        record = json.loads(read_text(path))
-    except OSError as error:
-        raise UserError(f"sweep {path}: {error.strerror}; name a folder made by `dgpo-bench sweep`") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"sweep {path}: not JSON ({error}); run `dgpo-bench sweep` again") from error
-    version = record.get("schema_version") if isinstance(record, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"sweep {path}: schema version {version}, this program reads {SCHEMA_VERSION}")
-    try:
-        found = SweepRecord.model_validate(record)
-    except ValidationError as error:
-        raise UserError(f"sweep {path}: {explain(error, SweepRecord, record)}") from error
+    found = read_versioned(SweepRecord, path, f"sweep {path}", "dgpo-bench sweep")
     if found.task.headline not in found.metrics:
         raise UserError(f"sweep {path}: the headline {found.task.headline!r} is none of its metrics")
     return found

@@ -15,7 +15,7 @@ from dgpo_plugin.config.load import load_config, preset_names, preset_says
 pytestmark = pytest.mark.fast
 
 PAGE = Path(__file__).parents[1] / "docs" / "papers.md"
-KINDS = ("-unguided", "-old-policy")
+KINDS = ("-unguided", "-old-policy", "-large-card")
 
 
 def rows() -> list[list[str]]:

@@ -67,7 +67,7 @@ def test_its_algorithm_is_compared_and_reported(tmp_path: Path) -> None:
     environment = outside.install(tmp_path)
     values = yaml.safe_load(bench_preset_names()["shapes"].read_text(encoding="utf-8"))
     values["shared"]["model"]["precision"] = "fp32"
-    values["shared"]["training"] |= {"prompts_per_iteration": 2, "group_size": 4}
+    values["shared"]["training"] |= {"prompts_per_iteration": 2, "group_size": 4, "guard": None}
     values["shared"]["rollout"]["steps"] = 4
     values["algorithms"] = {
         "dgpo": {"algorithm": {**values["algorithms"]["dgpo"]["algorithm"], "noisiest_steps": 4}},

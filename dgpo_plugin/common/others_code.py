@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.seeding import seed_globals
 
 Switches = tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...]
 """Each as how it is read, and how it is put back."""
@@ -47,9 +48,7 @@ def others_code(*, new_seed: bool = False, given_up: threading.Event | None = No
         _same_switches(given_up),
     ):
         if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)  # the accelerators' too
+            seed_globals(seed)
         dtype, device = torch.get_default_dtype(), torch.get_default_device()
         now_dtype, now_device = dtype, device
         try:
@@ -70,12 +69,13 @@ def others_code(*, new_seed: bool = False, given_up: threading.Event | None = No
 
 @contextlib.contextmanager
 def _same_generators(given_up: threading.Event) -> Iterator[None]:
-    before = [read() for read, _ in _generators()]
+    generators = _generators()
+    before = [read() for read, _ in generators]
     try:
         yield
     finally:
         if not given_up.is_set():
-            for (_, put_back), state in zip(_generators(), before, strict=True):
+            for (_, put_back), state in zip(generators, before, strict=True):
                 put_back(state)
 
 

@@ -27,15 +27,20 @@ def seeded_noise(shape: Sequence[int], *key: int | str) -> Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(derive_seed(*key)))
 
 
+def seed_globals(seed: int) -> None:
+    """Have Python's, NumPy's and torch's own generators, the accelerators' too, begin at a seed."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
     """Have Python's, NumPy's and torch's own generators begin at a seed in the block, and put them back after it."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(device_type=_accelerator()):
         try:
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)  # the accelerators' too
+            seed_globals(seed)
             yield
         finally:
             random.setstate(python_state)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from dgpo_plugin.config.reward_fields import RewardTerm, Section, labelled
+from dgpo_plugin.config.reward_fields import RewardTerm, Section, refuse_unusable
 from dgpo_plugin.config.short_forms import spelled_out
 
 
@@ -30,7 +30,8 @@ class EvaluationConfig(Section):
     @field_validator("rewards")
     @classmethod
     def _labelled(cls, rewards: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
-        return labelled(rewards)
+        refuse_unusable(rewards)
+        return rewards
 
 
 class LoggingConfig(Section):

@@ -24,7 +24,7 @@ from dgpo_plugin.config.reward_fields import Precision as Precision
 from dgpo_plugin.config.reward_fields import RewardDevice as RewardDevice
 from dgpo_plugin.config.reward_fields import RewardTerm as RewardTerm
 from dgpo_plugin.config.reward_fields import ScoringConfig as ScoringConfig
-from dgpo_plugin.config.reward_fields import Section, labelled
+from dgpo_plugin.config.reward_fields import Section, refuse_unusable
 from dgpo_plugin.config.short_forms import spelled_out, weighted_labels
 
 Schedule = Literal["dpm", "native"]
@@ -344,7 +344,8 @@ class RunConfig(Section):
     def _at_least_one(cls, rewards: dict[str, RewardTerm], info: ValidationInfo) -> dict[str, RewardTerm]:
         if not rewards and info.data.get("pairs", rewards) is None:
             raise ValueError("is empty; name at least one of `dgpo list rewards`")
-        return labelled(rewards)
+        refuse_unusable(rewards)
+        return rewards
 
     @property
     def judged_by(self) -> dict[str, RewardTerm]:

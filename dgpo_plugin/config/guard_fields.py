@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from dgpo_plugin.common.user_file import is_from_file
-from dgpo_plugin.config.reward_fields import RewardTerm, Section
+from dgpo_plugin.config.reward_fields import RewardTerm, Section, refuse_unusable
 from dgpo_plugin.config.short_forms import spelled_out
 
 WATCHED_ANYWAY = ("sharpness", "diversity")
@@ -54,9 +54,8 @@ class GuardConfig(Section):
     @field_validator("metrics")
     @classmethod
     def _named_apart(cls, metrics: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
+        refuse_unusable(metrics)
         for label, term in metrics.items():
-            if not label.isprintable() or not label.strip():
-                raise ValueError(f"has the label {label!r}; a label is one line of text, as tables show it")
             if label in RESERVED or term.name(label) in WATCHED_ANYWAY:
                 why = "is watched anyway; leave it out" if term.name(label) in WATCHED_ANYWAY else "is taken"
                 raise ValueError(f"the name {label} {why}, or give the metric another label")

@@ -52,8 +52,8 @@ def refuse_unwritable(value: Any, key: str) -> None:
     elif isinstance(value, Mapping):
         for name, each in value.items():
             if not isinstance(name, str):
-                raise ValueError(f"{key} has the key {name!r}; put it in quotes".strip())
-            refuse_unwritable(each, f"{key}.{name}".removeprefix("."))
+                raise ValueError(f"{key} has the key {name!r}; put it in quotes")
+            refuse_unwritable(each, f"{key}.{name}")
     elif not isinstance(value, str | bool | int | float | None):
         raise ValueError(f"{key} is {value!r:.100}; give a text, number or truth value, or a list or mapping of these")
 
@@ -124,13 +124,6 @@ class RewardTerm(Section):
         own = self.model_dump(exclude={"reward", "weight", "options", "isolate"}, exclude_none=True)
         return shared.model_copy(update=own)
 
-    @field_validator("options")
-    @classmethod
-    def _can_be_written(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Refuse what a run's configuration could not say again: JSON has no other values."""
-        refuse_unwritable(options, "")
-        return options
-
     @field_validator("weight")
     @classmethod
     def _counts(cls, weight: float) -> float:
@@ -139,13 +132,13 @@ class RewardTerm(Section):
         return weight
 
 
-def labelled(rewards: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
-    """Rewards by label, if each label can be shown.
+def refuse_unusable(terms: Mapping[str, RewardTerm]) -> None:
+    """Refuse rewards under labels that no table can show, or with options that a run's configuration could not say.
 
     Raises:
-        ValueError: one cannot.
+        ValueError: says which.
     """
-    for label in rewards:
+    for label, term in terms.items():
+        refuse_unwritable(term.options, f"{label}.options")
         if not label.isprintable() or not label.strip():
             raise ValueError(f"has the label {label!r}; a label is one line of text, as tables show it")
-    return rewards

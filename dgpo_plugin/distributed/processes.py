@@ -57,6 +57,15 @@ class Processes:
         """The indices below ``total`` that are this process's, rising, (n,), int64."""
         return torch.arange(self.rank, total, self.count)
 
+    def even_share(self, total: int) -> tuple[list[int], int]:
+        """This process's share of so many things, and how many of its first ones are its own.
+
+        Shares are equally long, because a sharded base needs every process in every forward: what is beyond the last
+        thing repeats it, and is to be thrown away.
+        """
+        share = self.share(-(-total // self.count) * self.count)
+        return share.clamp(max=total - 1).tolist(), int((share < total).sum())
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, the same everywhere."""
         if self.count == 1:

@@ -29,8 +29,6 @@ class AdapterLinear(peft.tuners.lora.Linear):  # type: ignore[misc]
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        # What joint attention cuts off its tokens is not contiguous, and torch would copy it for every product.
-        x = x.contiguous()
         out: Tensor = self.base_layer(x)
         if self._disable_adapters:
             return out

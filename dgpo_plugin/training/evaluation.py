@@ -97,18 +97,15 @@ class HeldOut:
         self, weights: Mapping[str, Tensor], prompts: Sequence[Prompt], seed: int
     ) -> tuple[Tensor, Tensor]:
         """This process's pictures of them, on the CPU, and which they are."""
-        # Shares of equal size, because a sharded base needs every process in every forward; what is beyond the last
-        # prompt repeats it and is thrown away.
-        share = self.processes.share(-(-len(prompts) // self.processes.count) * self.processes.count)
-        texts = [prompts[min(n, len(prompts) - 1)].text for n in share.tolist()]
+        share, kept = self.processes.even_share(len(prompts))
+        texts = [prompts[n].text for n in share]
         model, setting = self.policy.model, self.setting
-        noise = fixed_noise(model, share.tolist(), seed)
+        noise = fixed_noise(model, share, seed)
         with self.policy.with_weights(weights):
             pictures = generate(
                 model, texts, noise, setting.steps, setting.guidance, self.batch_size, self.groups.encoded
             )
-        own = share < len(prompts)
-        return pictures[own], share[own]
+        return pictures[:kept], torch.tensor(share[:kept], dtype=torch.int64)
 
 
 def gather_scores(

@@ -242,10 +242,10 @@ class Guard:
         """
         count, images, device = len(self.prompts), self.setting.images, self.held_out.policy.device
         scorer, processes = self.held_out.scorer, self.held_out.processes
-        # Whole prompts, between whose pictures diversity is; shares of equal size, as a sharded base needs them.
-        share = processes.share(-(-count // processes.count) * processes.count)
-        drawn = [min(prompt, count - 1) for prompt in share.tolist()]
-        positions = (share[share < count, None] * images + torch.arange(images)).flatten()
+        # Whole prompts, between whose pictures diversity is.
+        drawn, kept = processes.even_share(count)
+        own = torch.tensor(drawn[:kept], dtype=torch.int64)
+        positions = (own[:, None] * images + torch.arange(images)).flatten()
         # Whatever draws from the global generators (a metric) draws the same in a resumed run.
         with seeded_globals(derive_seed(self.seed, iteration, "guard") % 2**32):
             pictures = self._pictures(drawn, weights)[: len(positions)]
@@ -258,7 +258,7 @@ class Guard:
             sharp = torch.from_numpy(sharpness(pictures.numpy())).float().to(device)
             found["sharpness"] = processes.assemble(sharp, positions, count * images).view(count, images).cpu()
         apart = group_diversity(pictures.reshape(-1, images, *pictures.shape[1:])).float().to(device)
-        found["diversity"] = processes.assemble(apart, share[share < count], count)[:, None].cpu()
+        found["diversity"] = processes.assemble(apart, own, count)[:, None].cpu()
         return found
 
     def _pictures(self, prompts: Sequence[int], weights: Mapping[str, Tensor] | None) -> Tensor:

@@ -139,7 +139,7 @@ METRICS = (
     ),
 )
 
-GUARD_METRICS = (
+GUARD_METRICS: tuple[Metric, ...] = (
     Metric(
         "guard/NAME",
         "that metric's",

@@ -15,7 +15,6 @@ from dgpo_bench import compare as comparing
 from dgpo_bench.asked import asked_plan, check_split
 from dgpo_bench.base import base_pictures_file, measure_base, read_base
 from dgpo_bench.cell import read_cell, run_cell, write_failed
-from dgpo_bench.evaluate import dealt
 from dgpo_bench.pictures import KEYS, PICTURES_FILE, Pictures, read_pictures
 from dgpo_bench.plan import Plan, base_file, cell_file, run_folder
 from dgpo_bench.preset import load_preset
@@ -115,7 +114,7 @@ def test_a_process_that_dies_is_named_with_its_cell_and_the_rest_goes_on(
 @pytest.mark.fast
 @pytest.mark.parametrize(("total", "count"), [(7, 2), (4, 4), (1, 3), (5, 1)])
 def test_prompts_are_dealt_in_equal_shares_and_each_belongs_to_one_process(total: int, count: int) -> None:
-    shares = [dealt(Processes(rank, count), total) for rank in range(count)]
+    shares = [Processes(rank, count).even_share(total) for rank in range(count)]
     assert len({len(places) for places, _ in shares}) == 1
     assert sorted(itertools.chain.from_iterable(places[:kept] for places, kept in shares)) == list(range(total))
     assert all(place == total - 1 for places, kept in shares for place in places[kept:])

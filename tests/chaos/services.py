@@ -136,8 +136,9 @@ def play_comparison(campaign: Campaign, number: int, seed: int) -> str:
 
     calm = end(go(root / "whole"))
     told(run, calm, {0}, "a comparison left alone")
-    victim = ("comparison", "worker")[number % 2]
-    signal_sent = rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)) if number % 2 == 0 else signal.SIGKILL
+    victim = rng.choice(("comparison", "worker"))
+    kinds = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP) if victim == "comparison" else (signal.SIGKILL,)
+    signal_sent = rng.choice(kinds)
     command = go(run.folder)
     run.wait_on(command, command.started + rng.uniform(0.3, 0.9) * calm.seconds)
     for process in [command.pid] if victim == "comparison" else _workers(command.pid):

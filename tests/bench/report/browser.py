@@ -100,3 +100,16 @@ def browser() -> Iterator[Browser]:
             os.close(ours_in)
             process.terminate()
             process.wait(30)
+
+
+def fits_and_follows(tab: Browser, page: Path, scheme: str) -> None:
+    """Show a page on a phone: it asks for nothing else, nothing reaches past the screen, and it is dark if asked."""
+    tab.open(page, 390, scheme)
+    assert tab.requests == [page.as_uri()]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    # Nothing reaches past the screen but what scrolls inside its own box.
+    wide = "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, pre, svg') && "
+    assert tab.evaluate(f"{wide}e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 80))") == []
+    background = "getComputedStyle(document.querySelector('{}')).backgroundColor.match(/[0-9.]+/g).map(Number)"
+    for where in ("body", "figure.figure"):
+        assert (max(tab.evaluate(background.format(where))[:3]) < 80) == (scheme == "dark")

@@ -16,7 +16,7 @@ from dgpo_bench.report.comparison import read_comparison
 from dgpo_bench.report.gallery import gallery
 from dgpo_bench.report.page import curves_csv, entry_colors, interval_note, write_report
 from dgpo_plugin.common.errors import UserError
-from tests.bench.report.browser import CHROMIUM, browser
+from tests.bench.report.browser import CHROMIUM, browser, fits_and_follows
 from tests.bench.report.synthetic import METRICS, World, records, synthetic, write_synthetic
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col", "base", "area", "source", "wbr", "embed", "track"}
@@ -294,20 +294,10 @@ def test_the_interval_note_says_what_few_seeds_mean(seeds: int, words: str) -> N
 def test_a_real_browser_shows_it_on_a_phone_and_in_the_dark(folder: Path) -> None:
     if CHROMIUM is None:
         pytest.skip("NO CHROMIUM HERE: the page was not looked at in a browser")
-    background = "getComputedStyle(document.querySelector('{}')).backgroundColor.match(/[0-9.]+/g).map(Number)"
     color = "getComputedStyle(document.querySelector('figure.figure svg text')).fill.match(/[0-9.]+/g).map(Number)"
     with browser() as tab:
         for scheme, dark in (("light", False), ("dark", True)):
-            tab.open(folder / "report.html", 390, scheme)
-            assert tab.requests == [(folder / "report.html").as_uri()]
-            assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-            # Nothing reaches past the screen but what scrolls inside its own box.
-            wide = "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, pre, svg') && "
-            assert (
-                tab.evaluate(f"{wide}e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 80))") == []
-            )
-            for where in ("body", "figure.figure"):
-                assert (max(tab.evaluate(background.format(where))[:3]) < 80) == dark
+            fits_and_follows(tab, folder / "report.html", scheme)
             assert (min(tab.evaluate(color)[:3]) > 180) == dark
             sticky = (
                 "(() => {const boxes = [...document.querySelectorAll('.scroll')];"

@@ -19,7 +19,7 @@ from dgpo_bench.report.sweep_page import axis_figures, axis_sentence, axis_table
 from dgpo_bench.report.sweep_values import SweepView, read_sweep_view, view_of
 from dgpo_bench.sweep_records import SWEEP_FILE, Setting, SweepRecord
 from dgpo_plugin.common.errors import UserError
-from tests.bench.report.browser import CHROMIUM, browser
+from tests.bench.report.browser import CHROMIUM, browser, fits_and_follows
 from tests.bench.report.synthetic import METRICS
 from tests.bench.report.test_page import Page
 
@@ -311,18 +311,9 @@ def test_a_metric_that_lacks_some_settings_leaves_gaps() -> None:
 def test_a_real_browser_shows_it_on_a_phone_and_in_the_dark(folder: Path) -> None:
     if CHROMIUM is None:
         pytest.skip("NO CHROMIUM HERE: the page was not looked at in a browser")
-    background = "getComputedStyle(document.querySelector('{}')).backgroundColor.match(/[0-9.]+/g).map(Number)"
     with browser() as tab:
-        for scheme, dark in (("light", False), ("dark", True)):
-            tab.open(folder / "sweep.html", 390, scheme)
-            assert tab.requests == [(folder / "sweep.html").as_uri()]
-            assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-            wide = "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, pre, svg') && "
-            assert (
-                tab.evaluate(f"{wide}e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 80))") == []
-            )
-            for where in ("body", "figure.figure"):
-                assert (max(tab.evaluate(background.format(where))[:3]) < 80) == dark
+        for scheme in ("light", "dark"):
+            fits_and_follows(tab, folder / "sweep.html", scheme)
             shown = "[...document.querySelectorAll('.grids img')].filter(e => e.offsetParent).length"
             assert tab.evaluate(shown) == 12
 

@@ -536,7 +536,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("written", ["3", "4", 4, True, None, 2.5])
+@pytest.mark.parametrize("written", ["4", "5", 5, True, None, 2.5])
 def test_a_checkpoints_format_is_the_one_that_is_read(tmp_path: Path, written: object) -> None:
     path = save(tmp_path, 10)
     values = json.loads((path / "state.json").read_text())

@@ -198,7 +198,7 @@ def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
         ("training.guard.metrics={light: {reward: brightness}}", "metrics: light is trained on (rewards.brightness)"),
         ("training.guard.metrics=sharpness", "the name sharpness is watched anyway; leave it out"),
         ("training.guard.metrics={reward: {reward: jpeg-size}}", "the name reward is taken"),
-        ("training.guard.evry=3", "unknown key training.guard.evry; did you mean 'every'?"),
+        ("training.guard.prompt=9", "unknown key training.guard.prompt; did you mean 'prompts'?"),
         ("training.guard.prompts=7", "training.guard.prompts"),
     ],
 )
