@@ -103,6 +103,8 @@ class World:
         about_reward: what that measures, in a line.
         pretrain: ``package.module:function`` of (output folder, seed, iterations or None, compile or not), which makes
             the pipeline anew; empty where it cannot be.
+        size: width and height of its pictures in pixels, where they are not what the pipeline's own files say (a
+            pipeline of SD3's class knows squares only).
     """
 
     pipeline: str
@@ -110,3 +112,4 @@ class World:
     reward: str | Callable[..., Any] = ""
     about_reward: str = ""
     pretrain: str | Callable[..., Any] = ""
+    size: tuple[int, int] | None = None

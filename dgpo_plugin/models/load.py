@@ -32,7 +32,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu", *, place
         UserError: nothing there, a pipeline class that no family knows, or a precision that cannot be had.
     """
     config = settled_model(config, torch.device(device), images=16)
-    folder = locate(config.path)
+    config, folder = _sized(config), locate(config.path)
     family = _family(folder, config.path)
     _refuse_without_weights(folder)
     model: Model = family.load(folder, config, numbered(torch.device(device)))
@@ -47,7 +47,7 @@ def model_skeleton(config: ModelConfig) -> Model:
     Raises:
         UserError: as :func:`load_model`.
     """
-    folder = locate(config.path, only_configurations=True)
+    config, folder = _sized(config), locate(config.path, only_configurations=True)
     skeleton: Model = _family(folder, config.path).skeleton(folder, config)
     return skeleton
 
@@ -78,6 +78,15 @@ def denoiser_work(config: ModelConfig, images: int) -> Work:
         model = model_skeleton(config)
         latents, conditioning = torch.zeros(images, *model.latent_shape), model.blank_conditioning(images)
         return linear_work(model.denoiser, lambda: model.velocity(latents, 0.5, conditioning))
+
+
+def _sized(config: ModelConfig) -> ModelConfig:
+    """A configuration with the sides of a world's own pictures, where it asks for no others."""
+    path = config.path
+    size = WORLDS.load(path).size if path in WORLDS or is_from_file(path) else None
+    if size is None or config.width is not None:  # neither side or both are asked for
+        return config
+    return config.model_copy(update={"width": size[0], "height": size[1]})
 
 
 def _family(folder: Path, path: str) -> Any:

@@ -10,6 +10,8 @@ import yaml
 
 from dgpo_bench.preset import bench_preset_names, load_preset
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.load import load_config
+from dgpo_plugin.training.checks import picture_size
 
 pytestmark = pytest.mark.fast
 
@@ -31,6 +33,13 @@ def test_every_shipped_size_is_larger_than_the_one_before() -> None:
         assert quick.validation_prompts < default.validation_prompts <= full.validation_prompts
         assert "prove" in quick.caution
         assert not full.caution
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes-2", "words", "words-unguided"])
+def test_a_world_is_compared_on_pictures_of_the_size_that_its_preset_trains_on(name: str) -> None:
+    preset, task = load_preset(name)
+    compared = preset.run_config(task, preset.challenger, seed=0)
+    assert picture_size(compared.model) == picture_size(load_config(name).model)
 
 
 def test_a_preset_without_a_size_is_refused(tmp_path: Path) -> None:

@@ -11,5 +11,6 @@ WORLD = World(
         "out-of-domain": "dgpo_plugin.worlds.words.captions:out_of_domain_prompts",
     },
     pretrain="dgpo_plugin.worlds.words.pretrain:pretrain",
+    size=(64, 32),
 )
-"""Its pictures are 64 x 32 pixels; the reward ``ocr`` reads them."""
+"""The reward ``ocr`` reads its pictures."""

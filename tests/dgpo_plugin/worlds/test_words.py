@@ -18,6 +18,7 @@ from PIL import ImageFont
 from dgpo_plugin.common.names import WORLDS
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.registry import imported
+from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.generate import fixed_noise, generate
@@ -25,6 +26,7 @@ from dgpo_plugin.models.load import world_pipeline
 from dgpo_plugin.prompts.registry import load_prompts
 from dgpo_plugin.rewards.ocr.reward import OcrExactReward, OcrReward, requested_texts
 from dgpo_plugin.training.build import build_trainer
+from dgpo_plugin.training.checks import picture_size
 from dgpo_plugin.worlds.shapes.pretrain_loops import tokenize
 from dgpo_plugin.worlds.words import captions, render
 from dgpo_plugin.worlds.words.pretrain import SETTINGS, draw_words, make_pipeline, pretrain
@@ -86,6 +88,15 @@ def test_training_sees_two_fonts_and_plain_grounds_and_the_others_are_out_of_dom
     assert outside.keys() == set(product(captions.FONTS, captions.GROUNDS)) - inside
     of_font, of_ground = kinds("out-of-domain", "font"), kinds("out-of-domain", "ground")
     assert of_ground["plain",] == of_font["sans",] + of_font["serif",] == 80
+
+
+@pytest.mark.parametrize(("asked", "size"), [({}, (64, 32)), ({"width": 64, "height": 64}, (64, 64))])
+def test_its_pictures_have_their_own_size_where_no_other_is_asked_for(
+    asked: dict[str, int], size: tuple[int, int]
+) -> None:
+    config = ModelConfig(path="words", precision="fp32", **asked)
+    model = load_model(config)
+    assert (model.width, model.height) == size == picture_size(config)
 
 
 # ---- pictures
