@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dgpo_plugin.commands.main import main
+from dgpo_plugin.training.pair_files import read_pairs
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[1]
@@ -91,3 +92,16 @@ def test_accelerate_reads_its_files(path: Path) -> None:
 def test_every_example_is_tested() -> None:
     said = Path(__file__).read_text(encoding="utf-8")
     assert all(path.name in said for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.slow
+def test_make_pairs(tmp_path: Path) -> None:
+    """What it writes is read as pairs, with nothing said of sizes."""
+    done = python(
+        "make_pairs.py", "shapes", "shapes/train", "shapes", str(tmp_path), "--prompts", "3", "--pictures", "3"
+    )
+    assert done.returncode == 0, done.stderr
+    made = int(done.stdout.split()[0])
+    assert done.stdout.strip() == f"{made} pairs of 3 prompts in {tmp_path}"
+    pairs, lines = read_pairs(str(tmp_path), 64, 64)
+    assert (len(pairs), lines) == (made, [])

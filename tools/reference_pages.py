@@ -16,7 +16,7 @@ from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.names import ALGORITHMS
 from dgpo_plugin.config.describe import allowed, in_yaml
 from dgpo_plugin.config.fields import RewardTerm
-from dgpo_plugin.training.metrics import GUARD_METRICS, METRICS
+from dgpo_plugin.training.metrics import GUARD_METRICS, METRICS, OF_REWARDS, PAIR_METRICS
 
 DOCS = Path(__file__).parents[1] / "docs"
 MADE = "<!-- Made by tools/reference_pages.py; change the code's own descriptions, not this page. -->"
@@ -58,6 +58,8 @@ def _sections(
             for each in inner.get("anyOf", []):
                 if "$ref" in each:
                     yield f"`{name}.{key}`", definitions[_definition(each)]
+    elif sections := [each for each in field.get("anyOf", []) if "$ref" in each]:
+        yield f"`{name}`", definitions[_definition(sections[0])]
     else:
         term = definitions[RewardTerm.__name__]
         yield f"`{name}`, each under a label of its own", {**term, "description": field["description"]}
@@ -96,6 +98,13 @@ def metrics_page() -> str:
         "## What every algorithm writes",
         "",
         *_metric_table(METRICS),
+        "",
+        "## With an algorithm that learns from pairs",
+        "",
+        "It has no rollout and no rewards, and none of the keys that begin with",
+        f"{', '.join(f'`{key}`' for key in OF_REWARDS)}; but",
+        "",
+        *_metric_table(PAIR_METRICS),
     ]
     lines += ["", "## Besides, after each look of `training.guard`", "", *_metric_table(GUARD_METRICS)]
     for algorithm in ALGORITHMS:

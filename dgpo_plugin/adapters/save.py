@@ -56,7 +56,7 @@ class TrainingFacts:
     @property
     def reward_name(self) -> str:
         """What the card calls the reward, free of folders."""
-        return self.free_of_folders(self.config.reward_label if self.reward is None else self.reward)
+        return self.free_of_folders(self.config.reward_label if not self.reward else self.reward)
 
     def free_of_folders(self, text: str) -> str:
         """A text in which rewards' names may stand, as strangers may see it."""
@@ -111,7 +111,8 @@ def folded_tensors(policy: Policy, weights: Mapping[str, Tensor]) -> dict[str, T
 def _modelspec_header(policy: Policy, title: str, facts: TrainingFacts) -> dict[str, str]:
     """ModelSpec's and kohya's fields, which people's tools show, and by which A1111 and Forge list adapters."""
     model, rank = policy.model, str(policy.config.rank)
-    comment = f"{facts.config.algorithm.name} on reward {facts.reward_name}, {facts.optimizer_steps} optimizer steps"
+    learned_from = f"reward {facts.reward_name}" if facts.config.pairs is None else "preferred pairs"
+    comment = f"{facts.config.algorithm.name} on {learned_from}, {facts.optimizer_steps} optimizer steps"
     header = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{model.architecture}/lora",

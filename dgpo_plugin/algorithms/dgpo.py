@@ -28,6 +28,7 @@ from dgpo_plugin.algorithms.base import GROWTH, Cost, Metric, Random, Totals, lo
 from dgpo_plugin.algorithms.flow_times import FlowTime, noisiest_steps, uniform_times
 from dgpo_plugin.algorithms.forward import (
     Noised,
+    NoisedApart,
     OdeForwardConfig,
     forward_cost,
     matching_error,
@@ -268,7 +269,7 @@ class DGPO(GroupAlgorithm[DGPOConfig, _Frozen]):
         return loss
 
     @torch.no_grad()
-    def frozen(self, noised: Noised, rows: Tensor) -> _Frozen:
+    def frozen(self, noised: Noised | NoisedApart, rows: Tensor) -> _Frozen:
         """Matching errors under the reference and the old policy; forwards whose result is known are skipped."""
         config, policy, target = self.config, self.policy, noised.target[rows]
         old_error = base_velocity = base_log_norm = None

@@ -96,3 +96,31 @@ def noisy_times(sample_ids: Tensor, layout: Layout, count: int, random: Random) 
         drawn = random.uniform(count, "timesteps", group)
         times += [FlowTime(number, math.sqrt(1 - u), rows) for number, u in enumerate(drawn)]
     return times
+
+
+def drawn_levels(
+    levels: Sequence[float], layout: Layout, sample_ids: Tensor, count: int, random: Random, *, logit_normal: bool
+) -> list[FlowTime]:
+    """``count`` of a base's noise levels for each prompt group, drawn with replacement, the groups one after the other.
+
+    Which level, of falling ones, is a number u in [0, 1): the sigmoid of a standard normal one, as Stable Diffusion 3
+    was trained (arXiv 2403.03206, section 3.1) and diffusers' ``compute_density_for_timestep_sampling`` draws it, or
+    uniform. All groups of the layout have theirs, with rows or without: processes then agree on how many there are.
+    """
+    groups = layout.groups_of(sample_ids).tolist()
+    rows: dict[int, list[int]] = {group: [] for group in range(layout.groups)}
+    for row, group in enumerate(groups):
+        rows[group].append(row)
+
+    def level(number: int, group: int) -> float:
+        if logit_normal:
+            u = float(torch.sigmoid(random.noise((), "timesteps", number, group).double()))
+        else:
+            (u,) = random.uniform(1, "timesteps", number, group)
+        return levels[min(int(u * len(levels)), len(levels) - 1)]
+
+    return [
+        FlowTime(number, level(number, group), torch.tensor(rows[group], dtype=torch.int64))
+        for number in range(count)
+        for group in range(layout.groups)
+    ]

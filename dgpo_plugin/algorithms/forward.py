@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from pydantic import Field
@@ -101,6 +101,32 @@ class Noised:
 
 
 @dataclass(frozen=True)
+class NoisedApart:
+    """This process's samples, whose prompt groups are at flow times of their own; used as :class:`Noised` is.
+
+    Attributes:
+        target: the velocities to predict, (N, ...), each in its own unit.
+        parts: samples of one flow time each.
+        places: of each of the N samples its part and its row there.
+    """
+
+    target: Tensor
+    parts: Sequence[Noised]
+    places: Sequence[tuple[int, int]]
+
+    def predict(self, policy: Policy, rows: Tensor, guidance: float = 1.0) -> Tensor:
+        """As :meth:`Noised.predict`, with a pass for each flow time among the rows."""
+        wanted = [self.places[row] for row in rows.tolist()]  # read once
+        predicted, order = [], list[int]()
+        for number in sorted({part for part, _ in wanted}):
+            at = [n for n, (part, _) in enumerate(wanted) if part == number]
+            own = torch.tensor([wanted[n][1] for n in at], device=rows.device)
+            predicted.append(self.parts[number].predict(policy, own, guidance))
+            order += at
+        return torch.cat(predicted)[torch.tensor(order, device=rows.device).argsort()]
+
+
+@dataclass(frozen=True)
 class Seen:
     """A micro-batch at one flow time, n samples; velocities are (n, ...), times the noised samples' ``unit``.
 
@@ -119,11 +145,17 @@ class Seen:
     base: Tensor | None
 
 
-F = TypeVar("F", bound=ForwardConfig)
+F = TypeVar("F", bound=AlgorithmConfig)
 
 
 class Forward(Algorithm[F, Rollout], Generic[F]):
-    """A policy and its old copy, and finished pictures noised anew."""
+    """A policy and its old copy, and finished pictures noised anew.
+
+    Class attributes:
+        KEEPS_OLD: whether there is an old copy.
+    """
+
+    KEEPS_OLD: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -134,7 +166,7 @@ class Forward(Algorithm[F, Rollout], Generic[F]):
         backward: Backward = torch.autograd.backward,
     ) -> None:
         super().__init__(config, policy, processes, micro_batch_size, backward)
-        self.old_weights = policy.copy_weights()
+        self.old_weights = policy.copy_weights() if self.KEEPS_OLD else {}
 
     @property
     def rollout_weights(self) -> Mapping[str, Tensor] | None:
@@ -152,6 +184,7 @@ class Forward(Algorithm[F, Rollout], Generic[F]):
 
     @torch.no_grad()
     def sample(self, batch: Batch, random: Random) -> Rollout:
+        assert isinstance(self.config, ForwardConfig)
         policy, guidance = self.policy, self.config.rollout_guidance
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
@@ -177,8 +210,23 @@ class Forward(Algorithm[F, Rollout], Generic[F]):
         noisy, target = (1 - sigma) * clean + sigma * noise, unit * (noise - clean)
         return Noised(noisy, target, sigma, unit, rollout.conditioning)
 
+    def noised_apart(self, rollout: Rollout, times: Sequence[FlowTime], random: Random) -> NoisedApart:
+        """The rollout's samples, each at the one of some flow times that has its row."""
+        places = [(0, 0)] * len(rollout.sample_ids)
+        parts, target = list[Noised](), torch.zeros_like(rollout.latents)
+        for time in times:
+            assert time.rows is not None
+            if not len(time.rows):
+                continue
+            part = self.noised(rollout.select(time.rows), time.number, time.sigma, random)
+            for row, place in enumerate(time.rows.tolist()):
+                places[place] = (len(parts), row)
+            target[time.rows.to(target.device)] = part.target
+            parts.append(part)
+        return NoisedApart(target, parts, places)
+
     def state(self) -> dict[str, dict[str, Tensor]]:
-        return {"old": self.old_weights}
+        return {"old": self.old_weights} if self.KEEPS_OLD else {}
 
     def move_old(self, keep: float) -> None:
         """Move the old copy: old <- keep old + (1 - keep) policy."""

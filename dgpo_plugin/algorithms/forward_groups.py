@@ -7,18 +7,21 @@ else a first pass without gradient is for it alone. The result is the same.
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from dgpo_plugin.algorithms.base import Metric, Random, Totals
-from dgpo_plugin.algorithms.forward import Forward, ForwardConfig, Noised
+from dgpo_plugin.algorithms.flow_times import FlowTime
+from dgpo_plugin.algorithms.forward import Forward, Noised, NoisedApart
 from dgpo_plugin.algorithms.rollout import Rollout, holds_whole_groups, micro_batches
-from dgpo_plugin.config.fields import RunConfig
+from dgpo_plugin.config.fields import AlgorithmConfig, RunConfig
 
-F = TypeVar("F", bound=ForwardConfig)
+F = TypeVar("F", bound=AlgorithmConfig)
 S = TypeVar("S")
 
 
@@ -39,7 +42,7 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
     """K of :meth:`summary`."""
 
     @abstractmethod
-    def frozen(self, noised: Noised, rows: Tensor) -> S:
+    def frozen(self, noised: Noised | NoisedApart, rows: Tensor) -> S:
         """What is measured of a micro-batch without gradient, under other weights than the policy's."""
 
     @abstractmethod
@@ -67,15 +70,25 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
         """Which groups are trained on, P of them, from (P, G)."""
         return [True] * len(advantages)
 
+    def trained_images(self, advantages: Tensor) -> int:
+        """Over how many images of all processes a loss is a mean, of (P, G)."""
+        return advantages.numel()
+
+    def noised_round(self, rollout: Rollout, times: Sequence[FlowTime], random: Random) -> Noised | NoisedApart:
+        """Every sample of the update once: at one flow time, or each prompt group at its own."""
+        if times[0].rows is None:
+            return self.noised(rollout, times[0].number, times[0].sigma, random)
+        return self.noised_apart(rollout, times, random)
+
     def gradient(self, rollout: Rollout, advantages: Tensor, random: Random) -> dict[str, float]:
         device = rollout.latents.device
         positions = rollout.positions.to(device)
         batches = self._micro_batches(rollout, advantages)
-        totals, times = self.totals(device), self.flow_times(rollout, random)
-        count = len(times) * advantages.numel()
+        totals, rounds = self.totals(device), rounds_of(self.flow_times(rollout, random))
+        count = len(rounds) * self.trained_images(advantages)
         whole = self._whole_groups(advantages)
-        for time in times:
-            noised = self.noised(rollout, time.number, time.sigma, random)
+        for times in rounds:
+            noised = self.noised_round(rollout, times, random)
             train = self._one_pass if whole else self._gathered
             train(noised, batches, positions, advantages, totals, count)
         first_pass = 0.0 if whole or self._fits_at_once(advantages) else 1.0
@@ -83,7 +96,7 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
 
     def _one_pass(
         self,
-        noised: Noised,
+        noised: Noised | NoisedApart,
         batches: tuple[Tensor, ...],
         positions: Tensor,
         advantages: Tensor,
@@ -104,7 +117,7 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
 
     def _gathered(
         self,
-        noised: Noised,
+        noised: Noised | NoisedApart,
         batches: tuple[Tensor, ...],
         positions: Tensor,
         advantages: Tensor,
@@ -126,7 +139,7 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
     @torch.no_grad()
     def _group_numbers(
         self,
-        noised: Noised,
+        noised: Noised | NoisedApart,
         batches: tuple[Tensor, ...],
         frozen: list[S],
         only: Tensor | None,
@@ -162,6 +175,11 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
         """Whether no process can have more than one micro-batch."""
         share = -(-advantages.numel() // self.processes.count)
         return self.micro_batch_size is None or share <= self.micro_batch_size
+
+
+def rounds_of(times: Sequence[FlowTime]) -> list[list[FlowTime]]:
+    """Flow times of one number, which are those of a sample's pass each, together; numbers follow each other."""
+    return [list(run) for _, run in itertools.groupby(times, key=lambda time: time.number)]
 
 
 def needs_group_pass(config: RunConfig) -> bool:

@@ -26,6 +26,12 @@ def json_schema() -> Schema:
     definitions, properties = schema["$defs"], schema["properties"]
     properties["algorithm"] = _algorithm(definitions)
     properties["rewards"] = _rewards(properties["rewards"]["description"])
+    properties["pairs"]["anyOf"].append({"type": "string"})  # short for its train
+    judges = definitions["EvaluationConfig"]["properties"]
+    judges["rewards"] = {**_rewards(judges["rewards"]["description"]), "default": {}}
+    # Prompts and rewards, or pairs: which of the two is the algorithm's to say.
+    schema["required"] = [key for key in schema["required"] if key not in ("prompts", "rewards")]
+    schema["anyOf"] = [{"required": ["prompts", "rewards"]}, {"required": ["pairs"]}]
     watched = definitions[GuardConfig.__name__]["properties"]
     watched["metrics"] = {**_rewards(watched["metrics"]["description"], least=0), "default": {}}
     # Names are offered, and others allowed: files, folders, hub ids.

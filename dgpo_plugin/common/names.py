@@ -20,6 +20,12 @@ ALGORITHMS = Registry(
         "awm": Entry("dgpo_plugin.algorithms.awm:AWM", "advantage weighted matching, stochastic rollouts"),
         "ram": Entry("dgpo_plugin.algorithms.ram:RAM", "a regression on the base's velocity, bent by the reward"),
         "crd": Entry("dgpo_plugin.algorithms.crd:CRD", "the policy's implied reward, regressed on the real one"),
+        "diffusion-dpo": Entry(
+            "dgpo_plugin.algorithms.diffusion_dpo:DiffusionDPO", "preferred pairs of pictures, nothing sampled"
+        ),
+        "online-dpo": Entry(
+            "dgpo_plugin.algorithms.diffusion_dpo:OnlineDPO", "the best against the worst of each prompt group"
+        ),
         "flow-grpo": Entry("dgpo_plugin.algorithms.flow_grpo:FlowGRPO", "policy gradients through stochastic steps"),
         "flow-grpo-fast": Entry(
             "dgpo_plugin.algorithms.flow_grpo:FlowGRPOFast", "the same through a window of a few steps"

@@ -21,6 +21,8 @@ Location = tuple[int | str, ...]
 WHAT_TO_GIVE = {
     "model.path": "name a diffusers folder, a hub id or one of `dgpo list models`",
     "prompts.train": "name a .txt or .jsonl file or one of `dgpo list prompts`",
+    "pairs.train": "name a table or a folder of preferred pairs",
+    "algorithm.beta": "give 100 as in flow_grpo's setting for SD3.5, or 2000 as in Flow-Factory's for FLUX.1",
     "rewards": "name at least one of `dgpo list rewards`",
 }
 """For a run's required fields, which have no default because no default would be right."""

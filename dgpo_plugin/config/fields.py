@@ -5,15 +5,21 @@ One name for one thing (docs/architecture.md). Defaults are the published ones; 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.names import ALGORITHMS
+from dgpo_plugin.config.around_training import CheckpointConfig as CheckpointConfig
+from dgpo_plugin.config.around_training import EvaluationConfig as EvaluationConfig
+from dgpo_plugin.config.around_training import LoggingConfig as LoggingConfig
+from dgpo_plugin.config.around_training import PromptsConfig as PromptsConfig
 from dgpo_plugin.config.guard_fields import GuardConfig as GuardConfig
 from dgpo_plugin.config.guard_fields import refuse_trained
+from dgpo_plugin.config.learned_from import REWARDED, Need, PairsConfig, filled_in, misplaced
 from dgpo_plugin.config.reward_fields import Precision as Precision
 from dgpo_plugin.config.reward_fields import RewardDevice as RewardDevice
 from dgpo_plugin.config.reward_fields import RewardTerm as RewardTerm
@@ -144,7 +150,13 @@ class RolloutConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    """What every algorithm's configuration has; the rest is in its file in :mod:`dgpo_plugin.algorithms`."""
+    """What every algorithm's configuration has; the rest is in its file in :mod:`dgpo_plugin.algorithms`.
+
+    Class attributes:
+        needs: what it learns from: a rollout and its rewards, or preferred pairs.
+    """
+
+    needs: ClassVar[frozenset[Need]] = REWARDED
 
     name: str = Field(description="As in `dgpo list algorithms`, or one's own, path/to/file.py:Algorithm.")
     advantage_std: AdvantageStd = "group"
@@ -280,54 +292,15 @@ class TrainingConfig(Section):
         return self
 
 
-class EvaluationConfig(Section):
-    """How a finished adapter is sampled and scored: what its users will do."""
-
-    steps: int = Field(40, ge=1, description="Denoiser calls of an image, on the pipeline's own Euler sampler.")
-    guidance: float = Field(4.5, ge=1, description="Classifier-free guidance; 1 is none.")
-    images: int = Field(128, ge=2, description="Pictures that `reward before` and `reward after` are the mean of.")
-
-
-class LoggingConfig(Section):
-    """What is shown of a run; `metrics.jsonl` is always written."""
-
-    trackers: tuple[str, ...] = Field(
-        (), description="accelerate's trackers that get the metrics too: tensorboard, wandb and others, if installed."
-    )
-    sample_every: int = Field(
-        10, ge=0, description="Iterations between two grids of pictures in the run's samples/; 0 for none."
-    )
-    sample_images: int = Field(16, ge=1, description="Pictures in such a grid, of the first held-out prompts.")
-
-
-class CheckpointConfig(Section):
-    """What `dgpo resume` goes on from."""
-
-    every: int = Field(
-        10, ge=1, description="Iterations between two checkpoints; the last iteration has one in any case."
-    )
-    keep: int = Field(
-        2, ge=1, description="Newest checkpoints kept, besides the best (by mean reward since the one before)."
-    )
-
-
-class PromptsConfig(Section):
-    """Prompt sets: a `.txt` or `.jsonl` file, `hf:owner/dataset`, or a set of `dgpo list prompts`."""
-
-    train: str = Field(description="What reinforcement learning sees.")
-    held_out: str | None = Field(
-        None,
-        description="What `reward before` and `reward after` are measured on, disjoint from train; null for train "
-        "itself. Only where none of it is trained on is it called held-out.",
-    )
-
-
 class RunConfig(Section):
     """Everything a training run depends on."""
 
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     prompts: PromptsConfig
+    pairs: PairsConfig | None = Field(
+        None, description="Preferred pairs, for an algorithm that learns from them; then rewards and prompts are none."
+    )
     rewards: dict[str, RewardTerm] = Field(
         description="What is to be raised, by labels of yours; `ocr`, `[ocr, hpsv2.1]` and `{ocr: 2}` are short forms."
     )
@@ -339,21 +312,27 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _learned_from(cls, values: Any) -> Any:
+        """What follows from what the algorithm learns from, where it is known."""
+        if not isinstance(values, Mapping):
+            return values
+        algorithm, needs = values.get("algorithm"), REWARDED
+        if isinstance(algorithm, AlgorithmConfig):
+            needs = algorithm.needs
+        elif isinstance(algorithm, Mapping):
+            with contextlib.suppress(ValueError):  # said of the field itself
+                needs = _config_class(algorithm).needs
+        return filled_in(values, needs)
+
     @field_validator("algorithm", mode="before")
     @classmethod
     def _named_algorithm(cls, value: Any) -> Any:
         """Have the algorithm that is named validate what is its own."""
         if isinstance(value, AlgorithmConfig) or not isinstance(value, Mapping):
             return value
-        if "name" not in value:
-            raise ValueError(f"name is missing; name {', '.join(ALGORITHMS)}")
-        try:
-            config = vars(ALGORITHMS.load(str(value["name"]))).get("Config")
-        except UserError as error:
-            raise ValueError(str(error)) from error
-        if not (isinstance(config, type) and issubclass(config, AlgorithmConfig)):
-            raise ValueError(f"{value['name']} names no AlgorithmConfig as its Config; see docs/adding-an-algorithm.md")
-        return config.model_validate(value)
+        return _config_class(value).model_validate(value)
 
     @field_validator("rewards", mode="before")
     @classmethod
@@ -362,16 +341,21 @@ class RunConfig(Section):
 
     @field_validator("rewards")
     @classmethod
-    def _at_least_one(cls, rewards: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
-        if not rewards:
+    def _at_least_one(cls, rewards: dict[str, RewardTerm], info: ValidationInfo) -> dict[str, RewardTerm]:
+        if not rewards and info.data.get("pairs", rewards) is None:
             raise ValueError("is empty; name at least one of `dgpo list rewards`")
         refuse_unusable(rewards)
         return rewards
 
     @property
+    def judged_by(self) -> dict[str, RewardTerm]:
+        """The rewards of the run's pictures, by label: those that it learns from, else its evaluation's."""
+        return self.rewards or self.evaluation.rewards
+
+    @property
     def reward_label(self) -> str:
-        """The rewards for people and headers, as ``ocr`` or ``1 ocr + 0.5 hps``."""
-        return weighted_labels({label: term.weight for label, term in self.rewards.items()}.items())
+        """The rewards for people and headers, as ``ocr`` or ``1 ocr + 0.5 hps``; ``none`` where there are none."""
+        return weighted_labels({label: term.weight for label, term in self.judged_by.items()}.items()) or "none"
 
     @property
     def schedule(self) -> Schedule:
@@ -382,9 +366,30 @@ class RunConfig(Section):
     def _parts_suit(self) -> RunConfig:
         if self.lora.target_modules == ():
             raise ValueError("lora.target_modules is empty, so nothing would be trained; leave it out, or name layers")
+        if problems := misplaced(self):
+            raise ValueError("; ".join(problems))
         self.algorithm.check_rollout(self.rollout.steps, self.schedule)
         if self.training.guard is not None:
+            if self.pairs is not None:
+                raise ValueError("training.guard watches what a reward does, and a run on pairs has none; leave it out")
             if self.prompts.held_out is None:
                 raise ValueError("training.guard looks at validation prompts; name them in prompts.held_out")
             refuse_trained(self.training.guard, self.rewards)
         return self
+
+
+def _config_class(algorithm: Mapping[str, Any]) -> type[AlgorithmConfig]:
+    """The configuration of the algorithm that a section names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if "name" not in algorithm:
+        raise ValueError(f"name is missing; name {', '.join(ALGORITHMS)}")
+    try:
+        config = vars(ALGORITHMS.load(str(algorithm["name"]))).get("Config")
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    if not (isinstance(config, type) and issubclass(config, AlgorithmConfig)):
+        raise ValueError(f"{algorithm['name']} names no AlgorithmConfig as its Config; see docs/adding-an-algorithm.md")
+    return config

@@ -51,11 +51,23 @@ def lost_places(config: RunConfig) -> dict[str, str]:
         "model.path": config.model.path,
         "prompts.train": config.prompts.train,
         "prompts.held_out": config.prompts.held_out or "",
-        **{f"rewards.{label}.reward": term.name(label) for label, term in config.rewards.items()},
+        **pair_places(config),
+        **{f"{judges_at(config)}.{label}.reward": term.name(label) for label, term in config.judged_by.items()},
         **{f"training.guard.metrics.{label}.reward": term.name(label) for label, term in _watched(config).items()},
     }
     paths = {key: Path(file_and_name(place)[0]) for key, place in named.items()}
     return {key: str(path) for key, path in paths.items() if path.is_absolute() and not exists(path)}
+
+
+def pair_places(config: RunConfig) -> dict[str, str]:
+    """Where a run's preferred pairs are, by key; nothing where it learns from rewards."""
+    named = {} if config.pairs is None else {"train": config.pairs.train, "held_out": config.pairs.held_out}
+    return {f"pairs.{key}": place for key, place in named.items() if place}
+
+
+def judges_at(config: RunConfig) -> str:
+    """The key that the rewards of a run's pictures stand under."""
+    return "rewards" if config.rewards else "evaluation.rewards"
 
 
 def file_and_name(place: str) -> tuple[str, str]:
@@ -105,16 +117,24 @@ def _moved(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
 
     model, training = config.model.path, config.training
     model = named(model) if is_from_file(model) or model in WORLDS else change(model)
+    moved: dict[str, Any] = {}
+    if config.rewards:
+        moved["rewards"] = terms(config.rewards)
+    elif config.judged_by:
+        moved["evaluation"] = config.evaluation.model_copy(update={"rewards": terms(config.judged_by)})
+    if config.pairs is not None:
+        pairs = {key.removeprefix("pairs."): change(place) for key, place in pair_places(config).items()}
+        moved["pairs"] = config.pairs.model_copy(update=pairs)
     if training.guard is not None:
         guard = training.guard.model_copy(update={"metrics": terms(training.guard.metrics)})
         training = training.model_copy(update={"guard": guard})
     return config.model_copy(
         update={
+            **moved,
             "model": config.model.model_copy(update={"path": model}),
             "prompts": config.prompts.model_copy(
                 update={"train": prompts(config.prompts.train), "held_out": prompts(config.prompts.held_out)}
             ),
-            "rewards": terms(config.rewards),
             "training": training,
             "algorithm": config.algorithm.model_copy(update={"name": named(config.algorithm.name)}),
         }

@@ -127,6 +127,23 @@ class Model(ABC):
         """
 
     @abstractmethod
+    def encode_images(self, pictures: Tensor) -> Tensor:
+        """The clean latents that the denoiser is trained on, (N, C, H, W), float32, on the model's device.
+
+        Of what the VAE thinks of a picture it is the mean, so that a run that is gone on with sees the same numbers: as
+        diffusers trains Z-Image (``examples/dreambooth/train_dreambooth_lora_z_image.py``: ``latent_dist.mode()``) and
+        FLUX.2 reads pictures (``Flux2Pipeline._encode_vae_image``); the older families' scripts draw from that narrow
+        distribution. The VAE computes in its own precision, as for decoding, one picture at a time: in little memory,
+        and to the same bits whatever the others are.
+
+        Args:
+            pictures: (N, 3, height, width), float32 in [0, 1], on any device.
+
+        Raises:
+            UserError: the VAE makes no numbers of them.
+        """
+
+    @abstractmethod
     def tile(self) -> int | None:
         """Pixels a side of the tiles that a picture of this size is decoded in; None if it is decoded whole."""
 
@@ -156,6 +173,14 @@ class Model(ABC):
 
         Raises:
             UserError: the model's noise levels are fixed and a shift was given.
+        """
+
+    @abstractmethod
+    def training_sigmas(self) -> list[float]:
+        """The thousand noise levels that the base was trained on, falling.
+
+        A flow's are those of diffusers' training scripts (``noise_scheduler.timesteps`` as the scheduler is loaded):
+        even steps, shifted by a factor that does not depend on the picture, if there is one.
         """
 
     def initial_scale(self, sigma: float) -> float:  # noqa: ARG002 (other families need it)

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.fields import ModelConfig
+
+NOT_FINITE_TEXTS = {
+    "fp16": "set it to bf16 or fp32",
+    "bf16": "set it to fp32, or fetch their folders again",
+    "fp32": "their weights are damaged; fetch their folders again",
+}
+"""What to do where text encoders give no numbers, by the precision that they computed in."""
 
 
 class Conditioning:
@@ -73,3 +84,26 @@ class Conditioning:
             return Conditioning(first.table, torch.cat([each.index for each in conditionings]))
         written = [each.tensors for each in conditionings]
         return Conditioning({name: torch.cat([tensors[name] for tensors in written]) for name in first.table})
+
+
+def finite(encoded: Conditioning, config: ModelConfig) -> Conditioning:
+    """What text encoders gave, if it is numbers.
+
+    Raises:
+        UserError: it is not; which precision to change.
+    """
+    if not all(tensor.isfinite().all() for tensor in encoded.table.values()):
+        raise UserError(
+            f"model.precision {config.precision}: the text encoders' output is NaN or infinite; "
+            f"{NOT_FINITE_TEXTS[config.precision]}"
+        )
+    return encoded
+
+
+def as_chat(tokenizer: Any, text: str, *, thinking: bool) -> str:
+    """A text as what a user says to a language model, and the beginning of its answer."""
+    messages = [{"role": "user", "content": text}]
+    chat: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
+    return chat

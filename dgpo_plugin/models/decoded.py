@@ -1,4 +1,4 @@
-"""Pictures as they leave the VAE: whether they are any, and if not, whose fault it is.
+"""Pictures as they leave the VAE, and latents: whether they are any, and if not, whose fault it is.
 
 NaN becomes black on its way into 8 bits, and a reward that works on bytes scores it without a word. Numbers that are
 not finite are always an error: of the denoiser where its latents are not finite already, of the VAE else.
@@ -51,6 +51,20 @@ def blame(config: ModelConfig) -> Blame:
     precision = "" if denoiser == "fp32" else f", set model.precision to fp32 (it is {denoiser})"
     cure = f"lower training.learning_rate{precision}, or fetch the model again if it does so without an adapter"
     return Blame(f"model.vae_precision {half}", faults[half], cures[half], cure)
+
+
+def checked_latents(latents: Tensor, config: ModelConfig) -> Tensor:
+    """The latents (N, ...) that a VAE made of pictures, if they are numbers; a plan's, on the meta device, as they are.
+
+    Raises:
+        UserError: they are not; which precision to change.
+    """
+    if latents.device.type != "meta" and not latents.isfinite().all():
+        told = blame(config)
+        raise UserError(
+            f"{told.place}: {told.vae_fault}; {told.vae_cure} (its latents of a picture are NaN or infinite)"
+        )
+    return latents
 
 
 class PictureCheck:

@@ -22,14 +22,14 @@ from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.config.fields import ModelConfig, Schedule
 from dgpo_plugin.models.base import DTYPES, Model, TextLengths, dtype_of
 from dgpo_plugin.models.base_identity import BaseIdentity, identity_of_parts
-from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.decoded import PictureCheck, blame
+from dgpo_plugin.models.conditioning import Conditioning, finite
+from dgpo_plugin.models.decoded import PictureCheck, blame, checked_latents
 from dgpo_plugin.models.memory import can_offload_denoiser, on_device
 from dgpo_plugin.models.modules import check_parts, load_modules
 from dgpo_plugin.models.parts import empty_module, told_in_one_line
 from dgpo_plugin.models.sequential_offload import one_module_at_a_time
 from dgpo_plugin.models.speed import fuse_norms
-from dgpo_plugin.samplers.ode import dpm_flow_sigmas
+from dgpo_plugin.samplers.ode import dpm_flow_sigmas, shifted_levels
 
 ATTENTION = (
     "attn.to_q",
@@ -49,26 +49,9 @@ TEXT_LENGTH_TENSORS = ("mask", "length")
 """Conditioning tensors that say how much of a padded text is text; they are of integers."""
 
 
-NOT_FINITE_TEXTS = {
-    "fp16": "set it to bf16 or fp32",
-    "bf16": "set it to fp32, or fetch their folders again",
-    "fp32": "their weights are damaged; fetch their folders again",
-}
-"""What to do where text encoders give no numbers, by the precision that they computed in."""
-
-
 def per_image(value: float, latents: Tensor) -> Tensor:
     """One value for each image, (N,), on the latents' device: a denoiser's timestep or guidance."""
     return torch.full((len(latents),), value, device=latents.device)
-
-
-def as_chat(tokenizer: Any, text: str, *, thinking: bool) -> str:
-    """A text as what a user says to a language model, and the beginning of its answer."""
-    messages = [{"role": "user", "content": text}]
-    chat: str = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-    )
-    return chat
 
 
 class PipelineModel(Model):
@@ -173,9 +156,16 @@ class PipelineModel(Model):
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the VAE decodes them, from (N, C, H, W)."""
-        vae = self.vae.config
-        scale, shift = float(vae.scaling_factor), float(getattr(vae, "shift_factor", None) or 0)
-        return latents / scale + shift
+        return latents / float(self.vae.config.scaling_factor) + float(self.vae.config.get("shift_factor") or 0)
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Latents that the denoiser is trained on, (N, C, H, W), from the VAE's own: :meth:`unscaled` backwards."""
+        return (latents - float(self.vae.config.get("shift_factor") or 0)) * float(self.vae.config.scaling_factor)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """The VAE's own latents, without an axis of frames, from pixels (N, 3, height, width) in [-1, 1]."""
+        latents: Tensor = self.vae.encode(pixels).latent_dist.mode()
+        return latents
 
     @classmethod
     def component_overrides(cls, folder: Path) -> dict[str, Any]:  # noqa: ARG003 (FLUX.2's need it)
@@ -208,19 +198,11 @@ class PipelineModel(Model):
         starts = range(0, len(texts), TEXT_BATCH_SIZE)
         jobs = [functools.partial(encode_batch, texts[start : start + TEXT_BATCH_SIZE]) for start in starts]
         if not self.config.offload:
-            return self._finite(Conditioning.concatenate([job() for job in jobs]))
+            return finite(Conditioning.concatenate([job() for job in jobs]), self.config)
         # Offloaded encoders come one by one, each once for all texts.
         with on_device([self.denoiser] if can_offload_denoiser(self.config) else [], torch.device("cpu")):
-            return self._finite(Conditioning.concatenate(one_module_at_a_time(jobs, self.encoders, self.device)))
-
-    def _finite(self, encoded: Conditioning) -> Conditioning:
-        broken = [name for name, tensor in encoded.table.items() if not tensor.isfinite().all()]
-        if broken:
-            raise UserError(
-                f"model.precision {self.config.precision}: the text encoders' output is NaN or infinite; "
-                f"{NOT_FINITE_TEXTS[self.config.precision]}"
-            )
-        return encoded
+            encoded = Conditioning.concatenate(one_module_at_a_time(jobs, self.encoders, self.device))
+        return finite(encoded, self.config)
 
     def text_lengths(self, texts: Sequence[str]) -> list[TextLengths]:
         lengths = []
@@ -340,6 +322,15 @@ class PipelineModel(Model):
             decoded = decoded[:, :, 0]
         return decoded.float() / 2 + 0.5
 
+    @torch.no_grad()
+    def encode_images(self, pictures: Tensor) -> Tensor:
+        if not len(pictures):
+            return torch.zeros(0, *self.latent_shape, device=self.device)
+        with on_device([self.vae], self.device):
+            pixels = ((2 * picture.to(self.device) - 1).to(self.vae.dtype) for picture in pictures.split(1))
+            encoded = [self.scaled(self.encode_pixels(each).float()) for each in pixels]
+        return checked_latents(torch.cat(encoded), self.config)
+
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
         if schedule == "dpm":
             return dpm_flow_sigmas(steps, self.shift(steps) if shift is None else shift)
@@ -357,6 +348,11 @@ class PipelineModel(Model):
         else:
             scheduler.set_timesteps(steps)
         return [float(sigma) for sigma in scheduler.sigmas]
+
+    def training_sigmas(self) -> list[float]:
+        settings = self.pipeline.scheduler.config
+        fixed = 1.0 if settings.get("use_dynamic_shifting") else settings.get("flow_shift") or settings.get("shift")
+        return shifted_levels(float(fixed or 1.0))
 
     def shift(self, steps: int) -> float:
         """The factor by which the model's own schedule of so many steps shifts its timesteps towards noise."""

@@ -28,6 +28,15 @@ def dpm_flow_sigmas(steps: int, shift: float) -> list[float]:
     return [shift * u / (1 + (shift - 1) * u) for u in even] + [0.0]
 
 
+def shifted_levels(shift: float, count: int = 1000) -> list[float]:
+    """The noise levels that flows are trained on, falling: u = 1, 1 - 1 / count, .., 1 / count, shifted as above.
+
+    They are ``sigmas`` of diffusers' FlowMatchEulerDiscreteScheduler as its constructor leaves it.
+    """
+    even = [1 - number / count for number in range(count)]
+    return [shift * u / (1 + (shift - 1) * u) for u in even]
+
+
 def euler_step(x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """One Euler step: x' = x + (sigma' - sigma) v, (N, ...)."""
     return x + (sigma_next - sigma) * velocity

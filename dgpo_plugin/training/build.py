@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from dgpo_plugin.algorithms import algorithm_of
+from dgpo_plugin.algorithms.rollout import holds_whole_groups
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RunConfig
@@ -29,6 +30,7 @@ from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.checks import prompt_sets, tell_cut_prompts, try_rewards
 from dgpo_plugin.training.evaluation import HeldOut, call_prompts
 from dgpo_plugin.training.guard import Guard, guard_prompts
+from dgpo_plugin.training.preferred_pairs import PreferredPairs, held_out_pairs, preferred_pairs
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.trainer import Trainer
 
@@ -49,8 +51,9 @@ def build_trainer(
     processes = replace(join_processes(config.training.process_timeout), lockstep=config.model.shard)
     check_layout(config, processes.count)
     accelerator = _accelerator(config)
-    sets = prompt_sets(config)
-    prompts, held_out = sets["prompts.train"], sets.get("prompts.held_out", sets["prompts.train"])
+    sets, pairs = prompt_sets(config), preferred_pairs(config, processes)
+    prompts = _add_prompts_of(pairs, sets)
+    held_out = sets.get("prompts.held_out", prompts)
     rewards = checked_rewards(config, rewards, sets, processes)
     watched = [] if setting is None else guard_prompts(prompts, held_out, setting)
     metrics = guard_metrics(config, watched, processes)
@@ -60,9 +63,10 @@ def build_trainer(
     model = load_model(config.model, accelerator.device, place=False) if model is None else model
     refuse_seams(model, config.model)
     if processes.is_main:
-        tell_cut_prompts(model, sets)
+        tell_cut_prompts(model, sets if pairs is None else {**sets, "pairs.train": prompts})
     # Before the denoiser takes its place: the text encoders may need all of the memory there is.
     evaluated = held_out[: max(config.evaluation.images, config.logging.sample_images)]
+    evaluated += [pair.prompt for pair in pairs.held_out] if pairs is not None else []
     groups = PromptGroups(model, prompts, evaluated, training.prompts_per_iteration, training.seed)
     watched_texts = EncodedTexts(model, ["", *(prompt.text for prompt in watched)]) if watched else groups.encoded
     policy = Policy(model, config.lora, training.seed, groups.encoded[[""]])
@@ -75,6 +79,7 @@ def build_trainer(
     if training.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     size, called = training.micro_batch_size, call_prompts(prompts, sets.get("prompts.held_out"))
+    algorithm = algorithm_of(config.algorithm)(config.algorithm, policy, processes, size, accelerator.backward)
     optimizer = torch.optim.AdamW(
         list(policy.parameters.values()), lr=training.learning_rate, weight_decay=training.weight_decay
     )
@@ -84,7 +89,7 @@ def build_trainer(
     return Trainer(
         config=config,
         policy=policy,
-        algorithm=algorithm_of(config.algorithm)(config.algorithm, policy, processes, size, accelerator.backward),
+        algorithm=algorithm,
         scorer=scorer,
         groups=groups,
         held_out=measured,
@@ -92,7 +97,17 @@ def build_trainer(
         accelerator=accelerator,
         processes=processes,
         guard=guard,
+        pairs=pairs,
+        held_out_pairs=held_out_pairs(pairs, algorithm, groups),
     )
+
+
+def _add_prompts_of(pairs: PreferredPairs | None, sets: dict[str, list[Prompt]]) -> list[Prompt]:
+    """The prompts that a run is trained on; of a run with pairs, those of its evaluation are added to the sets."""
+    if pairs is None:
+        return sets["prompts.train"]
+    sets.setdefault("prompts.held_out", pairs.evaluated)  # what evaluation.rewards have to judge
+    return pairs.prompts
 
 
 def checked_rewards(
@@ -103,7 +118,7 @@ def checked_rewards(
     Raises:
         UserError: one cannot be had, cannot judge a prompt, or fails when it is tried.
     """
-    loaded = load_rewards(config.rewards, config.scoring) if rewards is None else rewards
+    loaded = load_rewards(config.judged_by, config.scoring) if rewards is None else rewards
     loaded.check(sets)
     if rewards is None:
         try_rewards(loaded, config.model, sets, processes)
@@ -205,7 +220,8 @@ def check_layout(config: RunConfig, processes: int) -> None:
         return
     if config.model.quantization is not None:
         raise UserError("model.shard: cannot split a quantized base; set model.quantization to null")
-    if training.group_size % processes:
+    whole = holds_whole_groups(training.prompts_per_iteration // training.updates_per_iteration, processes)
+    if training.group_size % processes and not (config.pairs is not None and whole):
         raise UserError(
             f"model.shard: training.group_size {training.group_size} must be a multiple of the {processes} processes, "
             f"which have to run the denoiser in step"

@@ -39,8 +39,9 @@ class Progress(BaseModel):
 
     Attributes:
         iteration, steps: done.
-        mean_reward: of the iterations since the checkpoint before; by it the best is known.
-        reward_before: held-out reward of the base.
+        mean_reward: of the iterations since the checkpoint before, or with pairs their accuracy; by it the best is
+            known.
+        reward_before: held-out reward of the base; None where no reward measures it.
         reward_before_note: over how many pictures, where some were not scored; else empty.
         accepted: what was changed knowingly, in order.
         started: when the run was, ISO 8601.
@@ -53,7 +54,7 @@ class Progress(BaseModel):
     iteration: int
     steps: int
     mean_reward: float = 0.0
-    reward_before: float = 0.0
+    reward_before: float | None = 0.0
     reward_before_note: str = ""
     accepted: tuple[Change, ...] = ()
     started: str

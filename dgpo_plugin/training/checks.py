@@ -25,12 +25,13 @@ log = logging.getLogger(__name__)
 
 
 def prompt_sets(config: RunConfig) -> dict[str, list[Prompt]]:
-    """The prompts of a run by the settings that name them; ``prompts.held_out`` only where it is a set of its own.
+    """The prompts of a run by the settings that name them; ``prompts.held_out`` only where it is a set of its own, and
+    ``prompts.train`` not where prompts come with pairs.
 
     Raises:
         UserError: one is not there, or cannot be read.
     """
-    sets = {"prompts.train": load_prompts(config.prompts.train)}
+    sets = {} if config.pairs is not None else {"prompts.train": load_prompts(config.prompts.train)}
     if config.prompts.held_out is not None:
         sets["prompts.held_out"] = load_prompts(config.prompts.held_out)
     return sets
@@ -44,7 +45,7 @@ def check_prompts(config: RunConfig) -> None:
     """
     named = {"prompts.train": config.prompts.train, "prompts.held_out": config.prompts.held_out}
     found = {key: name for key, name in named.items() if name and not (is_from_file(name) or name.startswith(DATASET))}
-    load_checks(config.rewards, config.scoring).check({key: load_prompts(name) for key, name in found.items()})
+    load_checks(config.judged_by, config.scoring).check({key: load_prompts(name) for key, name in found.items()})
 
 
 def try_rewards(

@@ -9,7 +9,7 @@ from typing import Any
 from dgpo_plugin.common.content import path_hash
 from dgpo_plugin.common.user_file import is_from_file, loaded_hash
 from dgpo_plugin.config.fields import RewardTerm, RunConfig
-from dgpo_plugin.config.places import exists, is_url, may_be_path
+from dgpo_plugin.config.places import exists, is_url, judges_at, may_be_path
 from dgpo_plugin.rewards import RewardSet
 
 
@@ -27,9 +27,9 @@ def contents_of(config: RunConfig, rewards: RewardSet) -> dict[str, str]:
     found = {}
     if is_from_file(config.algorithm.name):
         found["algorithm.name"] = loaded_hash([config.algorithm.name])
-    for label, term in config.rewards.items():
+    for label, term in config.judged_by.items():
         title = rewards.members[label].reward.title if label in rewards.members else ""
-        found |= _of_options(f"rewards.{label}", label, term, title)
+        found |= _of_options(f"{judges_at(config)}.{label}", label, term, title)
     guard = config.training.guard
     for label, term in guard.metrics.items() if guard is not None and guard.stop else ():
         key = f"training.guard.metrics.{label}"

@@ -32,7 +32,7 @@ MAY_CHANGE = (
     "scoring.max_skipped",
 )
 """Settings that a resumed run may have others of: how long, how loud, in how many pieces, how patient."""
-PLACES = ("model.path", "prompts.")
+PLACES = ("model.path", "prompts.", "pairs")
 """Settings that say where something is, which is compared by its content."""
 
 
@@ -44,7 +44,7 @@ ROUNDS_OTHERWISE = ("device", "batch_size")
 """How a reward is computed that may be another on resume, and may change the last bits of its values."""
 
 
-SECTIONS = ("model", "lora", "prompts", "rewards", "scoring", "rollout", "algorithm", "training")
+SECTIONS = ("model", "lora", "prompts", "rewards", "scoring", "rollout", "algorithm", "training", "evaluation")
 """Of a configuration, those that are looked into when two runs are compared."""
 
 
@@ -56,6 +56,7 @@ class RunIdentity(BaseModel):
         base: the base model's parts by their content.
         prompts_sha256, held_out_sha256, rewards_sha256: of the prompts of training, of the held-out ones, and of the
             files of users' own rewards, empty if there are none.
+        pairs_sha256, held_out_pairs_sha256: of the preferred pairs, prompts and pictures, empty if there are none.
         contents: what lies at the other places that the configuration names
             (:func:`dgpo_plugin.training.contents.contents_of`).
         packages: versions by name; others are told, and not refused.
@@ -68,6 +69,8 @@ class RunIdentity(BaseModel):
     prompts_sha256: str
     held_out_sha256: str = ""
     rewards_sha256: str = ""
+    pairs_sha256: str = ""
+    held_out_pairs_sha256: str = ""
     contents: dict[str, str] = {}
     packages: dict[str, str]
 
@@ -75,13 +78,13 @@ class RunIdentity(BaseModel):
     @classmethod
     def _in_sections(cls, config: dict[str, Any]) -> dict[str, Any]:
         sections = [config.get(name, {}) for name in SECTIONS]
-        rewards = config.get("rewards", {})
-        if isinstance(rewards, dict):
-            sections += rewards.values()
-            sections += [term.get("options", {}) for term in rewards.values() if isinstance(term, dict)]
+        evaluation = config.get("evaluation", {})
+        judges = [config.get("rewards", {}), evaluation.get("rewards", {}) if isinstance(evaluation, dict) else {}]
+        terms = [term for rewards in judges if isinstance(rewards, dict) for term in rewards.values()]
+        sections += [*judges, *terms, *(term.get("options", {}) for term in terms if isinstance(term, dict))]
         if not all(isinstance(section, dict) for section in sections):
             raise ValueError("config: a section of it is none")
-        names = [term.get("reward") for term in rewards.values()] if isinstance(rewards, dict) else []
+        names = [term.get("reward") for term in terms]
         if not all(isinstance(name, str | None) for name in names):
             raise ValueError("config: the name of a reward is none")
         return config
@@ -127,6 +130,14 @@ def differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Iterat
             now.held_out_sha256,
             "the held-out prompts are not those",
         ),
+        ("pairs", "pairs", then.pairs_sha256, now.pairs_sha256, "the preferred pairs are not those"),
+        (
+            "pairs",
+            "held-out pairs",
+            then.held_out_pairs_sha256,
+            now.held_out_pairs_sha256,
+            "the held-out pairs are not those",
+        ),
         ("reward", "reward's file", then.rewards_sha256, now.rewards_sha256, "the reward's file is not the one"),
     ]
     for key in sorted(places):
@@ -158,6 +169,9 @@ def bound_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a resumed run must have the same of, by key: no places, and of rewards what is in force for each."""
     shared = config.get("scoring", {})
     rewards = {label: _bound_reward(label, term, shared) for label, term in config.get("rewards", {}).items()}
+    evaluation = {**config.get("evaluation", {})}
+    judges = {label: _bound_reward(label, term, shared) for label, term in evaluation.pop("rewards", {}).items()}
+    evaluation |= {"rewards": judges} if judges else {}
     algorithm = {**config.get("algorithm", {})}
     if is_from_file(name := str(algorithm.get("name", ""))):
         algorithm["name"] = name.rpartition(":")[2]
@@ -166,6 +180,7 @@ def bound_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     values = {
         **config,
         "rewards": rewards,
+        "evaluation": evaluation,
         "algorithm": algorithm,
         "scoring": {"aggregate": shared.get("aggregate")},
         "training": training,

@@ -12,6 +12,9 @@ from dgpo_plugin.common.names import ALGORITHMS
 
 OWN_PROCESS = "of the first process alone"
 
+OF_REWARDS = ("reward", "constant_groups", "skipped", "rollout_seconds", "decode_seconds")
+"""What the keys begin with that only algorithms have that learn from rewards."""
+
 METRICS = (
     Metric(
         "iteration",
@@ -162,9 +165,23 @@ GUARD_METRICS: tuple[Metric, ...] = (
 """What the lines of those iterations have besides after which ``training.guard`` looks."""
 
 
+PAIR_METRICS = (
+    Metric(
+        "picture_seconds",
+        "seconds",
+        f"Reading pairs' pictures and encoding them, {OWN_PROCESS}; part of seconds.",
+        "Steady, and far below training_seconds.",
+    ),
+)
+"""What algorithms have instead that learn from preferred pairs."""
+
+
 def metrics_of(algorithm: str) -> tuple[Metric, ...]:
-    """Every key of an algorithm's records: what all have, and its own."""
-    return (*METRICS, *ALGORITHMS.load(algorithm).METRICS)
+    """Every key of an algorithm's records: what all have, what goes with what it learns from, and its own."""
+    found = ALGORITHMS.load(algorithm)
+    if "pairs" not in found.Config.needs:
+        return (*METRICS, *found.METRICS)
+    return (*(metric for metric in METRICS if not metric.key.startswith(OF_REWARDS)), *PAIR_METRICS, *found.METRICS)
 
 
 def keys(algorithm: str, rewards: Sequence[str] = ()) -> tuple[set[str], set[str]]:

@@ -166,7 +166,8 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
         if rewards := _reward_bytes(config):
             weights["rewards"] = rewards
         weights["an iteration's latents"] = _rollout_bytes(config, model, share, cost.latents)
-        phases = {
+        phases = {"encoding pictures": _encoding_pictures(model, config)} if config.pairs is not None else {}
+        phases |= {
             "sampling": _sampling(policy, size, cost.rollout_guidance),
             "decoding": _decoding(model, config, size),
             "training": _training(policy, size, cost.training_guidance),
@@ -200,7 +201,7 @@ def _reward_bytes(config: RunConfig) -> int:
     """Weights of our rewards' networks, which score beside the sampling; what a user's own takes is not known."""
     size = 0
     guard = config.training.guard
-    for label, term in [*config.rewards.items(), *({} if guard is None else guard.metrics).items()]:
+    for label, term in [*config.judged_by.items(), *({} if guard is None else guard.metrics).items()]:
         scoring = term.scoring(config.scoring)
         if scoring.device != "cpu":
             size += REWARDS.get(term.name(label)).parameters * DTYPES[scoring.precision].itemsize
@@ -233,6 +234,13 @@ def _sampling(policy: Policy, size: int, guidance: float) -> int:
 def _decoding(model: Model, config: RunConfig, size: int) -> int:
     with _counting(model.vae) as count:
         model.decode(torch.zeros(size, *model.latent_shape))
+    return count.peak + (_bytes(model.vae) if config.model.offload else 0)
+
+
+def _encoding_pictures(model: Model, config: RunConfig) -> int:
+    """What preferred pairs' pictures take on their way through the VAE, one after the other."""
+    with _counting(model.vae) as count:
+        model.encode_images(torch.zeros(1, 3, model.height, model.width))
     return count.peak + (_bytes(model.vae) if config.model.offload else 0)
 
 

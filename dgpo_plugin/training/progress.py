@@ -43,11 +43,13 @@ def record_lines(record: dict[str, float], metrics: Iterable[Metric], config: Ru
 def iteration_line(record: dict[str, float], metrics: Iterable[Metric]) -> str:
     """An iteration in a line: what all algorithms have, and what this one's metrics show."""
     own = [metric.shown.format(record[metric.key]) for metric in metrics if metric.shown and metric.key in record]
+    judged = []
+    if "reward" in record:
+        judged = [f"reward {record['reward']:.3f}", f"group std {record['reward_group_std']:.3f}"]
     return "  ".join(
         [
             f"iteration {record['iteration']:4.0f}",
-            f"reward {record['reward']:.3f}",
-            f"group std {record['reward_group_std']:.3f}",
+            *judged,
             *own,
             f"{record['seconds']:.2f} s",
         ]
@@ -83,7 +85,7 @@ def skipped_lines(record: dict[str, float], config: RunConfig, where: Path) -> l
     Args:
         where: the folder that they are kept in.
     """
-    if not record["skipped"]:
+    if not record.get("skipped"):
         return []
     images = config.training.images
     each = [(name.partition("/")[2], share) for name, share in record.items() if name.startswith("skipped/") and share]

@@ -38,10 +38,13 @@ class PromptGroups:
         self._encoded_stretch: int | None = None
         self.encoded = EncodedTexts(model, every if self._all_at_once else self._evaluated_texts)
 
+    def rows(self, iteration: int) -> list[int]:
+        """Which of the prompts an iteration's groups are of, P of them."""
+        return draw_prompt_groups(len(self.prompts), self._per_iteration, iteration, self._seed)
+
     def draw(self, iteration: int) -> list[Prompt]:
         """The prompts of an iteration's groups, P of them."""
-        rows = draw_prompt_groups(len(self.prompts), self._per_iteration, iteration, self._seed)
-        return [self.prompts[row] for row in rows]
+        return [self.prompts[row] for row in self.rows(iteration)]
 
     def encode(self, iteration: int) -> bool:
         """Encode the texts of the iteration's stretch of the run, unless that is done; whether there were any to do.

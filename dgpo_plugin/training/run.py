@@ -27,6 +27,7 @@ from dgpo_plugin.training.checkpoint import Checkpoint, Progress, save_checkpoin
 from dgpo_plugin.training.contents import contents_of
 from dgpo_plugin.training.guard import COPY, GuardState, guard_lines, stopped_line, without_copy
 from dgpo_plugin.training.identity import RunIdentity, check_same_run, replan, rounding_notes
+from dgpo_plugin.training.pair_files import pairs_hash
 from dgpo_plugin.training.progress import overlap_lines, progress_bar, record_lines
 from dgpo_plugin.training.run_folder import RunFolder, last_logged
 from dgpo_plugin.training.signals import stop_signals
@@ -149,7 +150,8 @@ def _run(
     name = trainer.held_out.reward_name
     for line in overlap_lines(trainer.groups.prompts, trainer.held_out.prompts, trainer.config):
         console.print(line, soft_wrap=True, highlight=False)
-    console.print(f"{name} of the base: {_reward_before(start)}")
+    if start.reward_before is not None:
+        console.print(f"{name} of the base: {_reward_before(start)}")
     if checkpoint is None:
         _save_samples(trainer, folder)
     else:
@@ -161,25 +163,25 @@ def _run(
         if trainer.processes.decided_by_main(lambda: folder.lacks_samples(trainer.iteration, config)):
             _save_samples(trainer, folder)  # the disk took the checkpoint, and not the pictures
     started = time.perf_counter()
-    after = None
+    after, done = None, False
     with training_ended(trainer.accelerator):
         with contextlib.suppress(StopNow):
             _iterate(trainer, folder, console, identity, start, trackers, watch)
             if trainer.iteration >= config.training.iterations or trainer.stopped:
-                after = trainer.held_out_reward()
+                after, done = trainer.held_out_reward() if trainer.is_judged else None, True
         trainer.processes.on_main(lambda: _export(trainer, folder, start, after, console))
-    if after is None:
+    if not done:
         raise Stopped(
             f"stopped after iteration {trainer.iteration} of {config.training.iterations}, all of it saved; "
             f"go on with: {resume_command(folder.path)}"
         )
     if trainer.guard is not None and trainer.stopped:
         console.print(stopped_line(trainer.guard), soft_wrap=True, highlight=False)
-    console.print(
-        f"{name} {_reward_before(start)} -> {after} in {time.perf_counter() - started:.0f} s; "
-        f"adapter: {folder.adapter}",
-        soft_wrap=True,
-    )
+    measured = "" if after is None else f"{name} {_reward_before(start)} -> {after} in "
+    if trainer.held_out_pairs is not None:
+        found = trainer.held_out_pairs.measure(trainer.average_now())
+        console.print(f"accuracy on {trainer.held_out_pairs.called}: 0.500 -> {found['held_out_accuracy']:.3f}")
+    console.print(f"{measured}{time.perf_counter() - started:.0f} s; adapter: {folder.adapter}", soft_wrap=True)
     return folder.adapter
 
 
@@ -189,13 +191,15 @@ def identity_of(trainer: Trainer) -> RunIdentity:
     Raises:
         UserError: a file that it names cannot be read any more.
     """
-    config, rewards, processes = trainer.config, trainer.scorer.rewards, trainer.processes
+    config, rewards, processes, pairs = trainer.config, trainer.scorer.rewards, trainer.processes, trainer.pairs
     return RunIdentity(
         config=config.model_dump(mode="json"),
         base=processes.decided_by_main(lambda: dict(trainer.model.identity)),
         prompts_sha256=prompts_hash(trainer.groups.prompts),
         held_out_sha256=prompts_hash(trainer.held_out.prompts),
         rewards_sha256=rewards.sha256,
+        pairs_sha256=pairs_hash(pairs.train) if pairs else "",
+        held_out_pairs_sha256=pairs_hash(pairs.held_out) if pairs and pairs.held_out else "",
         contents=processes.decided_by_main(lambda: contents_of(config, rewards)),
         packages=package_versions(),
     )
@@ -243,6 +247,8 @@ def _go_on(
 
 def _with_base(start: Progress, trainer: Trainer) -> Progress:
     """With the held-out reward of the base, which the evaluation weights of a trainer without a step are."""
+    if not trainer.is_judged:
+        return start.model_copy(update={"reward_before": None})
     base = trainer.held_out_reward()
     return start.model_copy(update={"reward_before": base.value, "reward_before_note": base.note})
 
@@ -312,7 +318,7 @@ def _iterate(
         try:
             for record in trainer.iterations():
                 steps = trainer.steps
-                rewards.append(record["reward"])
+                rewards.append(record.get(trainer.quality, 0.0))
                 processes.on_main(functools.partial(_log, folder, trackers, record))
                 bar.update(task, advance=1)
                 for line in record_lines(record, trainer.algorithm.METRICS, config, folder.failures):

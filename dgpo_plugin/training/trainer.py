@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dgpo_plugin.algorithms.advantages import aggregate
 from dgpo_plugin.algorithms.base import Algorithm, Random
+from dgpo_plugin.algorithms.diffusion_dpo import ACCURACY, pair_signs
 from dgpo_plugin.algorithms.rollout import Batch, Layout, Rollout, join, micro_batches
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
@@ -29,6 +30,7 @@ from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.control import controlled
 from dgpo_plugin.training.evaluation import HeldOut, gather_scores
 from dgpo_plugin.training.guard import COPY, Guard
+from dgpo_plugin.training.preferred_pairs import HeldOutPairs, PreferredPairs, as_rollout
 from dgpo_plugin.training.prompt_groups import PromptGroups
 from dgpo_plugin.training.unscored import HeldOutMean, refuse_too_many, reward_record
 
@@ -63,6 +65,8 @@ class Trainer:
         policy: the model with its adapter.
         groups: what it is trained on.
         held_out: what it is measured on.
+        pairs: preferred ones that it is trained on, instead of rollouts and rewards; None where it is not.
+        held_out_pairs: those that it is measured on besides; None for none.
         guard: its alarm for reward hacking; None for none.
         evaluation_weights: the averaged copy of the adapter; what is evaluated and exported is :meth:`average_now`.
         iteration: iterations done.
@@ -78,6 +82,8 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     processes: Processes
+    pairs: PreferredPairs | None = None
+    held_out_pairs: HeldOutPairs | None = None
     guard: Guard | None = None
     iteration: int = 0
     steps: int = 0
@@ -125,30 +131,37 @@ class Trainer:
             with seeded_globals(derive_seed(training.seed, self.iteration, "global") % 2**32):
                 record = self.iterate(self.iteration)
             self.iteration += 1
+            if self.held_out_pairs is not None and (self._draws_samples or done() >= 1):
+                record |= self.held_out_pairs.measure(self.average_now())
             if guard is not None and guard.is_due(self.iteration):
                 record |= guard.look(self.iteration, self.steps, self.average_now())
             yield record
+
+    @property
+    def _draws_samples(self) -> bool:
+        """Whether there is a grid of sample pictures after the last iteration."""
+        every = self.config.logging.sample_every
+        return bool(every) and self.iteration % every == 0
+
+    @property
+    def quality(self) -> str:
+        """The key of a record by which checkpoints are told apart: the higher, the better."""
+        return "reward" if self.pairs is None else ACCURACY
 
     def iterate(self, iteration: int) -> dict[str, float]:
         """Do one iteration, numbered from 0, and return its record."""
         training, clock = self.config.training, Clock()
         clock.start()
         random = Random(training.seed, iteration)
-        prompts = self.groups.draw(iteration)
         if self.groups.encode(iteration):
             clock.lap("encoding_seconds")
         with self.policy.counting() as every:
             with self.policy.counting() as sampling:
-                rollout, futures = self._sample(prompts, random, clock)
-            layout, ids, device = self._layout, rollout.sample_ids, self.accelerator.device
-            scores = gather_scores(self.scorer, futures, ids, layout.samples, self.processes, device)
-            refuse_too_many(scores, self.scorer, iteration + 1, self.config.scoring.max_skipped, self.processes)
-            scores = scores.view(layout.groups, layout.group_size, -1)
-            clock.lap("reward_wait_seconds")
-            weights = self.scorer.rewards.weights.to(scores)
-            std, how = self.config.algorithm.advantage_std, self.config.scoring.aggregate
-            advantages = aggregate(scores, weights, std, how)
-            advantages = controlled(advantages, training.control, training.seed, iteration)
+                if self.pairs is None:
+                    rollout, advantages, judged, rewards = self._judged(iteration, random, clock)
+                else:
+                    rollout, advantages = self._preferred(self.pairs, iteration, clock)
+                    judged, rewards = {}, {}
             logged = self._update(rollout, advantages, random)
             self.algorithm.after_iteration(iteration, self.steps)
         counts = self._summed(sampling, every)
@@ -156,13 +169,38 @@ class Trainer:
         return {
             "iteration": iteration + 1,
             "optimizer_steps": self.steps,
-            **reward_record(scores, self.scorer.rewards),
+            **judged,
             **logged,
             **{name: round(seconds, 4) for name, seconds in clock.parts.items()},
-            "reward_seconds": round(sum(future.result()[1] for future in futures), 4),
+            **rewards,
             "seconds": round(sum(clock.parts.values()), 4),
             **counts,
         }
+
+    def _judged(
+        self, iteration: int, random: Random, clock: Clock
+    ) -> tuple[Rollout, Tensor, dict[str, float], dict[str, float]]:
+        """An iteration's rollout, the advantages (P, G) of all processes' samples, and what to log of its rewards."""
+        training, layout, device = self.config.training, self._layout, self.accelerator.device
+        rollout, futures = self._sample(self.groups.draw(iteration), random, clock)
+        scores = gather_scores(self.scorer, futures, rollout.sample_ids, layout.samples, self.processes, device)
+        refuse_too_many(scores, self.scorer, iteration + 1, self.config.scoring.max_skipped, self.processes)
+        scores = scores.view(layout.groups, layout.group_size, -1)
+        clock.lap("reward_wait_seconds")
+        weights = self.scorer.rewards.weights.to(scores)
+        std, how = self.config.algorithm.advantage_std, self.config.scoring.aggregate
+        advantages = aggregate(scores, weights, std, how)
+        advantages = controlled(advantages, training.control, training.seed, iteration)
+        seconds = {"reward_seconds": round(sum(future.result()[1] for future in futures), 4)}
+        return rollout, advantages, reward_record(scores, self.scorer.rewards), seconds
+
+    def _preferred(self, pairs: PreferredPairs, iteration: int, clock: Clock) -> tuple[Rollout, Tensor]:
+        """An iteration's pairs in the place of a rollout, and which of each was chosen, (P, 2)."""
+        drawn = [pairs.train[row] for row in self.groups.rows(iteration)]
+        updates = self.config.training.updates_per_iteration
+        rollout = as_rollout(drawn, self.model, self.groups, self.processes, self._sigmas, updates)
+        clock.lap("picture_seconds")
+        return rollout, pair_signs(len(drawn), self.accelerator.device)
 
     def _sample(
         self, prompts: list[Prompt], random: Random, clock: Clock
@@ -262,8 +300,19 @@ class Trainer:
             move_towards(average, self.policy.parameters, refresh_kept(self.config.training, self.steps))
         return average
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are rewards that judge the run's pictures; one that learns from pairs may have none."""
+        return bool(self.scorer.rewards.members)
+
     def held_out_reward(self) -> HeldOutMean:
-        """Mean reward of the evaluation's pictures under the evaluation weights, up to date."""
+        """Mean reward of the evaluation's pictures under the evaluation weights, up to date.
+
+        Raises:
+            UserError: a reward failed, or there is none.
+        """
+        if not self.is_judged:
+            raise UserError("no reward judges this run's pictures; name some under evaluation.rewards")
         return self.held_out.mean(self.average_now())
 
     def state(self) -> dict[str, dict[str, Tensor]]:

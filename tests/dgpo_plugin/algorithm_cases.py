@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dgpo_plugin.algorithms import Algorithm, Batch, Layout, Random, Rollout, algorithm_of
 from dgpo_plugin.algorithms.advantages import normalize
+from dgpo_plugin.common.pictures import to_image
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.worlds.shapes.render import render
+from dgpo_plugin.worlds.shapes.scenes import train_prompts
 from tests.conftest import SMALL
 
 FORWARD = ["dgpo", "nft", "elbo", "awm", "ram", "crd"]
 TRAJECTORY = ["flow-grpo", "flow-grpo-fast", "flow-grpo-guard", "flow-dppo"]
-ALGORITHMS = [*FORWARD, *TRAJECTORY]
+ALGORITHMS = [*FORWARD, "online-dpo", *TRAJECTORY]
+"""All that learn from rewards."""
 PLAIN = [override for override in SMALL if not override.startswith("algorithm.")]
+
+
+ON_PAIRS = (
+    "rewards={}",
+    "prompts.train=null",
+    "rollout={}",
+    "training.group_size=2",
+    "algorithm={name: diffusion-dpo, beta: 100, timesteps: 2}",
+)
+"""What makes of a preset with rewards one with pairs."""
+
+
+@functools.cache
+def pairs_folder(count: int = 4) -> str:
+    """A folder with a table of so many preferred pairs: pictures of their prompts, the next one's as the worse."""
+    folder = Path(tempfile.mkdtemp(prefix="pairs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    every, rng, rows = train_prompts(), np.random.default_rng(0), ["prompt,chosen,rejected"]
+    prompts = every[:: len(every) // count][:count]
+    for number, prompt in enumerate(prompts):
+        for name, shown in (("chosen", prompt), ("rejected", prompts[(number + 1) % count])):
+            picture = torch.from_numpy(render(dict(shown.metadata), rng))
+            to_image(picture).save(folder / f"{number}-{name}.png")
+        rows.append(f'"{prompt.text}",{number}-chosen.png,{number}-rejected.png')
+    (folder / "pairs.csv").write_text("\n".join(rows))
+    return str(folder)
 
 
 def config_for(algorithm: str, *overrides: str) -> RunConfig:
@@ -30,11 +66,14 @@ def config_for(algorithm: str, *overrides: str) -> RunConfig:
         "awm": ["algorithm.name=awm", "algorithm.timesteps=2", "algorithm.last_step=3"],
         "ram": ["algorithm.name=ram", "algorithm.timesteps=2", "algorithm.rollout_guidance=1"],
         "crd": ["algorithm.name=crd", "algorithm.timesteps=2", "algorithm.noisiest_steps=3"],
+        "online-dpo": ["algorithm={name: online-dpo, beta: 100, timesteps: 2}"],
         "flow-grpo": ["algorithm.name=flow-grpo", "algorithm.guidance=1", "algorithm.kl_weight=0.04"],
         "flow-grpo-guard": ["algorithm.name=flow-grpo-guard", "algorithm.guidance=1"],
         "flow-dppo": ["algorithm.name=flow-dppo", "algorithm.window_range=3", "algorithm.kl_weight=0.01"],
         "flow-grpo-fast": ["algorithm.name=flow-grpo-fast", "algorithm.window_range=3"],
     }
+    if algorithm == "diffusion-dpo":
+        return load_config("shapes", [*PLAIN, *ON_PAIRS, f"pairs.train={pairs_folder()}", *overrides])
     return load_config("shapes", [*PLAIN, *own.get(algorithm, [f"algorithm.name={algorithm}"]), *overrides])
 
 

@@ -11,11 +11,11 @@ from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline, Flu
 from diffusers.pipelines.flux2.pipeline_flux2 import SYSTEM_MESSAGE, format_input
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers import AutoTokenizer, Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
-from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, as_chat, per_image
+from dgpo_plugin.models.conditioning import Conditioning, as_chat
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
 
 
 class _Flux2Model(PipelineModel):
@@ -62,11 +62,19 @@ class _Flux2Model(PipelineModel):
         return float(compute_empirical_mu(image_seq_len=self.latent_shape[1] * self.latent_shape[2], num_steps=steps))
 
     def unscaled(self, latents: Tensor) -> Tensor:
-        statistics = self.vae.bn
-        mean = statistics.running_mean.to(latents.device)[:, None, None]
-        std = (statistics.running_var.to(latents.device) + self.vae.config.batch_norm_eps).sqrt()[:, None, None]
+        mean, std = self._statistics(latents)
         # (N, 4 C, h, w) -> (N, C, 2 h, 2 w)
         return pixel_shuffle(latents * std + mean, 2)
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        mean, std = self._statistics(latents)
+        return (pixel_unshuffle(latents, 2) - mean) / std
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and width of the patches' channels, (4 C, 1, 1)."""
+        known = self.vae.bn
+        mean = known.running_mean.to(latents.device)[:, None, None]
+        return mean, (known.running_var.to(latents.device) + self.vae.config.batch_norm_eps).sqrt()[:, None, None]
 
 
 class Flux2KleinModel(_Flux2Model):

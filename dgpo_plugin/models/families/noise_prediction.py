@@ -99,6 +99,9 @@ class NoisePredictingModel(PipelineModel):
         table = sigma_table(scheduler) if schedule == "dpm" else self._sigma_table
         return [float(table[int(t)]) for t in scheduler.timesteps] + [0.0]
 
+    def training_sigmas(self) -> list[float]:
+        return [float(sigma) for sigma in reversed(self._sigma_table)]
+
     def initial_scale(self, sigma: float) -> float:
         a, s = amplitudes(sigma)
         return 1 / (a + s)

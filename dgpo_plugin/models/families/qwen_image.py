@@ -82,3 +82,11 @@ class QwenImageModel(PipelineModel):
         vae = self.vae.config
         mean, std = (torch.tensor(values, device=latents.device) for values in (vae.latents_mean, vae.latents_std))
         return (latents * std[:, None, None] + mean[:, None, None])[:, :, None]
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        vae = self.vae.config
+        mean, std = (torch.tensor(values, device=latents.device) for values in (vae.latents_mean, vae.latents_std))
+        return (latents - mean[:, None, None]) / std[:, None, None]
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        return super().encode_pixels(pixels[:, :, None])[:, :, 0]

@@ -61,6 +61,10 @@ class SanaModel(PipelineModel):
         counts = super().token_counts(tokenizer, [instruction + text for text in texts])
         return [count - len(tokenizer.encode(instruction)) + 2 for count in counts]
 
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        latents: Tensor = self.vae.encode(pixels).latent  # no distribution, as of other VAEs
+        return latents
+
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         length = self.config.max_sequence_length
         return {"context": (length, self.denoiser.config.caption_channels), "mask": (length,)}

@@ -38,14 +38,30 @@ class SDXLModel(NoisePredictingModel):
         return Conditioning({"context": context, "pooled": pooled})
 
     def unscaled(self, latents: Tensor) -> Tensor:
-        # As the pipeline decodes (StableDiffusionXLPipeline.__call__): some VAEs know the mean and width of latents.
+        # As the pipeline decodes (StableDiffusionXLPipeline.__call__).
+        known = self._statistics(latents)
+        if known is None:
+            return super().unscaled(latents)
+        mean, std = known
+        return latents * std / float(self.vae.config.scaling_factor) + mean
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        # As StableDiffusionXLImg2ImgPipeline.prepare_latents encodes.
+        known = self._statistics(latents)
+        if known is None:
+            return super().scaled(latents)
+        mean, std = known
+        return (latents - mean) * float(self.vae.config.scaling_factor) / std
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and width of latents' channels, (1, C, 1, 1), where the VAE knows them."""
         vae = self.vae.config
         if vae.get("latents_mean") is None or vae.get("latents_std") is None:
-            return super().unscaled(latents)
+            return None
         mean, std = (
             torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (vae.latents_mean, vae.latents_std)
         )
-        return latents * std / float(vae.scaling_factor) + mean
+        return mean, std
 
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         tokens, width = self.encoders[0].config.max_position_embeddings, self.denoiser.config.cross_attention_dim

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Qwen3Model
 
-from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import PipelineModel, as_chat, per_image
+from dgpo_plugin.models.conditioning import Conditioning, as_chat
+from dgpo_plugin.models.pipeline import PipelineModel, per_image
 
 
 class ZImageModel(PipelineModel):

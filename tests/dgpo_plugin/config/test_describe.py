@@ -90,7 +90,8 @@ def test_the_schema_offers_every_registered_name() -> None:
     assert labels["additionalProperties"] == labels["properties"]["ocr"], "a label of one's own has the same fields"
     assert "ocr/test" in schema["$defs"]["PromptsConfig"]["properties"]["held_out"]["examples"]
     assert schema["$defs"]["ModelConfig"]["properties"]["path"]["examples"] == list(WORLDS)
-    assert schema["required"] == ["model", "prompts", "rewards"]
+    assert schema["required"] == ["model"]
+    assert schema["anyOf"] == [{"required": ["prompts", "rewards"]}, {"required": ["pairs"]}]
 
 
 class MineConfig(AlgorithmConfig):

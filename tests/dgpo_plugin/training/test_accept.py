@@ -132,7 +132,7 @@ def test_a_part_that_is_none_is_refused_with_the_near_one(tmp_path: Path) -> Non
         parts_named(["reward,prompt"])
     asked = CliRunner().invoke(main, ["resume", str(tmp_path), "--accept", "everything"])
     assert asked.exit_code == 2
-    assert "known: model, lora, prompts, reward, rollout, algorithm, training, evaluation" in asked.output
+    assert "known: model, lora, prompts, pairs, reward, rollout, algorithm, training, evaluation" in asked.output
 
 
 def test_tensors_without_a_place_are_refused_whatever_is_accepted() -> None:

@@ -155,7 +155,9 @@ def test_broken_rewards_stop_the_run(small_config: RunConfig, values: Callable[[
 @pytest.mark.fast
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_rewards_that_never_differ_train_nothing_but_the_kl_term(algorithm: str) -> None:
-    anchor = {"ram": [], "crd": ["algorithm.anchor_weight=0"]}.get(algorithm, ["algorithm.kl_weight=0"])
+    anchor = {"ram": [], "online-dpo": [], "crd": ["algorithm.anchor_weight=0"]}.get(
+        algorithm, ["algorithm.kl_weight=0"]
+    )
     trainer = build_trainer(config_for(algorithm, *anchor), rewards=one_reward(Scripted(torch.ones)))
     before = trainer.policy.copy_weights()
     record = next(trainer.iterations())
