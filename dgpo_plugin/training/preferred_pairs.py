@@ -142,6 +142,10 @@ class HeldOutPairs:
         accuracy, margin = torch.stack([ranked_right(scores).mean(), -scores.mean()]).tolist()
         return {"held_out_accuracy": accuracy, "held_out_margin": margin}
 
+    def line(self, weights: Mapping[str, Tensor]) -> str:
+        """For people, how many are ranked right under a copy of the adapter."""
+        return f"accuracy on {self.called}: 0.500 -> {self.measure(weights)['held_out_accuracy']:.3f}"
+
 
 def held_out_pairs(pairs: PreferredPairs | None, algorithm: object, groups: PromptGroups) -> HeldOutPairs | None:
     """The held-out pairs of a run, to be measured; None if it has none, or its algorithm has no score for pairs."""

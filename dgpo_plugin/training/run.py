@@ -163,12 +163,13 @@ def _run(
         if trainer.processes.decided_by_main(lambda: folder.lacks_samples(trainer.iteration, config)):
             _save_samples(trainer, folder)  # the disk took the checkpoint, and not the pictures
     started = time.perf_counter()
-    after, done = None, False
+    after, ranked, done = None, "", False
     with training_ended(trainer.accelerator):
         with contextlib.suppress(StopNow):
             _iterate(trainer, folder, console, identity, start, trackers, watch)
             if trainer.iteration >= config.training.iterations or trainer.stopped:
                 after, done = trainer.held_out_reward() if trainer.is_judged else None, True
+                ranked = trainer.held_out_pairs.line(trainer.average_now()) if trainer.held_out_pairs else ""
         trainer.processes.on_main(lambda: _export(trainer, folder, start, after, console))
     if not done:
         raise Stopped(
@@ -178,9 +179,8 @@ def _run(
     if trainer.guard is not None and trainer.stopped:
         console.print(stopped_line(trainer.guard), soft_wrap=True, highlight=False)
     measured = "" if after is None else f"{name} {_reward_before(start)} -> {after} in "
-    if trainer.held_out_pairs is not None:
-        found = trainer.held_out_pairs.measure(trainer.average_now())
-        console.print(f"accuracy on {trainer.held_out_pairs.called}: 0.500 -> {found['held_out_accuracy']:.3f}")
+    if ranked:
+        console.print(ranked)
     console.print(f"{measured}{time.perf_counter() - started:.0f} s; adapter: {folder.adapter}", soft_wrap=True)
     return folder.adapter
 

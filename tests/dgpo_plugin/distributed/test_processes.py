@@ -18,12 +18,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.describe import annotated_yaml
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed import device, processes
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.training.build import check_layout
 from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
 from tests.conftest import SMALL
+from tests.dgpo_plugin.algorithm_cases import config_for, pairs_folder
 
 ODD = (
     *SMALL,
@@ -113,6 +115,25 @@ def test_the_number_of_processes_changes_nothing(
             assert all(0 <= line["ratio_deviation"] < 1e-4 for line in lines), count
     pictures = [np.asarray(Image.open(folder / "samples" / "000000.png")).astype(int) for folder in folders.values()]
     assert all(np.abs(picture - pictures[0]).max() <= 1 for picture in pictures)  # rounded to 8 bits
+
+
+@pytest.mark.slow
+def test_preferred_pairs_on_two_processes_are_learnt_as_on_one(tmp_path: Path) -> None:
+    """Three pairs an iteration, with both pictures of a pair on two processes or on one; held-out ones measured."""
+    held_out = f"pairs.held_out={pairs_folder(3)}"
+    quiet = ("logging.sample_every=1", "evaluation.images=3", "evaluation.rewards=shapes")
+    config = config_for("diffusion-dpo", held_out, *quiet, "training.prompts_per_iteration=3", "training.iterations=3")
+    file = tmp_path / "pairs.yaml"
+    file.write_text(annotated_yaml(config))
+    lines = {}
+    for count in (1, 2):
+        finish(launch(count, "train", str(file), "--output", str(tmp_path / str(count))))
+        lines[count] = [json.loads(x) for x in (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()]
+    for alone, shared in zip(lines[1], lines[2], strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-4)
+        assert shared["held_out_accuracy"] == alone["held_out_accuracy"]
+        assert shared["denoiser_evaluations"] == alone["denoiser_evaluations"]
+    assert distance(tmp_path / "1", tmp_path / "2") <= CLOSE
 
 
 @pytest.mark.slow
