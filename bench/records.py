@@ -208,6 +208,12 @@ class Budget(_Record):
     flops: FiniteFloat | None = None
     caution: str = ""
 
+    @model_validator(mode="after")
+    def _in_one_unit(self) -> Budget:
+        if (self.evaluations is None) == (self.flops is None):
+            raise ValueError("is in evaluations or in flops, one of the two")
+        return self
+
     def __str__(self) -> str:
         if self.flops is None:
             return f"{self.evaluations:,} denoiser evaluations"

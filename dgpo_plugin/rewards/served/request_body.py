@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, is_unicode
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.rewards.picture_files import as_seen
 
@@ -86,6 +86,8 @@ def _prompt(content: Any, where: str) -> Prompt:
     text, metadata = content["text"], content.get("metadata", {})
     if not isinstance(text, str) or not isinstance(metadata, dict):
         raise _malformed(f"{where}: text must be a string and metadata an object")
+    if not is_unicode(text):
+        raise _malformed(f"{where}: text has half of a character (a lone surrogate)")
     level: list[Any] = [metadata]
     for _ in range(DEEPEST):
         inner = [each.values() if isinstance(each, dict) else each for each in level]

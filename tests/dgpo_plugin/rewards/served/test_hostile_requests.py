@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dgpo_plugin.rewards.served.request_body import Refusal, read_check_request
 from tests.fuzz import requests
 
 pytestmark = pytest.mark.fast
@@ -15,6 +16,13 @@ def test_hostile_requests_are_answered_in_one_line_and_the_server_lives() -> Non
             requests.run(case)
         except Exception as error:
             raise AssertionError(f"case {number} ({case.kind}), {case.data[:300]!r}: {error}") from error
+
+
+def test_half_of_a_character_in_a_prompt_is_the_clients_mistake() -> None:
+    """Found by the campaign: it was answered as a fault of the server, which the client tries again."""
+    with pytest.raises(Refusal, match=r"prompts\[1\]: text has half of a character") as refused:
+        read_check_request(b'{"prompts": [{"text": "a"}, {"text": "\\ud800"}]}')
+    assert refused.value.status == 400
 
 
 def test_the_cases_are_the_same_for_the_same_seed_and_of_every_kind() -> None:
