@@ -25,7 +25,8 @@ class GuardConfig(Section):
     iterations the adapter as it would be exported draws prompts of prompts.held_out that are not trained on, with
     evaluation's steps and guidance, from the noise that the base drew them from. Sharpness, diversity or a metric has
     fallen if the mean of its paired differences from the base is more than three standard errors below 0, prompts being
-    the clusters. One that has at two looks in a row, the reward's mean being above the base's at both, is an alarm.
+    the clusters, and more than half a standard deviation of the base's pictures. One that has at two looks in a row,
+    the reward's mean being above the base's at both, is an alarm.
     """
 
     every: int = Field(10, ge=1, description="Iterations between two looks.")

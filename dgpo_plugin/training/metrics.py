@@ -145,7 +145,7 @@ GUARD_METRICS: tuple[Metric, ...] = (
         "that metric's",
         "Of the reward, sharpness, diversity and each of training.guard.metrics (times its weight): the mean over the "
         "guard's validation prompts of the evaluation weights' value less the base's, paired by prompt and noise.",
-        "guard/reward rises, the others stay within three standard errors of 0.",
+        "guard/reward rises, the others stay near 0.",
     ),
     Metric(
         "guard_error/NAME",
@@ -156,8 +156,9 @@ GUARD_METRICS: tuple[Metric, ...] = (
     Metric(
         "guard_alarm",
         "0 or 1",
-        "Whether this look raised an alarm: one thing more than three standard errors below the base, for the second "
-        "look in a row, with the reward above it, and for the first time in the run.",
+        "Whether this look raised an alarm: one thing fallen (more than three standard errors below the base, and "
+        "more than half of the base's standard deviation), for the second look in a row, with the reward above it, and "
+        "for the first time in the run.",
         "0.",
     ),
     Metric("guard_seconds", "seconds", f"The look, {OWN_PROCESS}; not part of seconds.", "Steady."),

@@ -28,7 +28,7 @@ def test_pairing_takes_out_what_prompt_and_noise_give_both() -> None:
     generator = torch.Generator().manual_seed(1)
     base = 100 * torch.randn(20, 4, generator=generator, dtype=torch.float64)
     found = paired_difference(base, base - 0.1 + 0.01 * torch.randn(20, 4, generator=generator, dtype=torch.float64))
-    assert found.fell
+    assert found.mean < -3 * found.error
     assert abs(found.mean + 0.1) < 0.01
 
 
@@ -53,6 +53,15 @@ def test_a_pair_that_lacks_a_value_is_left_out_and_so_is_a_prompt_without_any() 
 def test_three_standard_errors_are_a_fall(mean: float, error: float, rose: bool, fell: bool) -> None:
     found = Difference(mean, error, 20)
     assert (found.rose, found.fell) == (rose, fell)
+
+
+@pytest.mark.parametrize(("mean", "fell"), [(-0.9, False), (-1.1, True)])
+def test_a_sure_fall_of_less_than_half_the_bases_spread_is_none(mean: float, fell: bool) -> None:
+    base = 5 + 2 * torch.tensor([[1.0, -1.0]] * 200 + [[math.nan, 1.0]])
+    found = paired_difference(base, base + mean)
+    assert math.isclose(found.spread, 2.0, rel_tol=1e-2)
+    assert found.error < 1e-6
+    assert found.fell is fell
 
 
 def test_the_distance_is_told_in_errors() -> None:
