@@ -43,16 +43,19 @@ class Gallery:
 
 
 def gallery(results: Results, folder: Path) -> Gallery:
-    """The gallery's pictures as data URIs: the base first, then the entries in order.
+    """The gallery's pictures as data URIs: the base first, then the entries in order; none where none lies beside the
+    results, as in those that are passed on without them.
 
     Raises:
-        UserError: a picture is of no entry, is missing, cannot be read, is not a PNG, or lies outside the folder (a
-            page that is passed on must not carry some other picture of the disk).
+        UserError: a picture is of no entry, is missing where others are there, cannot be read, is not a PNG, or lies
+            outside the folder (a page that is passed on must not carry some other picture of the disk).
     """
     known = [BASE, *results.entries]
     for name in results.galleries:
         if name not in known:
             raise UserError(f"results: a gallery of {name!r}, which is none of {known}")
+    if not any((folder / path).exists() for paths in results.galleries.values() for path in paths):
+        return Gallery([], [])
     order = [name for name in known if results.galleries.get(name)]
     count = max((len(results.galleries[name]) for name in order), default=0)
     prompts = "; ".join(results.gallery_prompts)

@@ -242,6 +242,14 @@ def test_nothing_is_written_of_what_cannot_be_drawn(broken: str, copied: Path) -
 
 
 @pytest.mark.fast
+def test_results_that_are_passed_on_without_their_pictures_are_drawn_without(copied: Path) -> None:
+    for file in copied.glob("*.png"):
+        file.unlink()
+    write_report(copied)
+    assert "There are no samples here" in Page((copied / "report.html").read_text(encoding="utf-8")).text
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize(
     "curves",
     [{}, {("ours", 0): []}, {("ours", 0): [0.4]}, {("ours", 0): [0.4, 0.5]}, {("ours", 0): [0.4, 0.5], ("b", 1): []}],
