@@ -33,7 +33,7 @@ def times(random: Random) -> range:
 
 
 def make_yaml(random: Random) -> Case:
-    values: Any = seeds.config()
+    values: Any = seeds.config() if random.random() < 0.8 else seeds.config_on_pairs()
     if random.random() < 0.5:
         for _ in times(random):
             values = mutated_json(values, random)

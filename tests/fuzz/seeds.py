@@ -45,9 +45,17 @@ def config() -> dict[str, Any]:
 
 
 @functools.cache
+def config_on_pairs() -> dict[str, Any]:
+    """Likewise, of a run that learns from preferred pairs."""
+    values: dict[str, Any] = load_config("sd35-pairs-diffusion-dpo-unconfirmed").model_dump(mode="json")
+    return values
+
+
+@functools.cache
 def fields() -> tuple[str, ...]:
-    """Every setting of it, as ``section.field``."""
-    return tuple(f"{section}.{name}" for section, inside in config().items() for name in inside)
+    """Every setting of either, as ``section.field``."""
+    both = (config(), config_on_pairs())
+    return tuple({f"{section}.{name}": None for each in both for section in each for name in each[section] or ()})
 
 
 def picture(kind: str, random: Random | None = None) -> bytes:
