@@ -164,6 +164,13 @@ class AlgorithmConfig(Section):
             ValueError: too few steps, or noise levels that are not for its sampler.
         """
 
+    def check_training(self, training: TrainingConfig) -> None:
+        """Refuse a loop that it cannot be trained in.
+
+        Raises:
+            ValueError: why not.
+        """
+
 
 Control = Literal["zero", "shuffled", "best"]
 
@@ -383,6 +390,7 @@ class RunConfig(Section):
         if self.lora.target_modules == ():
             raise ValueError("lora.target_modules is empty, so nothing would be trained; leave it out, or name layers")
         self.algorithm.check_rollout(self.rollout.steps, self.schedule)
+        self.algorithm.check_training(self.training)
         if self.training.guard is not None:
             if self.prompts.held_out is None:
                 raise ValueError("training.guard looks at validation prompts; name them in prompts.held_out")

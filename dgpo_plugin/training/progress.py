@@ -49,6 +49,7 @@ def iteration_line(record: dict[str, float], metrics: Iterable[Metric]) -> str:
             f"reward {record['reward']:.3f}",
             f"group std {record['reward_group_std']:.3f}",
             *own,
+            *([f"graphs kept of {record['kept_evaluations']:.0f} passes"] if record["kept_evaluations"] else []),
             f"{record['seconds']:.2f} s",
         ]
     )
