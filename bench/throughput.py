@@ -159,6 +159,7 @@ def _summary(
 def _bare_training(forward: float, with_backward: float, record: Record) -> float:
     """Denoiser evaluations/s of the bare denoiser on an iteration's training passes."""
     differentiated = record["differentiated_evaluations"]
+    # Forwards of kept graphs are among the differentiated ones and were the rollout's: they are taken off here.
     plain = record["denoiser_evaluations"] - record["rollout_evaluations"] - differentiated
     return (plain + differentiated) / (plain / forward + differentiated / with_backward)
 

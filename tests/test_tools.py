@@ -32,6 +32,8 @@ def test_plan_of_sd35_medium() -> None:
     assert len(peaks) == 4
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[0] > 24 > 12 > peaks[-1]
+    plain, checkpointed = [float(line.split()[-2]) for line in done.stdout.splitlines() if line.startswith("kept ")]
+    assert plain > 5 * checkpointed > 0
 
 
 @pytest.mark.slow

@@ -76,6 +76,7 @@ def iteration(setting: Setting) -> Measured:
 def _tflops(record: dict[str, float], flops: Flops, rollout_seconds: float, training_seconds: float) -> Measured:
     """TFLOP/s of an iteration's two phases, from the evaluations that it counted."""
     differentiated = record["differentiated_evaluations"] / 3  # images of which each counted a forward and a backward
+    # Forwards of kept graphs are among those and were the rollout's: they are taken off here.
     plain = record["denoiser_evaluations"] - record["rollout_evaluations"] - record["differentiated_evaluations"]
     work = plain * flops.forward + differentiated * flops.training
     return {

@@ -47,12 +47,14 @@ class Cost:
 
     Attributes:
         sampling: denoiser evaluations for each sample of the rollout.
-        training: denoiser evaluations for each sample in the updates; a forward counts 1, a backward 2.
+        training: denoiser evaluations for each sample in the updates; a forward counts 1, a backward 2, and one that
+            the rollout has done already nothing.
         trained_steps: flow times or sampler steps that a sample is trained on.
         adapter_copies: copies of the adapter's weights that it keeps, besides the policy.
         latents: tensors of a sample's latents' size that it keeps for each sample.
         rollout_guidance: classifier-free guidance of the rollout's passes; 1 is none.
         training_guidance: likewise of the passes that are differentiated.
+        kept_graphs: differentiated passes of a sample whose graphs are kept from its rollout.
     """
 
     sampling: int
@@ -62,6 +64,7 @@ class Cost:
     latents: int
     rollout_guidance: float
     training_guidance: float
+    kept_graphs: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ It follows the authors' released code, and differs from the paper, from that cod
 5. All images of advantage 0 are dropped; the code keeps some by chance, so that its batches come out even.
 6. In an iteration's first update the ratio is 1 exactly; the code compares with the rollout's pass, which rounds apart.
 7. Fast takes CPS steps (arXiv 2509.05952) in its window.
+8. With ``keep_graphs`` the trained steps are not computed again, as in LeanGRPO; the gradient is the same.
 """
 
 from __future__ import annotations

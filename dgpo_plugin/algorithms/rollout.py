@@ -76,7 +76,8 @@ class Batch:
 class Rollout:
     """Samples of one iteration: all, one process's share of them, a micro-batch, or those of one update.
 
-    Every tensor here, and every one that a subclass adds, has a row for each sample.
+    Every tensor here, and every one that a subclass adds, has a row for each sample; a tuple has an entry for each
+    micro-batch that was sampled.
 
     Attributes:
         sample_ids: which of the iteration's they are, (N,), int64, on the CPU.
@@ -116,6 +117,10 @@ class Rollout:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor | Conditioning)}
 
+    def per_micro_batch(self) -> list[str]:
+        """The names of the fields that have an entry for each micro-batch."""
+        return [field.name for field in fields(self) if isinstance(getattr(self, field.name), tuple)]
+
 
 R = TypeVar("R", bound=Rollout)
 
@@ -128,7 +133,11 @@ def join(rollouts: Sequence[R]) -> R:
         values = [table[name] for table in tables]
         return torch.cat(values) if isinstance(values[0], Tensor) else Conditioning.concatenate(values)
 
-    return replace(rollouts[0], **{name: joined(name) for name in tables[0]})
+    parts: dict[str, Any] = {
+        name: tuple(entry for each in rollouts for entry in getattr(each, name))
+        for name in rollouts[0].per_micro_batch()
+    }
+    return replace(rollouts[0], **{name: joined(name) for name in tables[0]}, **parts)
 
 
 def micro_batches(rows: Tensor, size: int | None) -> tuple[Tensor, ...]:

@@ -2,6 +2,10 @@
 
 They differ in which steps are stochastic, and how; in the loss of a step; and in what they keep of it. A member is a
 file that says those.
+
+Where an iteration makes one update, the policy that is differentiated is still the one that sampled, and the second
+forward gives what the first one gave. With ``keep_graphs`` it is left out, and the rollout's graphs are differentiated,
+which is LeanGRPO's idea (2026; its code has not been seen).
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from dgpo_plugin.algorithms.base import GROWTH, Algorithm, Cost, Metric, Random, Totals, initial_noise, log_norm
 from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
-from dgpo_plugin.config.fields import AdvantageStd, AlgorithmConfig, RunConfig
+from dgpo_plugin.config.fields import AdvantageStd, AlgorithmConfig, RunConfig, TrainingConfig
 from dgpo_plugin.samplers.ode import euler_step
 from dgpo_plugin.samplers.sde import SdeStep
 
@@ -52,10 +56,36 @@ class TrajectoryConfig(AlgorithmConfig):
         None, ge=1, description="Guidance of the frozen base in the KL term; null for guidance, as published."
     )
     advantage_std: AdvantageStd = "iteration"
+    keep_graphs: bool = Field(
+        False,
+        description="Differentiate the rollout's own passes of the trained steps instead of computing them again: one "
+        "forward less for each, the same result, and the memory of all of an iteration's at once. Only where an "
+        "iteration is one update.",
+    )
 
     def trained_steps(self, steps: int) -> int:
         """How many of a rollout's steps are trained on."""
         raise NotImplementedError
+
+    def check_training(self, training: TrainingConfig) -> None:
+        if self.keep_graphs and training.updates_per_iteration > 1:
+            raise ValueError(
+                f"training.updates_per_iteration ({training.updates_per_iteration}) must be 1 for "
+                f"algorithm.keep_graphs: after the first update the rollout's graphs are not the policy's any more"
+            )
+
+
+@dataclass(frozen=True)
+class KeptGraphs:
+    """A micro-batch's trained steps as they were sampled, to be differentiated.
+
+    Attributes:
+        sample_ids: of its samples, (n,), int64, on the CPU.
+        velocities: at each trained step, (n, ...), with their graphs.
+    """
+
+    sample_ids: Tensor
+    velocities: list[Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +98,7 @@ class TrajectoryRollout(Rollout):
         next_latents: after it, (N, T, ...), float32.
         log_probability: of that step under the policy that took it, (N, T).
         means: of the Gaussians that it was drawn from, (N, T, ...), float32; None where the loss has no use for them.
+        graphs: of its micro-batches; none where the steps are computed again.
     """
 
     steps: list[int]
@@ -75,6 +106,7 @@ class TrajectoryRollout(Rollout):
     next_latents: Tensor
     log_probability: Tensor
     means: Tensor | None = None
+    graphs: tuple[KeptGraphs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,14 +184,16 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
         trained = algorithm.trained_steps(steps)
         passes = 2 if algorithm.guidance > 1 else 1
         reference = 2 if (algorithm.reference_guidance or algorithm.guidance) > 1 else 1
+        again = 2 if algorithm.keep_graphs else 3
         return Cost(
             sampling=steps * passes,
-            training=trained * (3 * passes + (reference if algorithm.kl_weight > 0 else 0)),
+            training=trained * (again * passes + (reference if algorithm.kl_weight > 0 else 0)),
             trained_steps=trained,
             adapter_copies=0,
             latents=(3 if cls.KEEPS_MEANS else 2) * trained + 1,  # both ends of every trained step, and the clean ones
             rollout_guidance=algorithm.guidance,
             training_guidance=algorithm.guidance,
+            kept_graphs=trained if algorithm.keep_graphs else 0,
         )
 
     @abstractmethod
@@ -192,9 +226,13 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
         ids, layout, sigmas = batch.sample_ids, batch.layout, batch.sigmas
         x = initial_noise(self.policy, batch, random)
         stochastic, trained = self._choose_steps(len(sigmas) - 1, random)
-        before, after, means, log_probabilities = [], [], [], []
+        before, after, means, log_probabilities, kept = [], [], [], [], list[Tensor]()
         for step in range(len(sigmas) - 1):
-            velocity = self.policy.velocity(x, sigmas[step], batch.conditioning, self.config.guidance)
+            keep = self.config.keep_graphs and step in trained
+            velocity = self.policy.velocity(x, sigmas[step], batch.conditioning, self.config.guidance, keep=keep)
+            if keep:
+                kept.append(velocity)
+                velocity = velocity.detach()
             if step not in stochastic:
                 x = euler_step(x, velocity, sigmas[step], sigmas[step + 1])
                 continue
@@ -218,6 +256,7 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
             next_latents=torch.stack(after, dim=1),
             log_probability=torch.stack(log_probabilities, dim=1),
             means=torch.stack(means, dim=1) if self.KEEPS_MEANS else None,
+            graphs=(KeptGraphs(ids, kept),) if kept else (),
         )
 
     def gradient(self, rollout: TrajectoryRollout, advantages: Tensor, random: Random) -> dict[str, float]:
@@ -225,15 +264,15 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
         own_advantages = advantages.flatten()[rollout.positions.to(device)]
         # A sample no better or worse than its group's mean moves nothing and is dropped, its KL term with it.
         moves = [advantage != 0 for advantage in advantages.flatten().tolist()]
-        kept = [n for n, at in enumerate(rollout.positions.tolist()) if moves[at] or self.processes.lockstep]
-        batches = micro_batches(torch.tensor(kept, dtype=torch.int64, device=device), self.micro_batch_size)
+        batches = self._micro_batches(rollout, moves)
         of_base = ("velocity_growth",) if self.config.kl_weight > 0 else ()
         totals = Totals(device, "loss", "kl", "clip_fraction", "ratio", *of_base)
         deviation = torch.zeros((), device=device)
         count = max(1, len(rollout.steps) * sum(moves))
         for index in range(len(rollout.steps)):
-            for rows in batches:
-                loss, apart = self._loss(rollout, index, rows, own_advantages[rows], totals)
+            for rows, kept in batches:
+                velocity = self._velocity(rollout, index, rows, kept)
+                loss, apart = self._loss(rollout, index, rows, velocity, own_advantages[rows], totals)
                 self.backward(loss / count)
                 deviation = torch.maximum(deviation, apart)
         logged = totals.means(count, self.processes)
@@ -241,10 +280,37 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
             logged["ratio_deviation"] = self.processes.largest(deviation).item()
         return logged
 
+    def _micro_batches(self, rollout: TrajectoryRollout, moves: list[bool]) -> list[tuple[Tensor, KeptGraphs | None]]:
+        """The rows to train on, (n,) each, with their graphs: in the rollout's micro-batches where it kept those."""
+        device, positions = rollout.latents.device, rollout.positions.tolist()
+        trained = [row for row, at in enumerate(positions) if moves[at] or self.processes.lockstep]
+        if not rollout.graphs:
+            rows = torch.tensor(trained, dtype=torch.int64, device=device)
+            return [(part, None) for part in micro_batches(rows, self.micro_batch_size)]
+        row_of = {sample: row for row, sample in enumerate(rollout.sample_ids.tolist())}
+        sampled = [[row_of[sample] for sample in each.sample_ids.tolist()] for each in rollout.graphs]
+        return [
+            (torch.tensor(batch, device=device), each)
+            for batch, each in zip(sampled, rollout.graphs, strict=True)
+            if not set(trained).isdisjoint(batch)
+        ]
+
+    def _velocity(self, rollout: TrajectoryRollout, index: int, rows: Tensor, kept: KeptGraphs | None) -> Tensor:
+        """A micro-batch's velocity at one trained step, with its graph, (n, ...)."""
+        step, guidance = rollout.steps[index], self.config.guidance
+        if kept is not None:
+            self.policy.count_kept(kept.velocities[index], guidance)
+            return kept.velocities[index]
+        x = rollout.noisy_latents[:, index][rows]
+        return self.policy.velocity(x, rollout.sigmas[step], rollout.conditioning[rows], guidance)
+
     def _loss(
-        self, rollout: TrajectoryRollout, index: int, rows: Tensor, advantages: Tensor, totals: Totals
+        self, rollout: TrajectoryRollout, index: int, rows: Tensor, velocity: Tensor, advantages: Tensor, totals: Totals
     ) -> tuple[Tensor, Tensor]:
         """The sum of a micro-batch's losses at one trained step, which is also added to the totals.
+
+        Args:
+            velocity: of the policy there, (n, ...), with its graph.
 
         Returns:
             The loss, and how far the ratio of a first update would be from 1 by rounding; two scalars.
@@ -252,7 +318,6 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
         config, step = self.config, rollout.steps[index]
         x, x_next = rollout.noisy_latents[:, index][rows], rollout.next_latents[:, index][rows]
         conditioning, moving = rollout.conditioning[rows], advantages != 0
-        velocity = self.policy.velocity(x, rollout.sigmas[step], conditioning, config.guidance)
         gaussian = self._gaussian(x, velocity, rollout.sigmas, step)
         log_probability = self._log_probability(x_next, gaussian)
         old, apart = rollout.log_probability[:, index][rows], log_probability.new_zeros(())

@@ -176,6 +176,13 @@ class AlgorithmConfig(Section):
             ValueError: too few steps, or noise levels that are not for its sampler.
         """
 
+    def check_training(self, training: TrainingConfig) -> None:
+        """Refuse a loop that it cannot be trained in.
+
+        Raises:
+            ValueError: why not.
+        """
+
 
 Control = Literal["zero", "shuffled", "best"]
 
@@ -369,6 +376,7 @@ class RunConfig(Section):
         if problems := misplaced(self):
             raise ValueError("; ".join(problems))
         self.algorithm.check_rollout(self.rollout.steps, self.schedule)
+        self.algorithm.check_training(self.training)
         if self.training.guard is not None:
             if self.pairs is not None:
                 raise ValueError("training.guard watches what a reward does, and a run on pairs has none; leave it out")

@@ -69,10 +69,12 @@ class Evaluations:
     Attributes:
         total: all of them.
         differentiated: those of passes with a backward.
+        kept: of the differentiated ones, forwards of a rollout whose graphs were kept.
     """
 
     total: int = 0
     differentiated: int = 0
+    kept: int = 0
 
     def add(self, passes: int, *, differentiated: bool) -> None:
         """Count a pass."""
@@ -121,14 +123,28 @@ class Policy:
     def device(self) -> torch.device:
         return self.model.device
 
-    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning, guidance: float = 1.0) -> Tensor:
-        """The (guided) velocity under whichever weights are in place, (N, ...) float32."""
-        passes = len(latents) * (1 if guidance == 1 else 2)
-        if torch.is_grad_enabled():
-            passes *= 3
+    def velocity(
+        self, latents: Tensor, sigma: float, conditioning: Conditioning, guidance: float = 1.0, *, keep: bool = False
+    ) -> Tensor:
+        """The (guided) velocity under whichever weights are in place, (N, ...) float32.
+
+        Args:
+            keep: with a graph for later, or never: its backward is counted by :meth:`count_kept`.
+        """
+        passes = _passes(latents, guidance)
+        differentiated = torch.is_grad_enabled() and not keep
         for count in self._counts:
-            count.add(passes, differentiated=torch.is_grad_enabled())
-        return guided_velocity(self.model, latents, sigma, conditioning, self.unconditional, guidance)
+            count.add(3 * passes if differentiated else passes, differentiated=differentiated)
+        with torch.set_grad_enabled(keep or torch.is_grad_enabled()):
+            return guided_velocity(self.model, latents, sigma, conditioning, self.unconditional, guidance)
+
+    def count_kept(self, velocity: Tensor, guidance: float) -> None:
+        """Count that a velocity's graph, which was kept, is differentiated."""
+        passes = _passes(velocity, guidance)
+        for count in self._counts:
+            count.total += 2 * passes  # its forward is counted
+            count.differentiated += 3 * passes
+            count.kept += passes
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -169,6 +185,11 @@ class Policy:
             yield count
         finally:
             self._counts.remove(count)
+
+
+def _passes(images: Tensor, guidance: float) -> int:
+    """Images through the denoiser for a guided velocity of as many as there are rows."""
+    return len(images) * (1 if guidance == 1 else 2)
 
 
 def adapted_layers(model: Model, targets: Sequence[str] | None) -> list[str]:

@@ -126,6 +126,13 @@ METRICS = (
         "The same every iteration.",
     ),
     Metric(
+        "kept_evaluations",
+        "denoiser evaluations",
+        "Those of rollout_evaluations that were differentiated afterwards, so that they were not made again "
+        "(algorithm.keep_graphs); differentiated_evaluations counts them too.",
+        "0 without keep_graphs; with it the same every iteration where nothing is left out.",
+    ),
+    Metric(
         "differentiated_evaluations",
         "denoiser evaluations",
         "Those of the passes that carry a gradient, forward and backward, of which each counts 3 for an image.",

@@ -32,6 +32,8 @@ from dgpo_plugin.rewards import REWARDS
 GIB = 2**30
 RESERVE = 0.08
 """Share of a device's memory that is never the run's: its context, and what the allocator cannot use."""
+GRAPHS = "the rollout's graphs"
+"""The part of a plan's weights that ``algorithm.keep_graphs`` adds."""
 BYTES_PER_WEIGHT = {"torchao-int8": 1.0, "bitsandbytes-int8": 1.0, "bitsandbytes-nf4": 0.53}
 """Of a quantized linear layer, its scales included."""
 
@@ -42,7 +44,7 @@ class Plan:
 
     Attributes:
         parameters, trainable: of the denoiser, of the adapter.
-        weights: on the device all the time, by part.
+        weights: on the device in every phase, by part.
         phases: on the device for the time of a phase, on top of ``weights``.
         encoding: on the device while texts are encoded, if the text encoders are offloaded: the largest, and what
             cannot leave.
@@ -163,6 +165,9 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
         trainable = sum(p.numel() for p in policy.parameters.values())
         # The adapter, its gradient, AdamW's two moments, the average; the algorithm's own copies.
         weights["adapter and optimizer"] = (5 + cost.adapter_copies) * 4 * trainable
+        if cost.kept_graphs:
+            graph = _graph(policy, size, cost.training_guidance)
+            weights[GRAPHS] = -(-share // size) * cost.kept_graphs * graph
         if rewards := _reward_bytes(config):
             weights["rewards"] = rewards
         weights["an iteration's latents"] = _rollout_bytes(config, model, share, cost.latents)
@@ -254,6 +259,16 @@ def _training(policy: Policy, size: int, guidance: float) -> int:
     return count.peak - sum(4 * p.numel() for p in policy.parameters.values())
 
 
+def _graph(policy: Policy, size: int, guidance: float) -> int:
+    """What is kept of a pass of so many images that is differentiated later, its inputs among it."""
+    with _counting(policy.model.denoiser) as count:
+        conditioning = policy.model.blank_conditioning(1)[[0] * size]
+        velocity = policy.velocity(torch.zeros(size, *policy.model.latent_shape), 0.5, conditioning, guidance)
+        alive = count.alive
+    assert velocity.requires_grad
+    return alive
+
+
 def rows(plan: Plan, device_bytes: int, device: str) -> list[tuple[str, str]]:
     """What ``dgpo plan`` prints: (label, value)."""
 
@@ -280,6 +295,8 @@ def rows(plan: Plan, device_bytes: int, device: str) -> list[tuple[str, str]]:
 
 def _advice(plan: Plan) -> str:
     phase = max(plan.phases, key=lambda name: plan.phases[name])
+    if plan.weights.get(GRAPHS, 0) > max(plan.phases.values()):
+        return "algorithm.keep_graphs=false (the result stays the same), or training.gradient_checkpointing=true"
     if plan.phases[phase] < sum(plan.weights.values()):
         return "model.precision=bf16, model.offload=true, model.quantization=bitsandbytes-nf4; model.shard on more GPUs"
     if phase == "decoding":

@@ -51,6 +51,7 @@ def iteration_line(record: dict[str, float], metrics: Iterable[Metric]) -> str:
             f"iteration {record['iteration']:4.0f}",
             *judged,
             *own,
+            *([f"graphs kept of {record['kept_evaluations']:.0f} passes"] if record["kept_evaluations"] else []),
             f"{record['seconds']:.2f} s",
         ]
     )

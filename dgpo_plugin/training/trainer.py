@@ -232,8 +232,9 @@ class Trainer:
 
     def _summed(self, sampling: Evaluations, every: Evaluations) -> dict[str, float]:
         """All processes' denoiser evaluations."""
-        counted = torch.tensor([sampling.total, every.differentiated, every.total], device=self.accelerator.device)
-        names = ("rollout_evaluations", "differentiated_evaluations", "denoiser_evaluations")
+        counts = [sampling.total, every.kept, every.differentiated, every.total]
+        counted = torch.tensor(counts, device=self.accelerator.device)
+        names = ("rollout_evaluations", "kept_evaluations", "differentiated_evaluations", "denoiser_evaluations")
         return dict(zip(names, self.processes.sum(counted).tolist(), strict=True))
 
     def optimizer_step(self) -> float:

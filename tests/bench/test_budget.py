@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from dgpo_bench.base import measure_base
 from dgpo_bench.budget import IterationCost, check_budget, cost_of, expected_cost
@@ -15,9 +17,11 @@ from dgpo_bench.gpu.flops import Flops, skeleton_flops
 from dgpo_bench.plan import Plan, cell_file
 from dgpo_bench.preset import Size, load_preset
 from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.config.load import load_config
 from dgpo_plugin.training.build import build_trainer
 from tests.bench.test_cell import Ear
 from tests.bench.test_cell_processes import small_plan
+from tests.conftest import SMALL, one_reward
 
 FLOPS = Flops(forward=100, training=220)
 RECORD = {"iteration": 1, "denoiser_evaluations": 50.0, "differentiated_evaluations": 30.0}
@@ -29,6 +33,27 @@ def test_a_backward_costs_what_was_counted_and_not_two_forwards() -> None:
     assert cost.operations(FLOPS) == 20 * 100 + 10 * 220
     assert cost.spends(Size(evaluations=1000), FLOPS) == 50
     assert cost.spends(Size(flops=1e6), FLOPS) == 4200
+
+
+@pytest.mark.fast
+def test_kept_graphs_save_a_forward_of_each_and_no_backward() -> None:
+    """As it is expected, and as an iteration counts it: the report divides operations by the one or the other."""
+
+    def moving(images: Tensor, prompts: object) -> Tensor:
+        return torch.arange(len(images)).float()
+
+    plain = [change for change in SMALL if not change.startswith("algorithm.")]
+    plain += ["algorithm.name=flow-grpo", "algorithm.guidance=2", "algorithm.kl_weight=0.1"]
+    costs = []
+    for keep in (False, True):
+        config = load_config("shapes", [*plain, f"algorithm.keep_graphs={keep}"])
+        record = next(build_trainer(config, rewards=one_reward(moving)).iterations())
+        costs.append(cost_of(record))
+        assert expected_cost(config) == costs[-1]
+    twice, once = costs
+    forwards = twice.differentiated / 3
+    assert twice.evaluations - once.evaluations == forwards == 8 * 3 * 2
+    assert twice.operations(FLOPS) - once.operations(FLOPS) == forwards * FLOPS.forward
 
 
 @pytest.mark.fast

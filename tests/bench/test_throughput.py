@@ -45,6 +45,15 @@ def test_throughput(tmp_path: Path) -> None:
     assert f"{measured.images.median:,.1f} images/s" in result.output
 
 
+@pytest.mark.fast
+def test_the_ceiling_of_kept_graphs_has_no_second_forward() -> None:
+    """10 images' forwards are the rollout's; the training phase has their backwards, and 4 of the frozen base's."""
+    counted = {"rollout_evaluations": 20.0, "kept_evaluations": 10.0, "differentiated_evaluations": 30.0}
+    rate = throughput._bare_training(5.0, 6.0, {**counted, "denoiser_evaluations": 44.0})  # noqa: SLF001
+    backward = 3 / 6.0 - 1 / 5.0  # seconds
+    assert rate == pytest.approx((2 * 10 + 4) / (10 * backward + 4 / 5.0))
+
+
 @pytest.mark.slow
 def test_the_ceiling_is_timed_on_the_trainers_own_denoiser_before_every_iteration(
     monkeypatch: pytest.MonkeyPatch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -116,3 +117,14 @@ def rollout_and_advantages(config: RunConfig, policy: Policy) -> tuple[Rollout, 
     rollout = make_algorithm(config, policy).sample(batch, Random(0, 0))
     rewards = torch.rand(2, 4, generator=torch.Generator().manual_seed(1)).double()
     return rollout, normalize(rewards, config.algorithm.advantage_std)
+
+
+def mean_and_std(kind: str, x: Tensor, v: Tensor, sigmas: list[float], step: int, a: float) -> tuple[Tensor, float]:
+    """The Gaussian of a stochastic step, written from docs/architecture.md, section 4."""
+    s, after = sigmas[step], sigmas[step + 1]
+    if kind == "cps":
+        k = after * math.sin(a * math.pi / 2)
+        return (1 - after) * (x - s * v) + math.sqrt(after**2 - k**2) * (x + (1 - s) * v), k
+    dt = after - s
+    sd = a * math.sqrt(s / (1 - (sigmas[1] if s == 1 else s)))
+    return x * (1 + sd**2 / (2 * s) * dt) + v * (1 + sd**2 * (1 - s) / (2 * s)) * dt, sd * math.sqrt(-dt)

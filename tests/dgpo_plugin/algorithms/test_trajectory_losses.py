@@ -19,7 +19,13 @@ from dgpo_plugin.algorithms.flow_grpo_guard import normalized_ratio
 from dgpo_plugin.algorithms.trajectories import TrajectoryRollout
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.models.policy import Policy
-from tests.dgpo_plugin.algorithm_cases import config_for, in_float64, make_algorithm, rollout_and_advantages
+from tests.dgpo_plugin.algorithm_cases import (
+    config_for,
+    in_float64,
+    make_algorithm,
+    mean_and_std,
+    rollout_and_advantages,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -75,17 +81,6 @@ def later_update(name: str, policy: Policy, *settings: str) -> tuple[TrajectoryR
     assert isinstance(rollout, TrajectoryRollout)
     shifted = replace(rollout, sample_ids=rollout.sample_ids + len(rollout.sample_ids), first_group=2)
     return shifted, advantages, make_algorithm(config, policy)
-
-
-def mean_and_std(kind: str, x: Tensor, v: Tensor, sigmas: list[float], step: int, a: float) -> tuple[Tensor, float]:
-    """docs/architecture.md, section 4."""
-    s, after = sigmas[step], sigmas[step + 1]
-    if kind == "cps":
-        k = after * math.sin(a * math.pi / 2)
-        return (1 - after) * (x - s * v) + math.sqrt(after**2 - k**2) * (x + (1 - s) * v), k
-    dt = after - s
-    sd = a * math.sqrt(s / (1 - (sigmas[1] if s == 1 else s)))
-    return x * (1 + sd**2 / (2 * s) * dt) + v * (1 + sd**2 * (1 - s) / (2 * s)) * dt, sd * math.sqrt(-dt)
 
 
 StepLoss = Callable[[Tensor, Tensor, Tensor, float, float, float], Tensor]

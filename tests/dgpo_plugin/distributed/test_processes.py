@@ -149,7 +149,7 @@ def test_a_run_may_go_on_with_another_number_of_processes(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["dgpo", "flow-grpo"])
+@pytest.mark.parametrize("algorithm", ["dgpo", "flow-grpo", "flow-grpo, graphs kept"])
 def test_a_base_split_over_two_processes_trains_the_same_adapter(algorithm: str, tmp_path: Path) -> None:
     """FSDP2 on gloo; the reward makes groups of equal images, which only one of the processes could skip."""
     changes = ["training.group_size=4", "training.prompts_per_iteration=3", "training.updates_per_iteration=3"]
@@ -158,6 +158,12 @@ def test_a_base_split_over_two_processes_trains_the_same_adapter(algorithm: str,
     own = {
         "dgpo": ["algorithm.kl_weight=0"],
         "flow-grpo": ["algorithm.name=flow-grpo", "algorithm.guidance=1"],
+        "flow-grpo, graphs kept": [
+            "algorithm.name=flow-grpo",
+            "algorithm.guidance=1",
+            "algorithm.keep_graphs=true",
+            "training.updates_per_iteration=1",
+        ],
     }[algorithm]
     given = [p for c in (*base, *changes, *own) for p in ("--set", c)]
     whole, split = tmp_path / "whole" / "run", tmp_path / "split" / "run"

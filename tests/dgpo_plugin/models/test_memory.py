@@ -22,7 +22,7 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.memory import on_device
 from dgpo_plugin.training.build import build_trainer
-from dgpo_plugin.training.plan import BYTES_PER_WEIGHT, MemoryCount, make_plan
+from dgpo_plugin.training.plan import BYTES_PER_WEIGHT, GRAPHS, MemoryCount, make_plan, rows
 from tests.conftest import SMALL, needs_bf16, one_reward
 
 
@@ -172,6 +172,7 @@ def test_the_plan_counts_what_is_there() -> None:
         ["algorithm.name=flow-grpo", "algorithm.guidance=2"],
         ["algorithm.name=flow-grpo", "algorithm.guidance=1", "algorithm.reference_guidance=2"],
         ["algorithm.name=flow-grpo-fast", "algorithm.window_range=3"],
+        ["algorithm.name=flow-grpo", "algorithm.guidance=2", "algorithm.keep_graphs=true"],
     ],
 )
 def test_the_planned_evaluations_are_those_of_an_iteration(changes: list[str]) -> None:
@@ -220,6 +221,26 @@ def test_the_plans_memory_falls_with_what_saves_it() -> None:
     larger = make_plan(plan_config("training.micro_batch_size=8", "training.group_size=64"))
     assert larger.phases == split.phases
     assert larger.peak - split.peak < 0.02 * whole.peak * 4
+
+
+KEPT = ("algorithm.name=flow-grpo", "algorithm.guidance=1", "algorithm.keep_graphs=true")
+
+
+@pytest.mark.fast
+def test_the_plan_counts_kept_graphs_in_every_phase_and_says_what_to_do() -> None:
+    plain, kept = make_plan(plan_config(*KEPT[:2])), make_plan(plan_config(*KEPT))
+    assert GRAPHS not in plain.weights
+    assert kept.peak - plain.peak == kept.weights[GRAPHS] > 9 * 0.5 * plain.phases["training"]
+    assert kept.images == plain.images
+    split = make_plan(plan_config(*KEPT, "training.micro_batch_size=16"))
+    assert split.weights[GRAPHS] == pytest.approx(kept.weights[GRAPHS], rel=0.05)  # all of them at once, in any pieces
+    again = make_plan(plan_config(*KEPT, "training.gradient_checkpointing=true"))
+    assert again.weights[GRAPHS] < 0.5 * kept.weights[GRAPHS]
+    shared = make_plan(plan_config(*KEPT), processes=2)
+    assert shared.weights[GRAPHS] == pytest.approx(kept.weights[GRAPHS] / 2, rel=0.05)
+    lines = dict(rows(kept, int(0.5 * kept.peak), "a small GPU"))
+    assert GRAPHS in lines
+    assert lines["try"].startswith("algorithm.keep_graphs=false")
 
 
 @pytest.mark.fast
