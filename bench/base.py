@@ -183,10 +183,22 @@ def least_prompts(plan: Plan, name: str) -> int:
     return min(plan.task.prompts_per_tag, taken)
 
 
-def best_guidance(plan: Plan, evaluator: Evaluator, policy: Policy, subject: Subject) -> tuple[float, Pictures]:
-    """The guidance of a plan that suits the weights in place best on validation prompts, and the pictures there."""
+def best_guidance(
+    plan: Plan, evaluator: Evaluator, policy: Policy, subject: Subject, seen: Pictures | None = None
+) -> tuple[float, Pictures]:
+    """The guidance of a plan that suits the weights in place best on validation prompts, and the pictures there.
+
+    Args:
+        seen: what was measured before, and is not drawn again.
+    """
     least = least_prompts(plan, VALIDATION)
-    return evaluator.best_guidance(policy, subject, plan.guidances, plan.task.headline_metric, least)
+    return evaluator.best_guidance(policy, subject, plan.guidances, plan.task.headline_metric, least, seen)
+
+
+def best_checkpoint(plan: Plan, evaluator: Evaluator, pictures: Pictures) -> int | None:
+    """The best of a cell's checkpoints by its validation pictures at the curves' guidance; None before the first."""
+    least = least_prompts(plan, VALIDATION)
+    return evaluator.best_checkpoint(pictures, plan.guidance, plan.task.headline_metric, least)
 
 
 def _measured(plan: Plan, trainer: Trainer, evaluator: Evaluator, gallery: Tensor) -> tuple[BaseRecord, Pictures]:

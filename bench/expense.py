@@ -10,7 +10,14 @@ from dgpo_plugin.models.load import model_skeleton
 from dgpo_plugin.training.plan import GIB, make_plan
 
 from .budget import expected_cost
-from .forecast import base_evaluations, best_of_pictures, cell_evaluations, curve_pictures, pictures_of
+from .forecast import (
+    base_evaluations,
+    best_evaluations,
+    best_of_pictures,
+    cell_evaluations,
+    cell_pictures,
+    pictures_of,
+)
 from .gpu.flops import Flops, skeleton_flops
 from .kept import expected
 from .plan import Plan
@@ -33,6 +40,7 @@ def expense_rows(plan: Plan) -> list[tuple[str, str]]:
         ("training", _training(plan, base + each * cells)),
         ("measuring the base", f"{base:,} ({len(plan.guidances)} guidances)"),
         ("measuring the cells", f"{each * cells:,}, at most {each:,} a cell"),
+        *_of_the_best(plan, sets),
         ("prompts", ", ".join(f"{name} {len(one.prompts)} x {one.images} pictures" for name, one in sets.items())),
         ("pictures measured", f"{_pictures(plan, sets):,}"),
         *_on_the_device(plan, configs, base + each * cells),
@@ -73,8 +81,13 @@ def _pictures(plan: Plan, sets: dict[str, SampledSet]) -> int:
     """Pictures that every metric of their set looks at, in all."""
     (validation, tested), guidances = pictures_of(sets), len(plan.guidances)
     base = (validation + tested) * guidances + best_of_pictures(plan, sets)
-    cell = curve_pictures(plan, sets) + validation * guidances + tested
-    return base + cell * len(plan.cells)
+    return base + cell_pictures(plan, sets) * len(plan.cells)
+
+
+def _of_the_best(plan: Plan, sets: dict[str, SampledSet]) -> list[tuple[str, str]]:
+    """What of measuring the cells their best checkpoints take, where these are kept."""
+    each = best_evaluations(plan, sets)
+    return [("with the best checkpoints", f"{each * len(plan.cells):,} of these at most")] if plan.keeps_best else []
 
 
 def _on_the_device(plan: Plan, configs: dict[str, RunConfig], measuring: int) -> list[tuple[str, str]]:

@@ -83,7 +83,32 @@ def cell_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
     validation, tested = pictures_of(sets)
     at_each = [passes(plan.task.sampling.steps, each) for each in plan.guidances]
     on_curve = curve_pictures(plan, sets) * passes(plan.task.sampling.steps, plan.guidance)
-    return on_curve + validation * sum(at_each) + tested * max(at_each)
+    return on_curve + validation * sum(at_each) + tested * max(at_each) + best_evaluations(plan, sets)
+
+
+def cell_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
+    """Pictures of one cell that every metric of their set looks at."""
+    validation, tested = pictures_of(sets)
+    guidances, earlier = len(plan.guidances), earlier_checkpoints(plan)
+    another = validation * (guidances - 1) + tested if earlier else 0
+    return curve_pictures(plan, sets) + validation * (guidances + earlier) + tested + another
+
+
+def best_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
+    """Denoiser evaluations of a cell's best checkpoint at the most: validation prompts at every checkpoint, at the
+    curves' guidance, and one that is not the last measured as that one is."""
+    earlier = earlier_checkpoints(plan)
+    if not earlier:
+        return 0
+    validation, tested = pictures_of(sets)
+    at_each = [passes(plan.task.sampling.steps, each) for each in plan.guidances]
+    on_curve = passes(plan.task.sampling.steps, plan.guidance)
+    return validation * (earlier * on_curve + sum(at_each) - on_curve) + tested * max(at_each)
+
+
+def earlier_checkpoints(plan: Plan) -> int:
+    """Checkpoints before a cell's last that may turn out to be its best; none where the best is not asked for."""
+    return len(plan.size.schedule) if plan.keeps_best else 0
 
 
 def base_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:

@@ -94,6 +94,16 @@ class Plan(BaseModel):
         return sorted({*(self.size.guidances or self.task.sampling.guidances), self.guidance})
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether cells keep their best checkpoint; a finished adapter has but one."""
+        return self.size.best_checkpoint and not self.adapters
+
+    def with_best(self, kept: bool | None) -> Plan:
+        """The plan with the best checkpoints or without them; None for what its size says."""
+        changed = {} if kept is None else {"best_checkpoint": kept}
+        return self.model_copy(update={"size": self.size.model_copy(update=changed)})
+
+    @property
     def cells(self) -> list[tuple[str, int]]:
         """Every (entry, seed), in the order they are started in."""
         return [(entry, seed) for seed in self.seeds for entry in self.entries]
@@ -118,6 +128,8 @@ class Plan(BaseModel):
         parts += [self.size.budget_option]
         parts += [f"--algorithms {','.join(algorithms)}"] if algorithms != list(self.preset.algorithms) else []
         parts += [f"--controls {','.join(controls) or 'none'}"]
+        if self.size.best_checkpoint != self.preset.sizes[self.size_name].best_checkpoint:
+            parts += ["--best-checkpoint" if self.size.best_checkpoint else "--no-best-checkpoint"]
         parts += [f"--processes {self.processes}"] if self.processes > 1 else []
         return " ".join([*parts, *self._keeping])
 
