@@ -69,3 +69,17 @@ def test_a_finished_adapter_has_no_best_checkpoint() -> None:
     plan = two_seeds().with_best(True).model_copy(update={"adapters": {"mine": "mine.safetensors"}})
     assert not plan.keeps_best
     assert best_evaluations(plan, sampled_sets(plan.task, plan.size)) == 0
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes-2", "words"])
+def test_the_best_of_eight_is_a_cheap_control_of_a_default_size_and_one_that_trains_is_not(name: str) -> None:
+    """Below a tenth of all denoiser evaluations, so that it can be there unasked."""
+    preset, task = load_preset(name)
+    size = preset.sizes["default"]
+    spent = {}
+    for control in ("none", "zero", "best-of-n"):
+        sized = preset.sized("default", controls=control)
+        plan = Plan.of(name, preset, task, "default", sized, list(preset.algorithms), jobs=1)
+        sets = sampled_sets(task, sized)
+        spent[control] = base_evaluations(plan, sets) + len(plan.cells) * (size.budget + cell_evaluations(plan, sets))
+    assert 1 < spent["best-of-n"] / spent["none"] < 1.1 < spent["zero"] / spent["none"]
