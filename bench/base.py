@@ -10,12 +10,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from dgpo_plugin.adapters.load import match_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path
 from dgpo_plugin.common.folder_lock import HeldFolder, only_process
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.distributed.device import best_device
 from dgpo_plugin.distributed.processes import Processes, join_processes
+from dgpo_plugin.models import load_model
 from dgpo_plugin.models.generate import BATCH_SIZE
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
@@ -68,13 +71,15 @@ def measure_base(plan: Plan, folder: Path) -> None:
     """Measure the untrained base at every guidance and write what was found, its pictures' rows and its gallery.
 
     Raises:
-        UserError: prompts that are trained on too, or a metric that is not there: nothing has been trained by then.
+        UserError: prompts that are trained on too, a metric that is not there, or an adapter of another base: nothing
+            has been trained or measured by then.
     """
     processes = join_processes(plan.base_config().training.process_timeout)
     with only_main(folder / "base", processes):
         if processes.decided_by_main(base_file(folder).exists):
             return
         check_prompts(plan.task)
+        _check_adapters(plan)
         trainer = build_trainer(plan.base_config())
         evaluator = evaluator_of(plan, trainer, missing={}, kept=kept_folder(plan, folder))
         with trainer.policy.as_reference():
@@ -88,6 +93,18 @@ def measure_base(plan: Plan, folder: Path) -> None:
             write_record(record, base_file(folder))
 
         processes.on_main(write)
+
+
+def _check_adapters(plan: Plan) -> None:
+    """Find out that the finished adapters of a plan are for its base, without a trainer's own adapter in place.
+
+    Raises:
+        UserError: one is for another base, or matches no weight of it.
+    """
+    if plan.adapters:
+        model = load_model(plan.base_config().model, best_device())
+        for path in plan.adapters.values():
+            match_adapter(model, Path(path))
 
 
 @contextlib.contextmanager

@@ -174,6 +174,7 @@ def plan(
 @click.option("--flops", type=float, help="The budget in measured operations of the denoiser instead.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; compare with the same one shows the trials.")
 @click.option("--jobs", type=click.IntRange(1), help="Trials at once.  [default: one per GPU; on a CPU 2]")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="Of each trial, a GPU each.")
 @reports_user_errors
 def tune(
     preset: str,
@@ -184,6 +185,7 @@ def tune(
     flops: float | None,
     output: Path | None,
     jobs: int | None,
+    processes: int,
 ) -> None:
     """Try random settings from the preset's ranges, as many of each algorithm, on validation prompts alone.
 
@@ -195,7 +197,7 @@ def tune(
     from .display import Display
     from .tune import tune as search
 
-    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs, flops=flops)
+    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs, processes, flops)
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
     with Display(console) as display:
@@ -242,6 +244,7 @@ def validate(task: str) -> None:
 @click.option("--model", help="Of a task: the base model's path, as in a run's configuration.")
 @click.option("--size", default="default", show_default=True, help="The size whose prompts are taken.")
 @click.option("--guidance", "guidances", multiple=True, type=click.FloatRange(1), help="To choose from, repeatable.")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="That measure, a GPU each.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
 @keep_option
 @reports_user_errors
@@ -252,6 +255,7 @@ def evaluate(
     model: str | None,
     size: str,
     guidances: tuple[float, ...],
+    processes: int,
     output: Path | None,
     keep_pictures: bool,
 ) -> None:
@@ -260,7 +264,7 @@ def evaluate(
     Each is applied at its true scale, and shown at the guidance that suits it best on validation prompts.
     """
     from .adapters import evaluate_adapters, named_adapters
-    from .asked import source_of
+    from .asked import source_of, split
     from .expense import keeping
     from .plan import Plan
     from .preset import name_of
@@ -276,6 +280,7 @@ def evaluate(
     name = name_of(source)
     plan = Plan.of(name, preset, task, size, chosen, [], jobs=1)  # type: ignore[arg-type]  # sized() knows the size
     plan = plan.model_copy(update={"entries": list(named), "adapters": named, "keep_pictures": keep_pictures})
+    plan = split(plan, 1, processes)
     folder = output or Path("runs") / f"evaluate-{name}"
     if keep_pictures:
         click.echo(keeping(plan))
