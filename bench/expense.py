@@ -16,6 +16,8 @@ from .forecast import (
     best_of_pictures,
     cell_evaluations,
     cell_pictures,
+    guard_evaluations,
+    guard_pictures,
     pictures_of,
 )
 from .gpu.flops import Flops, skeleton_flops
@@ -34,16 +36,22 @@ def expense_rows(plan: Plan) -> list[tuple[str, str]]:
     sets = sampled_sets(plan.task, plan.size)
     cells, configs = len(plan.cells), {entry: plan.run_config(entry, plan.seeds[0]) for entry in plan.entries}
     base, each = base_evaluations(plan, sets), cell_evaluations(plan, sets)
+    guarded = {entry: config for entry, config in configs.items() if config.training.guard is not None}
+    looks = {entry: planned_iterations(config, plan.size) for entry, config in guarded.items()}
+    watching = len(plan.seeds) * sum(guard_evaluations(configs[entry], count) for entry, count in looks.items())
+    watched = len(plan.seeds) * sum(guard_pictures(configs[entry], count) for entry, count in looks.items())
+    measuring = base + each * cells + watching
     return [
         ("cells", f"{cells}: {', '.join(plan.entries)}; {len(plan.seeds)} seeds"),
         ("processes", "1 a cell" if plan.processes == 1 else f"{plan.processes} a cell, which share its work"),
-        ("training", _training(plan, base + each * cells)),
+        ("training", _training(plan, measuring)),
         ("measuring the base", f"{base:,} ({len(plan.guidances)} guidances)"),
         ("measuring the cells", f"{each * cells:,}, at most {each:,} a cell"),
         *_of_the_best(plan, sets),
+        *([("training.guard's looks", f"{watching:,}, {watched:,} pictures scored, at least")] if looks else []),
         ("prompts", ", ".join(f"{name} {len(one.prompts)} x {one.images} pictures" for name, one in sets.items())),
         ("pictures measured", f"{_pictures(plan, sets):,}"),
-        *_on_the_device(plan, configs, base + each * cells),
+        *_on_the_device(plan, configs, measuring),
     ]
 
 
@@ -109,6 +117,17 @@ def _on_the_device(plan: Plan, configs: dict[str, RunConfig], measuring: int) ->
         ("with --keep-pictures", keeping(plan)),
         ("memory", f"{peaks[largest] / GIB:.1f} GiB at most on each device ({largest}), metrics not counted"),
     ]
+
+
+def planned_iterations(config: RunConfig, size: Size) -> int:
+    """How many iterations a budget is enough for, each as dear as it can be.
+
+    Raises:
+        UserError: the budget is in operations, and the model is not there.
+    """
+    if size.flops is None:
+        return int(size.budget // expected_cost(config).evaluations)
+    return planned_training(config, size, skeleton_flops(config.model, config.lora))[0]
 
 
 def planned_training(config: RunConfig, size: Size, flops: Flops) -> tuple[int, float]:

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from dgpo_bench.commands import main
-from dgpo_bench.expense import expense_rows
+from dgpo_bench.expense import expense_rows, planned_iterations
 from dgpo_bench.forecast import best_evaluations
 from dgpo_bench.plan import Plan
 from dgpo_bench.preset import load_preset
@@ -82,3 +82,15 @@ def test_the_flag_changes_the_size_and_stands_in_the_command() -> None:
     assert without.model_copy(update={"preset": preset}).command == without.command + " --no-best-checkpoint"
     shown = CliRunner().invoke(main, ["plan", "shapes", "--size", "quick", "--best-checkpoint"]).output
     assert "with the best checkpoints" in shown
+
+
+def test_the_looks_of_a_guard_are_counted_with_the_measuring() -> None:
+    """Two entries, two seeds; the base and every tenth iteration are looked at: 8 prompts, two pictures each."""
+    training = {"prompts_per_iteration": 2, "group_size": 2, "guard": {"prompts": 8, "images": 2}}
+    watched, alone = plan(training=training), plan(training={**training, "guard": None})
+    rows, before = dict(expense_rows(watched)), dict(expense_rows(alone))
+    looks = [1 + planned_iterations(watched.run_config(entry, 0), watched.size) // 10 for entry in watched.entries]
+    pictures = 2 * 16 * sum(looks)
+    assert rows["training.guard's looks"] == f"{pictures * 20:,}, {pictures:,} pictures scored, at least"
+    assert "training.guard's looks" not in before
+    assert rows["operations"] != before["operations"]

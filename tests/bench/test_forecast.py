@@ -11,6 +11,8 @@ from dgpo_bench.forecast import (
     cell_evaluations,
     cell_pictures,
     forecast,
+    guard_evaluations,
+    guard_pictures,
 )
 from dgpo_bench.plan import Plan
 from dgpo_bench.preset import load_preset
@@ -83,3 +85,15 @@ def test_the_best_of_eight_is_a_cheap_control_of_a_default_size_and_one_that_tra
         sets = sampled_sets(task, sized)
         spent[control] = base_evaluations(plan, sets) + len(plan.cells) * (size.budget + cell_evaluations(plan, sets))
     assert 1 < spent["best-of-n"] / spent["none"] < 1.1 < spent["zero"] / spent["none"]
+
+
+def test_a_guard_draws_the_base_and_then_at_every_look() -> None:
+    """Every 20 iterations 8 prompts, 4 pictures of each, at 10 steps with guidance 3: 20 evaluations a picture."""
+    preset, task = load_preset("shapes")
+    config = preset.run_config(task, "dgpo", 0, {"training": {"guard": {"every": 20, "prompts": 8, "images": 4}}})
+    assert [guard_pictures(config, count) for count in (0, 19, 20, 53)] == [32, 32, 64, 96]
+    assert guard_evaluations(config, 53) == 96 * 20
+    many = preset.run_config(task, "dgpo", 0, {"training": {"guard": {"prompts": 10**6, "images": 4}}})
+    validation = sampled_sets(task, preset.sizes["full"].model_copy(update={"validation_prompts": 10**6}))["validation"]
+    assert guard_pictures(many, 0) == 4 * len(validation.prompts)
+    assert guard_pictures(preset.run_config(task, "dgpo", 0, {"training": {"guard": None}}), 53) == 0
