@@ -11,20 +11,21 @@ from dgpo_plugin.adapters.load import apply_adapter, read_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.config.fields import RunConfig
-from dgpo_plugin.distributed.device import best_device, runs_on_cpu
+from dgpo_plugin.distributed.device import best_device
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 
-from .base import best_guidance, evaluator_of, measure_base, read_base
-from .cell import START, gallery_file, missing_metrics, save_gallery
+from .base import best_guidance, evaluator_of, read_base
+from .cell import START, gallery_file, largest_peak, missing_metrics, save_gallery
 from .compare import check_task, claim_folder
 from .evaluate import Evaluator, Subject
 from .gather import gather
 from .pictures import PICTURES_FILE, join, write_pictures
-from .plan import Plan, cell_file, kept_folder, run_folder
+from .plan import Plan, base_file, cell_file, kept_folder, run_folder
 from .records import BASE, CellRecord, Results, write_record
-from .throughput import peak_bytes
+from .worker_process import Job, Unheard
+from .workers import do_in_order
 
 SEED = 0
 """An adapter's, which was trained elsewhere with one that is not known."""
@@ -38,23 +39,39 @@ def evaluate_adapters(plan: Plan, folder: Path) -> Results:
     Raises:
         UserError: a file that is no adapter of this base or whose scale cannot be told, a folder of another plan,
             prompts that overlap, or a metric that is missing.
+        ProcessDied: of several processes one died.
     """
     for path in plan.adapters.values():
-        read_adapter(Path(path))
+        if doubt := read_adapter(Path(path)).usable.doubt:
+            raise UserError(f"adapter {path}: the scale is unknown: {doubt}; bring that, for it is measured at its own")
     with only_process(folder):
         plan = claim_folder(plan, folder)
-        missing = [entry for entry in plan.entries if not cell_file(folder, entry, SEED).exists()]
         check_task(plan)
-        measure_base(plan, folder)
-        if missing:
-            config = plan.base_config()
-            base = build_trainer(config)
-            missing_there = missing_metrics(read_base(folder))
-            evaluator = evaluator_of(plan, base, missing=missing_there, kept=kept_folder(plan, folder))
-            del base  # the evaluator has what it needs of it
-            for entry in missing:
-                _measure(plan, folder, entry, config, evaluator)
+        jobs = [] if base_file(folder).exists() else [Job("base")]
+        jobs += [Job("adapters")] if _missing(plan, folder) else []
+        do_in_order(plan, folder, jobs, Unheard())
         return gather(plan, folder)
+
+
+def measure_adapters(plan: Plan, folder: Path) -> None:
+    """Measure those of a plan's adapters that are not yet, one after the other; the base is measured by then.
+
+    Several processes call it together.
+
+    Raises:
+        UserError: a file that is no adapter of this base, or a metric that fails.
+    """
+    config = plan.base_config()
+    base = build_trainer(config)
+    missing_there = missing_metrics(read_base(folder))
+    evaluator = evaluator_of(plan, base, missing=missing_there, kept=kept_folder(plan, folder))
+    del base  # the evaluator has what it needs of it
+    for entry in evaluator.processes.decided_by_main(lambda: _missing(plan, folder)):
+        _measure(plan, folder, entry, config, evaluator)
+
+
+def _missing(plan: Plan, folder: Path) -> list[str]:
+    return [entry for entry in plan.entries if not cell_file(folder, entry, SEED).exists()]
 
 
 def _measure(plan: Plan, folder: Path, entry: str, config: RunConfig, evaluator: Evaluator) -> None:
@@ -70,17 +87,22 @@ def _measure(plan: Plan, folder: Path, entry: str, config: RunConfig, evaluator:
         curve = evaluator.curve(policy, subject, plan.guidance)
         rest = evaluator.finished(policy, subject, best, plan.guidance)
         save_gallery(evaluator, policy, plan.guidance, gallery_file(cell, subject.checkpoint))
-    write_pictures(join([rows, curve, rest]), cell / PICTURES_FILE)
     record = CellRecord(
         entry=entry,
         seed=SEED,
         status="done",
         checkpoints=[START, START.model_copy(update={"drift": drift, "flops": None})],
         guidance=best,
-        peak_memory=peak_bytes(runs_on_cpu()),
+        processes=evaluator.processes.count,
+        peak_memory=largest_peak(evaluator.processes, policy.device),
         evaluation_seconds=round(time.perf_counter() - started, 4),
     )
-    write_record(record, cell_file(folder, entry, SEED))
+
+    def write() -> None:
+        write_pictures(join([rows, curve, rest]), cell / PICTURES_FILE)
+        write_record(record, cell_file(folder, entry, SEED))
+
+    evaluator.processes.on_main(write)
 
 
 def named_adapters(paths: Sequence[Path]) -> dict[str, str]:

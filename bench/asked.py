@@ -40,6 +40,15 @@ def asked_plan(
     names = [name.strip() for name in algorithms.split(",")] if algorithms is not None else list(loaded.algorithms)
     loaded.check_algorithms(names)
     plan = Plan.of(name_of(preset), loaded, task, size, chosen, names, jobs=1)  # type: ignore[arg-type]  # sized() knows the size
+    return split(plan, jobs, processes)
+
+
+def split(plan: Plan, jobs: int | None, processes: int) -> Plan:
+    """A plan with so many runs at once, None for as many as there is room for, of so many processes each.
+
+    Raises:
+        UserError: more than there are GPUs for or an iteration can be split over.
+    """
     check_split(plan, processes)
     at_once = runs_at_once(jobs, gpu_count(), processes)
     return plan.spread(min(at_once, max(1, len(plan.cells))), processes)
@@ -51,7 +60,8 @@ def check_split(plan: Plan, processes: int) -> None:
     Raises:
         UserError: a control that does not suit the challenger's algorithm, or as training says of processes.
     """
-    configs = {entry: plan.run_config(entry, 0) for entry in plan.entries}
+    trains = plan.entries and not plan.adapters
+    configs = {entry: plan.run_config(entry, 0) for entry in plan.entries} if trains else {"base": plan.base_config()}
     if processes > 1:
         from dgpo_plugin.training.build import check_layout
 

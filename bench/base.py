@@ -10,12 +10,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from dgpo_plugin.adapters.load import match_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path
 from dgpo_plugin.common.folder_lock import HeldFolder, only_process
 from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.distributed.device import best_device
 from dgpo_plugin.distributed.processes import Processes, join_processes
+from dgpo_plugin.models import load_model
 from dgpo_plugin.models.generate import BATCH_SIZE
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
@@ -68,13 +71,15 @@ def measure_base(plan: Plan, folder: Path) -> None:
     """Measure the untrained base at every guidance and write what was found, its pictures' rows and its gallery.
 
     Raises:
-        UserError: prompts that are trained on too, or a metric that is not there: nothing has been trained by then.
+        UserError: prompts that are trained on too, a metric that is not there, or an adapter of another base: nothing
+            has been trained or measured by then.
     """
     processes = join_processes(plan.base_config().training.process_timeout)
     with only_main(folder / "base", processes):
         if processes.decided_by_main(base_file(folder).exists):
             return
         check_prompts(plan.task)
+        _check_adapters(plan)
         trainer = build_trainer(plan.base_config())
         evaluator = evaluator_of(plan, trainer, missing={}, kept=kept_folder(plan, folder))
         with trainer.policy.as_reference():
@@ -88,6 +93,18 @@ def measure_base(plan: Plan, folder: Path) -> None:
             write_record(record, base_file(folder))
 
         processes.on_main(write)
+
+
+def _check_adapters(plan: Plan) -> None:
+    """Find out that the finished adapters of a plan are for its base, without a trainer's own adapter in place.
+
+    Raises:
+        UserError: one is for another base, or matches no weight of it.
+    """
+    if plan.adapters:
+        model = load_model(plan.base_config().model, best_device())
+        for path in plan.adapters.values():
+            match_adapter(model, Path(path))
 
 
 @contextlib.contextmanager
@@ -183,10 +200,22 @@ def least_prompts(plan: Plan, name: str) -> int:
     return min(plan.task.prompts_per_tag, taken)
 
 
-def best_guidance(plan: Plan, evaluator: Evaluator, policy: Policy, subject: Subject) -> tuple[float, Pictures]:
-    """The guidance of a plan that suits the weights in place best on validation prompts, and the pictures there."""
+def best_guidance(
+    plan: Plan, evaluator: Evaluator, policy: Policy, subject: Subject, seen: Pictures | None = None
+) -> tuple[float, Pictures]:
+    """The guidance of a plan that suits the weights in place best on validation prompts, and the pictures there.
+
+    Args:
+        seen: what was measured before, and is not drawn again.
+    """
     least = least_prompts(plan, VALIDATION)
-    return evaluator.best_guidance(policy, subject, plan.guidances, plan.task.headline_metric, least)
+    return evaluator.best_guidance(policy, subject, plan.guidances, plan.task.headline_metric, least, seen)
+
+
+def best_checkpoint(plan: Plan, evaluator: Evaluator, pictures: Pictures) -> int | None:
+    """The best of a cell's checkpoints by its validation pictures at the curves' guidance; None before the first."""
+    least = least_prompts(plan, VALIDATION)
+    return evaluator.best_checkpoint(pictures, plan.guidance, plan.task.headline_metric, least)
 
 
 def _measured(plan: Plan, trainer: Trainer, evaluator: Evaluator, gallery: Tensor) -> tuple[BaseRecord, Pictures]:

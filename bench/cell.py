@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from dgpo_plugin.adapters.save import TrainingFacts, changes_nothing, export_adapter
+from dgpo_plugin.adapters.save import changes_nothing, export_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import HeldFolder
@@ -40,6 +38,7 @@ from dgpo_plugin.training.trainer import Trainer
 from .base import (
     BaseRecord,
     base_pictures_file,
+    best_checkpoint,
     best_guidance,
     evaluator_of,
     least_prompts,
@@ -48,14 +47,15 @@ from .base import (
     write_gallery,
 )
 from .budget import check_budget, cost_of
+from .cell_adapters import best_adapter_file, facts, forget_best, read_best, write_best
 from .cost import count_flops, parts_of
 from .evaluate import Evaluator, Subject, headline
 from .gpu.flops import Flops
 from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
 from .plan import Event, Listener, Plan, cell_file, kept_folder, run_folder
 from .preset import Size
-from .prompt_sets import TEST
-from .records import BASE, CellRecord, Checkpoint, read_record, write_record
+from .prompt_sets import TEST, VALIDATION
+from .records import BestCheckpoint, CellRecord, Checkpoint, read_record, write_record
 from .throughput import peak_bytes
 
 PROGRESS_FILE = "progress.json"
@@ -64,7 +64,7 @@ START = Checkpoint(iteration=0, steps=0, denoiser_evaluations=0, flops=0.0, imag
 
 
 class Progress(BaseModel):
-    """How far a cell is, kept beside its checkpoint: what it has spent, and where it was measured."""
+    """How far a cell is, kept beside its checkpoint: what it has spent, where it was measured, and where best."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -76,6 +76,7 @@ class Progress(BaseModel):
     costliest: float = 0.0
     evaluation_seconds: float = 0.0
     checkpoints: list[Checkpoint] = [START]
+    best: int = 0
 
     def spent(self, size: Size) -> float:
         """How much of a size's budget is spent, in its unit."""
@@ -101,6 +102,7 @@ class Cell:
         comparison: the comparison's folder.
         flops: of one image's passes.
         pictures: measured so far.
+        best: the weights of its best checkpoint; none where that is not asked for.
         held: the run's folder, in the first of its processes, which alone writes; None in the others.
     """
 
@@ -115,6 +117,7 @@ class Cell:
     progress: Progress
     pictures: list[Pictures]
     held: HeldFolder | None
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -192,8 +195,8 @@ def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listen
     trainer = build_trainer(plan.run_config(entry, seed))
     evaluator = evaluator_of(plan, trainer, missing=missing_metrics(base), kept=kept_folder(plan, folder))
     flops = count_flops(trainer)
-    progress, pictures = _restore(run_folder(folder, entry, seed), trainer) or (Progress(), [])
-    return Cell(plan, folder, entry, seed, listener, trainer, evaluator, flops, progress, pictures, held)
+    progress, pictures, best = _restore(run_folder(folder, entry, seed), trainer) or (Progress(), [], {})
+    return Cell(plan, folder, entry, seed, listener, trainer, evaluator, flops, progress, pictures, held, best)
 
 
 def missing_metrics(base: BaseRecord) -> dict[str, str]:
@@ -201,7 +204,7 @@ def missing_metrics(base: BaseRecord) -> dict[str, str]:
     return {name: metric.missing for name, metric in base.metrics.items() if metric.missing}
 
 
-def _restore(folder: Path, trainer: Trainer) -> tuple[Progress, list[Pictures]] | None:
+def _restore(folder: Path, trainer: Trainer) -> tuple[Progress, list[Pictures], dict[str, Tensor]] | None:
     """Put the trainer where a killed cell was at its last evaluation; None where there is nothing to go on from.
 
     Raises:
@@ -212,19 +215,21 @@ def _restore(folder: Path, trainer: Trainer) -> tuple[Progress, list[Pictures]] 
         return None
     trainer.processes.fail_together(None if saved else f"{folder}: one process can read it and another cannot")
     assert saved is not None
-    progress, checkpoint, pictures = saved
+    progress, checkpoint, pictures, best = saved
     check_same_run(checkpoint.identity, identity_of(trainer), checkpoint.path, progress.iteration)
     restore_run(trainer, checkpoint)
     # The pictures are written first: those of an evaluation that the progress does not know are of a later one.
-    return progress, [pictures.where(pictures.checkpoint < len(progress.checkpoints))]
+    weights = {name: tensor.to(trainer.policy.device) for name, tensor in best.items()}
+    return progress, [pictures.where(pictures.checkpoint < len(progress.checkpoints))], weights
 
 
-def _saved(folder: Path) -> tuple[Progress, RunCheckpoint, Pictures] | None:
+def _saved(folder: Path) -> tuple[Progress, RunCheckpoint, Pictures, dict[str, Tensor]] | None:
     """What a cell's folder has of its last evaluation."""
     try:
         progress = Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
         checkpoint = load_checkpoint(folder / FOLDER / f"{progress.iteration:06d}")
-        return progress, checkpoint, read_pictures(folder / PICTURES_FILE)
+        best = read_best(folder, progress.best) if progress.best else {}
+        return progress, checkpoint, read_pictures(folder / PICTURES_FILE), best
     except (OSError, ValidationError, UserError):
         return None  # never written, or damaged: a cell is short enough to be done again
 
@@ -259,8 +264,9 @@ def _train(cell: Cell) -> None:
 
 def _evaluate(cell: Cell) -> None:
     """Measure the averaged adapter as it is now and draw the report's pictures, outside the budget."""
-    started, progress, policy = time.perf_counter(), cell.progress, cell.trainer.policy
-    with policy.with_weights(cell.trainer.average_now()):
+    started, progress, policy, plan = time.perf_counter(), cell.progress, cell.trainer.policy, cell.plan
+    weights = cell.trainer.average_now()
+    with policy.with_weights(weights):
         drift = cell.evaluator.drift(policy)
         checkpoint = Checkpoint(
             iteration=progress.iteration,
@@ -272,13 +278,16 @@ def _evaluate(cell: Cell) -> None:
             drift=drift,
         )
         progress.checkpoints = [*progress.checkpoints, checkpoint]
-        rows = cell.evaluator.curve(policy, cell.subject, cell.plan.guidance)
-        file = gallery_file(cell.folder, cell.subject.checkpoint)
-        save_gallery(cell.evaluator, policy, cell.plan.guidance, file)
-    cell.pictures.append(rows)
+        rows = cell.evaluator.curve(policy, cell.subject, plan.guidance)
+        cell.pictures.append(rows)
+        if plan.keeps_best:
+            cell.pictures.append(cell.evaluator.measure(policy, cell.subject, VALIDATION, plan.guidance))
+        save_gallery(cell.evaluator, policy, plan.guidance, gallery_file(cell.folder, cell.subject.checkpoint))
+    if plan.keeps_best and best_checkpoint(plan, cell.evaluator, join(cell.pictures)) == cell.subject.checkpoint:
+        progress.best, cell.best = cell.subject.checkpoint, weights
     progress.evaluation_seconds += time.perf_counter() - started
-    metric, test = cell.plan.task.headline_metric, cell.evaluator.sets[TEST]
-    value = headline(_of_set(rows, TEST), test, metric, least_prompts(cell.plan, TEST))
+    metric, test = plan.task.headline_metric, cell.evaluator.sets[TEST]
+    value = headline(_of_set(rows, TEST), test, metric, least_prompts(plan, TEST))
     cell.tell(f"{cell.evaluator.measures[metric].record.label} {value:.3f}, drift {drift:.2g}", evaluated=True)
 
 
@@ -296,84 +305,82 @@ def _save(cell: Cell) -> None:
         cell.check_folder()
         write_pictures(cell.pictures[0], cell.folder / PICTURES_FILE)
         save_checkpoint(cell.folder, identity, progress_of(trainer), state, keep=2)
+        if cell.best:
+            write_best(cell.folder, cell.progress.best, cell.best)
         write_text_atomically(cell.folder / PROGRESS_FILE, cell.progress.model_dump_json() + "\n")
+        forget_best(cell.folder, but=cell.progress.best)
 
     cell.processes.on_main(write)
 
 
 def _finish(cell: Cell) -> None:
     """Choose the guidance, measure at it, export, and write ``cell.json``, which says that the cell is done."""
-    trainer, plan, started = cell.trainer, cell.plan, time.perf_counter()
-    weights, subject, policy = trainer.average_now(), cell.subject, trainer.policy
-    with policy.with_weights(weights):
-        best, rows = best_guidance(plan, cell.evaluator, policy, subject)
-        cell.pictures += [rows, cell.evaluator.finished(policy, subject, best, plan.guidance)]
+    started, weights, policy = time.perf_counter(), cell.trainer.average_now(), cell.trainer.policy
+    guidance, best = _measure_at_best(cell, weights, cell.subject), None
+    if cell.best:
+        last, adapter = cell.progress.best == cell.subject.checkpoint, RunFolder(cell.folder).adapter
+        subject = Subject(cell.entry, cell.seed, cell.progress.best)
+        best = BestCheckpoint(
+            checkpoint=subject.checkpoint,
+            guidance=guidance if last else _measure_at_best(cell, cell.best, subject),
+            adapter=_beside_results(cell, adapter if last else best_adapter_file(cell.folder)),
+        )
     if changes_nothing(weights):
         cell.tell("the adapter is all zeros and changes nothing: no update did anything", share=1.0)
     peak = largest_peak(cell.processes, policy.device)
     seconds = cell.progress.evaluation_seconds + time.perf_counter() - started
-    cell.processes.on_main(lambda: _write_finished(cell, weights, best, peak, seconds))
-
-
-def _write_finished(cell: Cell, weights: dict[str, Tensor], guidance: float, peak: int, seconds: float) -> None:
-    """Write the adapter, the pictures' table and, last, ``cell.json``; what it could have gone on from is removed."""
-    cell.check_folder()
-    adapter = RunFolder(cell.folder).adapter
-    export_adapter(cell.trainer.policy, weights, adapter, _facts(cell))
-    write_pictures(join(cell.pictures), cell.folder / PICTURES_FILE)
+    alarms = [] if (guard := cell.trainer.guard) is None else without_folders(map(str, guard.state.alarms))
     record = CellRecord(
         entry=cell.entry,
         seed=cell.seed,
         status="done",
         checkpoints=cell.progress.checkpoints,
         guidance=guidance,
+        best=best,
         processes=cell.processes.count,
         peak_memory=peak,
         evaluation_seconds=round(seconds, 4),
-        adapter=adapter.relative_to(cell.comparison).as_posix(),
-        alarms=[] if (guard := cell.trainer.guard) is None else without_folders(map(str, guard.state.alarms)),
+        adapter=_beside_results(cell, RunFolder(cell.folder).adapter),
+        alarms=alarms,
     )
+    cell.processes.on_main(lambda: _write_finished(cell, weights, record))
+
+
+def _measure_at_best(cell: Cell, weights: dict[str, Tensor], subject: Subject) -> float:
+    """Choose the guidance that suits a checkpoint's weights, and measure the rest of its pictures at it."""
+    policy, plan = cell.trainer.policy, cell.plan
+    with policy.with_weights(weights):
+        best, rows = best_guidance(plan, cell.evaluator, policy, subject, join(cell.pictures))
+        cell.pictures += [rows, cell.evaluator.finished(policy, subject, best, plan.guidance)]
+    return best
+
+
+def _write_finished(cell: Cell, weights: dict[str, Tensor], record: CellRecord) -> None:
+    """Write the adapters, the pictures' table and, last, ``cell.json``; what it could have gone on from is removed."""
+    cell.check_folder()
+    pictures, trainer, test = join(cell.pictures), cell.trainer, cell.evaluator.sets[TEST]
+    rows = join([read_pictures(base_pictures_file(cell.comparison)), pictures])
+    told = facts(cell.plan, trainer, rows, test, cell.subject.checkpoint, trainer.exported_steps)
+    export_adapter(trainer.policy, weights, cell.comparison / record.adapter, told)
+    if record.best is not None and record.best.adapter != record.adapter:
+        steps = record.checkpoints[record.best.checkpoint].steps
+        told = facts(cell.plan, trainer, rows, test, record.best.checkpoint, steps)
+        export_adapter(trainer.policy, cell.best, cell.comparison / record.best.adapter, told)
+    write_pictures(pictures, cell.folder / PICTURES_FILE)
     write_record(record, cell_file(cell.comparison, cell.entry, cell.seed))
     shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
     (cell.folder / PROGRESS_FILE).unlink(missing_ok=True)
+    forget_best(cell.folder)
+
+
+def _beside_results(cell: Cell, path: Path) -> str:
+    return path.relative_to(cell.comparison).as_posix()
 
 
 def largest_peak(processes: Processes, device: torch.device) -> int:
     """Bytes of memory at the most, on the process that had most."""
     own = peak_bytes(runs_on_cpu())
     return own if processes.count == 1 else int(processes.largest(torch.tensor(own, device=device)))
-
-
-def _facts(cell: Cell) -> TrainingFacts:
-    """What the adapter's card says: the training reward on the curve's test prompts, of the base and of the adapter."""
-    trainer, plan, test = cell.trainer, cell.plan, cell.evaluator.sets[TEST]
-    rows = join([read_pictures(base_pictures_file(cell.comparison)), *cell.pictures])
-    before, after = (
-        _training_reward(plan, rows.where(np.isin(rows.prompt, test.curve) & chosen & (rows.image < test.images)))
-        for chosen in (
-            (rows.entry == BASE) & (rows.set == TEST) & (rows.guidance == plan.guidance),
-            (rows.checkpoint == cell.subject.checkpoint) & (rows.set == TEST) & (rows.guidance == plan.guidance),
-        )
-    )
-    return TrainingFacts(
-        trainer.config,
-        trainer.exported_steps,
-        reward_before=before,
-        reward_after=after,
-        measured_on="test prompts",
-        guard="" if trainer.guard is None else trainer.guard.told,
-    )
-
-
-def _training_reward(plan: Plan, rows: Pictures) -> float | None:
-    """The weighted sum of what is trained on; None where a part of it is not measured."""
-    parts = [
-        term.weight * float(rows.metrics[label].mean())
-        for label, term in plan.task.rewards.items()
-        if label in rows.metrics and plan.task.metric(label).reward == term.name(label)
-    ]
-    total = sum(parts)
-    return total if len(parts) == len(plan.task.rewards) and math.isfinite(total) else None
 
 
 def gallery_file(folder: Path, checkpoint: int) -> Path:

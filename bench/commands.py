@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,16 @@ from dgpo_plugin.commands.terminal import reports_user_errors
 from dgpo_plugin.common.errors import UserError
 
 from .finished_commands import add_metric, draw_again, keep_option, sweep
+from .machine_commands import gpu, throughput
 
 if TYPE_CHECKING:
     from .records import Results
+
+best_option = click.option(
+    "--best-checkpoint/--no-best-checkpoint",
+    default=None,
+    help="Keep and measure each cell's best checkpoint on validation prompts too.  [default: the size's]",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,6 +61,7 @@ def _kept(results: Results, folder: Path) -> list[str]:
     help="Comma-separated: zero (no reward), shuffled (rewards dealt out at random in each group), half (weight of a "
     "half), best (fine-tuning on the best of each group), best-of-n; or all, none.  [default: the size's]",
 )
+@best_option
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at once.  [default: as many as GPUs do; on a CPU 2]")
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="Of each run, a GPU each.")
@@ -73,6 +80,7 @@ def compare(
     evaluations: int | None,
     flops: float | None,
     controls: str | None,
+    best_checkpoint: bool | None,
     output: Path | None,
     jobs: int | None,
     processes: int,
@@ -98,7 +106,7 @@ def compare(
     plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs, processes, flops)
     if threads is not None:
         plan = plan.model_copy(update={"threads": threads})
-    plan = plan.model_copy(update={"keep_pictures": keep_pictures})
+    plan = plan.with_best(best_checkpoint).model_copy(update={"keep_pictures": keep_pictures})
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
     if keep_pictures:
@@ -125,6 +133,7 @@ def compare(
 @click.option("--evaluations", type=int, help="As for compare.")
 @click.option("--flops", type=float, help="As for compare.")
 @click.option("--controls", help="As for compare.")
+@best_option
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="As for compare.")
 @click.option("--cells", is_flag=True, help="Print the cells alone, in a line, as compare --only names them.")
 @reports_user_errors
@@ -136,6 +145,7 @@ def plan(
     evaluations: int | None,
     flops: float | None,
     controls: str | None,
+    best_checkpoint: bool | None,
     processes: int,
     cells: bool,
 ) -> None:
@@ -151,7 +161,7 @@ def plan(
     if cells:
         click.echo(" ".join(f"{entry}:{seed}" for entry, seed in asked.cells))
         return
-    click.echo(as_table(expense_rows(asked.spread(1, processes))))
+    click.echo(as_table(expense_rows(asked.with_best(best_checkpoint).spread(1, processes))))
     click.echo(power_sentence(0.03, paired_deviation(0.5), 0.02))
 
 
@@ -164,6 +174,7 @@ def plan(
 @click.option("--flops", type=float, help="The budget in measured operations of the denoiser instead.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; compare with the same one shows the trials.")
 @click.option("--jobs", type=click.IntRange(1), help="Trials at once.  [default: one per GPU; on a CPU 2]")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="Of each trial, a GPU each.")
 @reports_user_errors
 def tune(
     preset: str,
@@ -174,6 +185,7 @@ def tune(
     flops: float | None,
     output: Path | None,
     jobs: int | None,
+    processes: int,
 ) -> None:
     """Try random settings from the preset's ranges, as many of each algorithm, on validation prompts alone.
 
@@ -185,7 +197,7 @@ def tune(
     from .display import Display
     from .tune import tune as search
 
-    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs, flops=flops)
+    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs, processes, flops)
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
     with Display(console) as display:
@@ -232,6 +244,7 @@ def validate(task: str) -> None:
 @click.option("--model", help="Of a task: the base model's path, as in a run's configuration.")
 @click.option("--size", default="default", show_default=True, help="The size whose prompts are taken.")
 @click.option("--guidance", "guidances", multiple=True, type=click.FloatRange(1), help="To choose from, repeatable.")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="That measure, a GPU each.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder; continued if it holds this comparison.")
 @keep_option
 @reports_user_errors
@@ -242,6 +255,7 @@ def evaluate(
     model: str | None,
     size: str,
     guidances: tuple[float, ...],
+    processes: int,
     output: Path | None,
     keep_pictures: bool,
 ) -> None:
@@ -250,7 +264,7 @@ def evaluate(
     Each is applied at its true scale, and shown at the guidance that suits it best on validation prompts.
     """
     from .adapters import evaluate_adapters, named_adapters
-    from .asked import source_of
+    from .asked import source_of, split
     from .expense import keeping
     from .plan import Plan
     from .preset import name_of
@@ -266,6 +280,7 @@ def evaluate(
     name = name_of(source)
     plan = Plan.of(name, preset, task, size, chosen, [], jobs=1)  # type: ignore[arg-type]  # sized() knows the size
     plan = plan.model_copy(update={"entries": list(named), "adapters": named, "keep_pictures": keep_pictures})
+    plan = split(plan, 1, processes)
     folder = output or Path("runs") / f"evaluate-{name}"
     if keep_pictures:
         click.echo(keeping(plan))
@@ -275,31 +290,6 @@ def evaluate(
         click.echo(f"{cell.entry}: guidance {cell.guidance:g}")
     for line in [*_kept(results, folder), *_draw(folder)]:
         click.echo(line)
-
-
-@main.command()
-@click.argument("config")
-@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Override any field, repeatable.")
-@click.option(
-    "--iterations", default=8, show_default=True, type=click.IntRange(1), help="To time, after two that warm up."
-)
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write as well.")
-@reports_user_errors
-def throughput(config: str, overrides: tuple[str, ...], iterations: int, output: Path | None) -> None:
-    """Time training against the bare denoiser's rate on this machine. CONFIG as for `dgpo train`."""
-    from rich.console import Console
-
-    from dgpo_plugin.common.tables import as_table
-    from dgpo_plugin.config.load import load_config
-
-    from .throughput import measure, write_throughput
-
-    loaded = load_config(config, overrides)
-    with Console(stderr=True).status("starting") as status:
-        measured = measure(config, loaded, iterations, status.update)
-    click.echo(as_table(measured.rows()))
-    if output is not None:
-        write_throughput(measured, output)
 
 
 @main.command()
@@ -327,41 +317,6 @@ def leaderboard(folders: tuple[Path, ...], output: Path) -> None:
     click.echo(str(write_leaderboard(folders, output)))
 
 
-@main.command()
-@click.option("--minutes", default=8.0, show_default=True, type=click.FloatRange(0.1), help="No row is begun later.")
-@click.option("--only", metavar="NAMES", help="Rows or models, comma-separated; measured again if they were.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/gpu"), show_default=True, help="Folder.")
-@click.option("--rehearsal", is_flag=True, help="Tiny models on the processor: whether everything runs.")
-@reports_user_errors
-def gpu(minutes: float, only: str | None, output: Path, rehearsal: bool) -> None:
-    """Measure full-size models with random weights on this GPU, the most telling rows first; no download.
-
-    Every row is kept as soon as it is done, in gpu.jsonl; the same command goes on with those that are missing.
-    """
-    from dgpo_plugin.distributed.device import runs_on_cpu
-
-    from .gpu.results import read_results
-    from .gpu.rows import choose_rows
-    from .gpu.session import measure
-    from .gpu.table import write_table
-    from .workers import signals_as_exit
-
-    if runs_on_cpu() and not rehearsal:
-        raise UserError("no GPU here; --rehearsal runs every row on the processor with tiny models")
-    rows = choose_rows(only)
-    read_results(output)  # refused now rather than after the first row
-    missing = [row.name for row in rows]
-    say = functools.partial(click.echo, err=True)
-    try:
-        with signals_as_exit():
-            missing = measure(rows, output, minutes, say, tiny=rehearsal, again=only is not None)
-    finally:
-        text = write_table(output, missing)
-    click.echo(text)
-    if not any(result.status == "measured" for name, result in read_results(output).items() if name != "card"):
-        raise UserError(f"no row could be measured here; {output / 'gpu.md'} says why, row by row")
-
-
 @main.command("list")
 @click.argument("what", type=click.Choice(["comparisons", "tasks"]), default="comparisons")
 @reports_user_errors
@@ -381,7 +336,7 @@ def list_(what: str) -> None:
         click.echo(f"{name}: {preset.description} (task {preset.task}; {', '.join(preset.algorithms)})")
 
 
-for _command in (sweep, add_metric):
+for _command in (sweep, add_metric, throughput, gpu):
     main.add_command(_command)
 
 

@@ -14,7 +14,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 
-from .cell import read_cell, run_cell, write_failed
+from .cell import read_cell, write_failed
 from .gather import gather
 from .measures import check_metrics
 from .plan import Listener, Plan, base_file, cell_file, run_folder
@@ -22,7 +22,7 @@ from .preset import CONTROLS
 from .prompt_sets import check_prompts
 from .records import Results, read_record, write_record
 from .worker_process import Job
-from .workers import ProcessDied, run_jobs, start_workers
+from .workers import ProcessDied, do_in_order, run_jobs, start_workers
 
 log = logging.getLogger(__name__)
 BASE_CELL = "base"
@@ -66,7 +66,7 @@ def run_only(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
     plan = claim_folder(plan, folder)
     if entry == BASE_CELL:
         check_task(plan)
-        _do(plan, folder, Job("base"), listener)
+        do_in_order(plan, folder, [Job("base")], listener)
         return
     if (entry, seed) not in plan.cells:
         raise UserError(f"--only {entry}:{seed}: no such cell; entries are {', '.join(plan.entries)}")
@@ -76,24 +76,12 @@ def run_only(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
     if cell_file(folder, entry, seed).exists():
         return
     try:
-        _do(plan, folder, Job("cell", entry, seed), listener)
+        do_in_order(plan, folder, [Job("cell", entry, seed)], listener)
     except ProcessDied:
         raise  # nothing is wrong with the cell: the same command goes on with it
     except Exception as error:
         write_failed(folder, entry, seed, " ".join(str(error).split()) or type(error).__name__)
         raise
-
-
-def _do(plan: Plan, folder: Path, job: Job, listener: Listener) -> None:
-    if plan.processes > 1:
-        with start_workers(plan, folder, 1) as workers:
-            run_jobs(workers, [job], listener, lambda *_: None)
-    elif job.kind == "base":
-        from .base import measure_base
-
-        measure_base(plan, folder)
-    else:
-        run_cell(plan, folder, job.entry, job.seed, listener)
 
 
 def check_task(plan: Plan) -> None:

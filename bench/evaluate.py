@@ -111,17 +111,49 @@ class Evaluator:
         return join(self.measure(policy, subject, each.name, guidance, prompts=each.curve) for each in tested)
 
     def best_guidance(
-        self, policy: Policy, subject: Subject, guidances: Sequence[float], metric: str, least: int
+        self,
+        policy: Policy,
+        subject: Subject,
+        guidances: Sequence[float],
+        metric: str,
+        least: int,
+        seen: Pictures | None = None,
     ) -> tuple[float, Pictures]:
-        """The guidance whose validation pictures have the highest headline; of equal ones the lowest.
+        """The guidance whose validation pictures have the highest headline, of equal ones the lowest; and the pictures.
 
         Args:
             least: prompts of a kind from which on it counts.
+            seen: what was measured before, the subject's validation pictures at a guidance perhaps, which are then not
+                drawn again, nor returned.
         """
-        rows = {each: self.measure(policy, subject, VALIDATION, each) for each in guidances}
-        sign = 1 if self.measures[metric].record.better == "higher" else -1
-        values = {each: sign * headline(found, self.sets[VALIDATION], metric, least) for each, found in rows.items()}
-        return max(guidances, key=lambda each: (values[each], -each)), join(rows.values())
+        before = empty() if seen is None else seen.of(subject.entry, subject.seed, VALIDATION)
+        before = before.where(before.checkpoint == subject.checkpoint)
+        drawn = [each for each in guidances if each not in before.guidance]
+        rows = {each: self.measure(policy, subject, VALIDATION, each) for each in drawn}
+        found = join([before, *rows.values()])
+        values = {each: self._on_validation(found.where(found.guidance == each), metric, least) for each in guidances}
+        return max(guidances, key=lambda each: (values[each], -each)), join(rows.values()) if rows else empty()
+
+    def best_checkpoint(self, pictures: Pictures, guidance: float, metric: str, least: int) -> int | None:
+        """The checkpoint of a cell's whose validation pictures have the highest headline, of equal ones the earliest.
+
+        Nothing is read of the pictures of any other set, nor of the untrained base's.
+
+        Args:
+            guidance: that the pictures were drawn with.
+            least: prompts of a kind from which on it counts.
+
+        Returns:
+            None where no checkpoint has such pictures.
+        """
+        rows = pictures.where(
+            (pictures.set == VALIDATION) & (pictures.guidance == guidance) & (pictures.checkpoint > 0)
+        )
+        values = {
+            each: self._on_validation(rows.where(rows.checkpoint == each), metric, least)
+            for each in np.unique(rows.checkpoint).tolist()
+        }
+        return max(values, key=lambda each: (values[each], -each), default=None)
 
     def finished(self, policy: Policy, subject: Subject, guidance: float, seen: float | None) -> Pictures:
         """All test and out-of-domain pictures at a guidance.
@@ -160,6 +192,11 @@ class Evaluator:
         texts = [prompt.text for prompt in self.gallery_prompts]
         noise = fixed_noise(policy.model, range(len(texts)), GALLERY_SEED)
         return generate(policy.model, texts, noise, self.steps, guidance, self.batch_size, self.encoded)
+
+    def _on_validation(self, rows: Pictures, metric: str, least: int) -> float:
+        """The headline of some validation pictures, turned so that more is better."""
+        sign = 1 if self.measures[metric].record.better == "higher" else -1
+        return sign * headline(rows, self.sets[VALIDATION], metric, least)
 
     def _rows(
         self,

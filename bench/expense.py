@@ -10,7 +10,16 @@ from dgpo_plugin.models.load import model_skeleton
 from dgpo_plugin.training.plan import GIB, make_plan
 
 from .budget import expected_cost
-from .forecast import base_evaluations, best_of_pictures, cell_evaluations, curve_pictures, pictures_of
+from .forecast import (
+    base_evaluations,
+    best_evaluations,
+    best_of_pictures,
+    cell_evaluations,
+    cell_pictures,
+    guard_evaluations,
+    guard_pictures,
+    pictures_of,
+)
 from .gpu.flops import Flops, skeleton_flops
 from .kept import expected
 from .plan import Plan
@@ -27,15 +36,22 @@ def expense_rows(plan: Plan) -> list[tuple[str, str]]:
     sets = sampled_sets(plan.task, plan.size)
     cells, configs = len(plan.cells), {entry: plan.run_config(entry, plan.seeds[0]) for entry in plan.entries}
     base, each = base_evaluations(plan, sets), cell_evaluations(plan, sets)
+    guarded = {entry: config for entry, config in configs.items() if config.training.guard is not None}
+    looks = {entry: planned_iterations(config, plan.size) for entry, config in guarded.items()}
+    watching = len(plan.seeds) * sum(guard_evaluations(configs[entry], count) for entry, count in looks.items())
+    watched = len(plan.seeds) * sum(guard_pictures(configs[entry], count) for entry, count in looks.items())
+    measuring = base + each * cells + watching
     return [
         ("cells", f"{cells}: {', '.join(plan.entries)}; {len(plan.seeds)} seeds"),
         ("processes", "1 a cell" if plan.processes == 1 else f"{plan.processes} a cell, which share its work"),
-        ("training", _training(plan, base + each * cells)),
+        ("training", _training(plan, measuring)),
         ("measuring the base", f"{base:,} ({len(plan.guidances)} guidances)"),
         ("measuring the cells", f"{each * cells:,}, at most {each:,} a cell"),
+        *_of_the_best(plan, sets),
+        *([("training.guard's looks", f"{watching:,}, {watched:,} pictures scored, at least")] if looks else []),
         ("prompts", ", ".join(f"{name} {len(one.prompts)} x {one.images} pictures" for name, one in sets.items())),
         ("pictures measured", f"{_pictures(plan, sets):,}"),
-        *_on_the_device(plan, configs, base + each * cells),
+        *_on_the_device(plan, configs, measuring),
     ]
 
 
@@ -73,8 +89,13 @@ def _pictures(plan: Plan, sets: dict[str, SampledSet]) -> int:
     """Pictures that every metric of their set looks at, in all."""
     (validation, tested), guidances = pictures_of(sets), len(plan.guidances)
     base = (validation + tested) * guidances + best_of_pictures(plan, sets)
-    cell = curve_pictures(plan, sets) + validation * guidances + tested
-    return base + cell * len(plan.cells)
+    return base + cell_pictures(plan, sets) * len(plan.cells)
+
+
+def _of_the_best(plan: Plan, sets: dict[str, SampledSet]) -> list[tuple[str, str]]:
+    """What of measuring the cells their best checkpoints take, where these are kept."""
+    each = best_evaluations(plan, sets)
+    return [("with the best checkpoints", f"{each * len(plan.cells):,} of these at most")] if plan.keeps_best else []
 
 
 def _on_the_device(plan: Plan, configs: dict[str, RunConfig], measuring: int) -> list[tuple[str, str]]:
@@ -96,6 +117,17 @@ def _on_the_device(plan: Plan, configs: dict[str, RunConfig], measuring: int) ->
         ("with --keep-pictures", keeping(plan)),
         ("memory", f"{peaks[largest] / GIB:.1f} GiB at most on each device ({largest}), metrics not counted"),
     ]
+
+
+def planned_iterations(config: RunConfig, size: Size) -> int:
+    """How many iterations a budget is enough for, each as dear as it can be.
+
+    Raises:
+        UserError: the budget is in operations, and the model is not there.
+    """
+    if size.flops is None:
+        return int(size.budget // expected_cost(config).evaluations)
+    return planned_training(config, size, skeleton_flops(config.model, config.lora))[0]
 
 
 def planned_training(config: RunConfig, size: Size, flops: Flops) -> tuple[int, float]:

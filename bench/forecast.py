@@ -7,7 +7,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.training.build import build_trainer
+from dgpo_plugin.training.checks import prompt_sets
+from dgpo_plugin.training.guard import guard_prompts
 
 from .base import BEST_OF, evaluator_of
 from .budget import check_budget, cost_of
@@ -30,7 +33,7 @@ class Timing:
         start: until a run's first iteration.
         training: per denoiser evaluation of training, rewards and decoding included.
         sampling: per denoiser evaluation of measuring, decoding and metrics included.
-        evaluating: denoiser evaluations that measuring one cell takes.
+        evaluating: denoiser evaluations that measuring one cell takes, its guard's looks among them.
         flops: operations of a denoiser evaluation of training, forwards and backwards mixed as they are.
     """
 
@@ -59,6 +62,7 @@ def time_entry(plan: Plan, entry: str) -> Timing:
     records = list(itertools.islice(trainer.iterations(share_done=lambda: 0.0), TIMED_ITERATIONS))
     flops = count_flops(trainer)
     check_budget(plan.size, entry, records[0], flops)
+    iterations = int(plan.size.budget // cost_of(records[0]).spends(plan.size, flops))
     few = range(min(TIMED_PROMPTS, len(sets[TEST].prompts)))
     trained = time.perf_counter()
     with trainer.policy.as_reference():
@@ -68,7 +72,7 @@ def time_entry(plan: Plan, entry: str) -> Timing:
         start=ready - started,
         training=min(record["seconds"] / record["denoiser_evaluations"] for record in records),
         sampling=spent / (len(rows) * passes(plan.task.sampling.steps, plan.guidance)),
-        evaluating=cell_evaluations(plan, sets),
+        evaluating=cell_evaluations(plan, sets) + guard_evaluations(trainer.config, iterations),
         flops=cost_of(records[0]).operations(flops) / records[0]["denoiser_evaluations"],
     )
 
@@ -83,7 +87,51 @@ def cell_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
     validation, tested = pictures_of(sets)
     at_each = [passes(plan.task.sampling.steps, each) for each in plan.guidances]
     on_curve = curve_pictures(plan, sets) * passes(plan.task.sampling.steps, plan.guidance)
-    return on_curve + validation * sum(at_each) + tested * max(at_each)
+    return on_curve + validation * sum(at_each) + tested * max(at_each) + best_evaluations(plan, sets)
+
+
+def cell_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
+    """Pictures of one cell that every metric of their set looks at."""
+    validation, tested = pictures_of(sets)
+    guidances, earlier = len(plan.guidances), earlier_checkpoints(plan)
+    another = validation * (guidances - 1) + tested if earlier else 0
+    return curve_pictures(plan, sets) + validation * (guidances + earlier) + tested + another
+
+
+def best_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
+    """Denoiser evaluations of a cell's best checkpoint at the most: validation prompts at every checkpoint, at the
+    curves' guidance, and one that is not the last measured as that one is."""
+    earlier = earlier_checkpoints(plan)
+    if not earlier:
+        return 0
+    validation, tested = pictures_of(sets)
+    at_each = [passes(plan.task.sampling.steps, each) for each in plan.guidances]
+    on_curve = passes(plan.task.sampling.steps, plan.guidance)
+    return validation * (earlier * on_curve + sum(at_each) - on_curve) + tested * max(at_each)
+
+
+def earlier_checkpoints(plan: Plan) -> int:
+    """Checkpoints before a cell's last that may turn out to be its best; none where the best is not asked for."""
+    return len(plan.size.schedule) if plan.keeps_best else 0
+
+
+def guard_pictures(config: RunConfig, iterations: int) -> int:
+    """Pictures that the guard of a run of so many iterations draws and scores: the base's, then those of every look.
+
+    Raises:
+        UserError: a prompt set that is not there, or too few prompts for it.
+    """
+    setting = config.training.guard
+    if setting is None:
+        return 0
+    sets = prompt_sets(config)
+    prompts = guard_prompts(sets["prompts.train"], sets.get("prompts.held_out", sets["prompts.train"]), setting)
+    return (1 + iterations // setting.every) * len(prompts) * setting.images
+
+
+def guard_evaluations(config: RunConfig, iterations: int) -> int:
+    """Denoiser evaluations of those pictures, which are outside the budget."""
+    return guard_pictures(config, iterations) * passes(config.evaluation.steps, config.evaluation.guidance)
 
 
 def base_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:

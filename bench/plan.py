@@ -94,6 +94,16 @@ class Plan(BaseModel):
         return sorted({*(self.size.guidances or self.task.sampling.guidances), self.guidance})
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether cells keep their best checkpoint; a finished adapter has but one."""
+        return self.size.best_checkpoint and not self.adapters
+
+    def with_best(self, kept: bool | None) -> Plan:
+        """The plan with the best checkpoints or without them; None for what its size says."""
+        changed = {} if kept is None else {"best_checkpoint": kept}
+        return self.model_copy(update={"size": self.size.model_copy(update=changed)})
+
+    @property
     def cells(self) -> list[tuple[str, int]]:
         """Every (entry, seed), in the order they are started in."""
         return [(entry, seed) for seed in self.seeds for entry in self.entries]
@@ -111,20 +121,22 @@ class Plan(BaseModel):
             given = [f"--guidance {each:g}" for each in self.size.guidances or () if not self._has_own_guidances]
             model = [f"--model {public_name(self.base_config().model.path)}"] if NONE in self.preset.algorithms else []
             parts = [f"dgpo-bench evaluate {self.preset_name} --size {self.size_name}", *model, *given]
-            return " ".join([*parts, *(adapters or ["--base"]), *self._keeping])
+            return " ".join([*parts, *(adapters or ["--base"]), *self._running])
         algorithms = [entry for entry in self.entries if entry not in CONTROLS]
         controls = [*(entry for entry in self.entries if entry in CONTROLS), *([BEST_OF_N] if self.best_of_n else [])]
         parts = [f"dgpo-bench compare {self.preset_name} --size {self.size_name} --seeds {len(self.seeds)}"]
         parts += [self.size.budget_option]
         parts += [f"--algorithms {','.join(algorithms)}"] if algorithms != list(self.preset.algorithms) else []
         parts += [f"--controls {','.join(controls) or 'none'}"]
-        parts += [f"--processes {self.processes}"] if self.processes > 1 else []
-        return " ".join([*parts, *self._keeping])
+        if self.size.best_checkpoint != self.preset.sizes[self.size_name].best_checkpoint:
+            parts += ["--best-checkpoint" if self.size.best_checkpoint else "--no-best-checkpoint"]
+        return " ".join([*parts, *self._running])
 
     @property
-    def _keeping(self) -> list[str]:
-        """The flag of who keeps pictures."""
-        return ["--keep-pictures"] if self.keep_pictures else []
+    def _running(self) -> list[str]:
+        """The options of how it runs and what it keeps."""
+        processes = [f"--processes {self.processes}"] if self.processes > 1 else []
+        return processes + (["--keep-pictures"] if self.keep_pictures else [])
 
     @property
     def _has_own_guidances(self) -> bool:

@@ -99,6 +99,11 @@ class Size(BaseModel):
     controls: tuple[ControlName, ...] = Field(
         (), description="Controls besides the algorithms: `zero`, `shuffled`, `half`, `best`, `best-of-n`."
     )
+    best_checkpoint: bool = Field(
+        False,
+        description="Whether every cell's best checkpoint is kept and measured too: that of the highest headline on "
+        "validation prompts, which are then measured at every evaluation.",
+    )
     caution: str = Field("", description="What a reader must know of results of this size; empty for nothing.")
 
     @property

@@ -16,7 +16,7 @@ from dgpo_plugin.common.errors import UserError, is_unicode
 from dgpo_plugin.common.files import read_bytes, read_text, write_text_atomically
 from dgpo_plugin.config.explain import explain
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BASE = "base"
 """The entry that the untrained base's pictures are under, with seed :data:`NO_SEED` and checkpoint 0."""
 NO_SEED = -1
@@ -141,6 +141,20 @@ class Checkpoint(_Record):
         return sum(self.seconds.values())
 
 
+class BestCheckpoint(_Record):
+    """A cell's checkpoint with the highest headline on validation prompts at the curves' guidance; of equal the first.
+
+    Attributes:
+        checkpoint: an index into the cell's; never the untrained base's.
+        guidance: chosen for it on the validation prompts.
+        adapter: path beside ``results.json``.
+    """
+
+    checkpoint: int = Field(ge=1)
+    guidance: FiniteFloat
+    adapter: str
+
+
 class CellRecord(_Record):
     """One entry with one seed.
 
@@ -149,6 +163,7 @@ class CellRecord(_Record):
         died: it failed because a process that did it is gone; the same command goes on with it.
         checkpoints: in the order of training; a picture's ``checkpoint`` is an index into it.
         guidance: of the finished adapter, chosen on the validation prompts; None before that.
+        best: its best checkpoint, measured as the last is; None where that was not asked for.
         processes: that trained and measured it together, at its end.
         peak_memory: bytes on the process that had most; None where it was not measured.
         evaluation_seconds: spent on measuring, outside the budget.
@@ -163,6 +178,7 @@ class CellRecord(_Record):
     died: bool = False
     checkpoints: list[Checkpoint] = []
     guidance: FiniteFloat | None = None
+    best: BestCheckpoint | None = None
     processes: int = 1
     peak_memory: int | None = None
     evaluation_seconds: FiniteFloat = 0.0
@@ -291,6 +307,8 @@ class Results(Versioned):
                 raise ValueError(f"{name}: the comparison has no such entry or seed")
             if (cell.entry, cell.seed) in seen:
                 raise ValueError(f"{name}: stands there twice")
+            if cell.best is not None and cell.best.checkpoint >= len(cell.checkpoints):
+                raise ValueError(f"{name}: its best checkpoint is none of its own")
             seen.add((cell.entry, cell.seed))
         if self.task.headline not in self.metrics:
             raise ValueError(f"task.headline {self.task.headline!r} is not among the metrics {list(self.metrics)}")

@@ -59,6 +59,10 @@ def tune(plan: Plan, folder: Path, trials: int, listener: Listener) -> Tuning:
             shown = f"failed: {reason.strip().splitlines()[-1]}" if value is None else f"{value:.3f}"
             listener.listen(Event(f"{job.entry}-trial{job.seed}", 1.0, shown, evaluated=True))
 
+        def died(job: Job, why: str) -> None:
+            """Nothing is wrong with the trial: the same command does it again."""
+            listener.listen(Event(f"{job.entry}-trial{job.seed}", 1.0, why, evaluated=True))
+
         if jobs:
             with start_workers(plan, folder, min(plan.jobs, len(jobs))) as workers:
                 run_jobs(
@@ -67,6 +71,7 @@ def tune(plan: Plan, folder: Path, trials: int, listener: Listener) -> Tuning:
                     listener,
                     lambda job, done: keep(job, *done),
                     lambda job, why: keep(job, None, 0, why),
+                    died,
                 )
     return tuning
 

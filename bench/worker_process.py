@@ -29,19 +29,19 @@ KEPT = "what is finished is kept, and the same command goes on with the rest"
 
 @dataclass(frozen=True)
 class Job:
-    """Something for a worker to do: measure the ``base``, time an entry, do one of its cells or one of its trials.
+    """Something for a worker to do: measure the ``base`` or finished ``adapters``, time an entry, do a cell or a trial.
 
     Attributes:
         seed: of a cell; of a trial its number.
     """
 
-    kind: Literal["base", "timing", "cell", "trial"]
+    kind: Literal["base", "adapters", "timing", "cell", "trial"]
     entry: str = ""
     seed: int = 0
 
     def __str__(self) -> str:
-        if self.kind == "base":
-            return "the base's evaluation"
+        if self.kind in ("base", "adapters"):
+            return "the base's evaluation" if self.kind == "base" else "the adapters' evaluation"
         if self.kind == "timing":
             return f"timing {self.entry}"
         return f"{self.entry}, {'trial' if self.kind == 'trial' else 'seed'} {self.seed}"
@@ -81,8 +81,8 @@ class _PipeListener:
         self._pipe.send(event)
 
 
-class _Unheard:
-    """A listener of the processes that say what the first one says."""
+class Unheard:
+    """A listener that nobody hears: of processes that say what the first one says, and of jobs that say nothing."""
 
     def expect(self, forecast: object) -> None:
         """Ignore it."""
@@ -117,7 +117,7 @@ def serve(
     if bf16_is_ready:
         trust_bf16()
     torch.set_num_threads(plan.threads)
-    listener = _PipeListener(pipe) if place.get("RANK", "0") == "0" else _Unheard()
+    listener = _PipeListener(pipe) if place.get("RANK", "0") == "0" else Unheard()
     with contextlib.suppress(EOFError, OSError):  # the comparison is gone
         while True:
             pipe.send(_attempt(plan, folder, pipe.recv(), listener))
@@ -137,7 +137,7 @@ def _attempt(plan: Plan, folder: Path, job: Job, listener: Listener) -> Outcome:
     from dgpo_plugin.distributed.processes import LostProcess  # imports torch
 
     try:
-        return Outcome("done", _perform(plan, folder, job, listener))
+        return Outcome("done", perform(plan, folder, job, listener))
     except LostProcess as error:
         return Outcome("lost", reason=str(error))
     except UserError as error:
@@ -152,11 +152,16 @@ def _attempt(plan: Plan, folder: Path, job: Job, listener: Listener) -> Outcome:
         return Outcome("failed", reason=traceback.format_exc())
 
 
-def _perform(plan: Plan, folder: Path, job: Job, listener: Listener) -> Any:
+def perform(plan: Plan, folder: Path, job: Job, listener: Listener) -> Any:
+    """Do a job in this process, which may be one of several that do it together, and return what it measured."""
     if job.kind == "base":
         from .base import measure_base
 
         return measure_base(plan, folder)
+    if job.kind == "adapters":
+        from .adapters import measure_adapters
+
+        return measure_adapters(plan, folder)
     if job.kind == "timing":
         from .forecast import time_entry
 

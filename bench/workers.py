@@ -24,7 +24,7 @@ from dgpo_plugin.common.signals import ENDING, handled, heeded
 
 from .devices import gpu_count
 from .plan import Event, Listener, Plan
-from .worker_process import KEPT, LEAVING, Job, Outcome, leave, serve
+from .worker_process import KEPT, LEAVING, Job, Outcome, leave, perform, serve
 
 
 class ProcessDied(UserError):
@@ -155,6 +155,21 @@ def run_jobs(
                 failed(job, outcome.reason)
             worker.give(_next(waiting))
     return results
+
+
+def do_in_order(plan: Plan, folder: Path, jobs: Sequence[Job], listener: Listener) -> None:
+    """Have jobs done one after the other: in this process, unless the plan has more for each.
+
+    Raises:
+        UserError: a job that was refused.
+        ProcessDied: one of whose several processes one died.
+    """
+    if plan.processes == 1:
+        for job in jobs:
+            perform(plan, folder, job, listener)
+    elif jobs:
+        with start_workers(plan, folder, 1) as workers:
+            run_jobs(workers, jobs, listener, lambda *_: None)
 
 
 def _next(waiting: deque[Job]) -> Job | None:

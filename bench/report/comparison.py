@@ -78,6 +78,15 @@ class Comparison:
                 places[seed] = entry, seed, len(cell.checkpoints) - 1, guidance
         return places
 
+    def best(self, entry: str) -> dict[int, Place]:
+        """By seed, where the pictures of a cell's best checkpoint are, at its guidance; empty where none was kept."""
+        cells = {} if entry == BASE else self.results.cells_of(entry)
+        return {
+            seed: (entry, seed, cell.best.checkpoint, cell.best.guidance)
+            for seed, cell in cells.items()
+            if cell.best is not None
+        }
+
     def at_checkpoint(self, cell: CellRecord, checkpoint: int) -> Place:
         """Where the pictures of a curve's point are; the first point is the untrained base's, for every cell."""
         if checkpoint == 0:

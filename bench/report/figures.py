@@ -11,10 +11,10 @@ from ..records import BASE, NO_SEED, CellRecord, MetricRecord
 from .comparison import Comparison, Role
 from .drawing import Labels, Path, PointsRow, paths_figure, points_figure
 from .intervals import Array
-from .measures import curve_values, on_curve, value
+from .measures import curve_values, on_curve, value, value_at
 from .numbers import time_unit
 from .speed import AXES, Axis, axes_of, cost
-from .tables import BETTER, ROLES
+from .tables import BETTER, ROLES, about_best, best_label
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def figure_groups(comparison: Comparison) -> list[FigureGroup]:
         FigureGroup(
             f"{label}, every seed",
             "A dot is a seed, the upright bar their mean, the wide line the 95 % interval for these adapters and new "
-            "prompts. Each at its own guidance.",
+            f"prompts. Each at its own guidance.{about_best(comparison)}",
             [figure for role in ROLES if (figure := ends_figure(comparison, role))],
         ),
         FigureGroup(
@@ -76,10 +76,13 @@ def ends_figure(comparison: Comparison, role: Role) -> str:
     metric = comparison.results.metrics[comparison.results.task.headline]
     rows = []
     for index, entry in enumerate([BASE, *comparison.results.entries], start=-1):
-        found = value(comparison, entry, role, comparison.results.task.headline)
-        if found is not None:
-            interval = None if found.prompts is None else (found.prompts.low, found.prompts.high)
-            rows.append(PointsRow(comparison.label(entry), index, found.points, found.mean, interval))
+        headline, best = comparison.results.task.headline, list(comparison.best(entry).values())
+        ends = {comparison.label(entry): value(comparison, entry, role, headline)}
+        ends |= {best_label(comparison, entry): value_at(comparison, best, role, headline)} if best else {}
+        for label, found in ends.items():
+            if found is not None:
+                interval = None if found.prompts is None else (found.prompts.low, found.prompts.high)
+                rows.append(PointsRow(label, index, found.points, found.mean, interval))
     title = f"{metric.label}, {ROLES[role].lower()}, by method and seed"
     return points_figure(Labels(title, f"{ROLES[role]}: {metric_name(metric)}", "", counts=False), rows) if rows else ""
 

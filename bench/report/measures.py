@@ -47,6 +47,14 @@ def difference(
     return _estimate(comparison, pairs, role, metric, tag)
 
 
+def gain_at(
+    comparison: Comparison, places: Sequence[Place], role: Role, metric: str, tag: str | None = None
+) -> Estimate | None:
+    """What was sampled at some places, one a seed, less the untrained base at its best guidance."""
+    base = comparison.finished(BASE)[NO_SEED]
+    return _estimate(comparison, [(place, base) for place in places], role, metric, tag)
+
+
 def shared_seeds(comparison: Comparison, first: str, second: str) -> list[int]:
     """The seeds that two entries have both finished."""
     theirs = comparison.finished(second)

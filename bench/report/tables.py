@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ..records import BASE, MetricRecord, TaskRecord, passes
 from .comparison import Comparison, Role, small_tags
 from .intervals import Estimate
-from .measures import best_of, difference, value, value_at
+from .measures import best_of, difference, gain_at, value, value_at
 from .numbers import NONE, format_guidances, format_interval, format_number
 from .table import Column, Row, Table, TableCell
 from .verdict import judge
@@ -63,33 +63,61 @@ def ends_table(comparison: Comparison) -> Table:
     for entry in [BASE, *comparison.results.entries]:
         cells = [value_cell(value(comparison, entry, role, metric)) for metric, role, _ in columns]
         rows.append(Row(comparison.label(entry), cells, _row_note(comparison, entry), color_of(comparison, entry)))
+        if best := list(comparison.best(entry).values()):
+            cells = [value_cell(value_at(comparison, best, role, metric)) for metric, role, _ in columns]
+            rows.append(_best_row(comparison, entry, cells))
     return Table(
         "Where everyone ended",
         "Method",
         [column for _, _, column in columns],
         rows,
         about="Each at its own guidance, chosen on validation prompts. Under a value: its 95 % interval for these "
-        "adapters and new prompts, then each seed.",
+        f"adapters and new prompts, then each seed.{about_best(comparison)}",
     )
+
+
+def best_label(comparison: Comparison, entry: str) -> str:
+    """What an entry's best checkpoints are called."""
+    return f"{comparison.label(entry)}, best on validation"
+
+
+def about_best(comparison: Comparison) -> str:
+    """What the rows of best checkpoints are, for the end of a paragraph; empty where there is none."""
+    if not any(comparison.best(entry) for entry in comparison.results.entries):
+        return ""
+    guidance = comparison.results.sampling.guidance
+    return (
+        " Best on validation: of each cell the checkpoint with the highest headline on validation prompts at guidance "
+        f"{guidance:g}, the earliest of equal ones; no test prompt had a say. The other row of a method is its end."
+    )
+
+
+def _best_row(comparison: Comparison, entry: str, cells: list[TableCell]) -> Row:
+    """A row of an entry's best checkpoints: where each was taken, and at which guidance it is shown."""
+    places, cells_of = comparison.best(entry), comparison.results.cells_of(entry)
+    taken = [cells_of[seed].checkpoints[place[2]].denoiser_evaluations for seed, place in places.items()]
+    after = f"{', '.join(f'{each:,}' for each in taken)} denoiser evaluations"
+    note = f"guidance {format_guidances(place[3] for place in places.values())}; taken after {after}"
+    return Row(best_label(comparison, entry), cells, note, color_of(comparison, entry))
 
 
 def gains_table(comparison: Comparison) -> Table:
     """Every entry less the untrained base, each at its best guidance, picture by picture."""
     results, columns = comparison.results, columns_of(comparison)
-    rows = [
-        Row(
-            comparison.label(entry),
-            [
-                difference_cell(
-                    results.metrics, results.task, difference(comparison, entry, BASE, role, metric), metric, role
-                )
-                for metric, role, _ in columns
-            ],
-            _row_note(comparison, entry),
-            color_of(comparison, entry),
-        )
-        for entry in results.entries
-    ]
+
+    def cells(found: Iterable[Estimate | None]) -> list[TableCell]:
+        return [
+            difference_cell(results.metrics, results.task, each, metric, role)
+            for each, (metric, role, _) in zip(found, columns, strict=True)
+        ]
+
+    rows = []
+    for entry in results.entries:
+        at_end = cells(difference(comparison, entry, BASE, role, metric) for metric, role, _ in columns)
+        rows.append(Row(comparison.label(entry), at_end, _row_note(comparison, entry), color_of(comparison, entry)))
+        if best := list(comparison.best(entry).values()):
+            at_best = cells(gain_at(comparison, best, role, metric) for metric, role, _ in columns)
+            rows.append(_best_row(comparison, entry, at_best))
     return Table(
         "Gain over the untrained base at its best guidance",
         "Method",

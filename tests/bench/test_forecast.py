@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from dgpo_bench.forecast import Timing, base_evaluations, cell_evaluations, forecast
+from dgpo_bench.forecast import (
+    Timing,
+    base_evaluations,
+    best_evaluations,
+    cell_evaluations,
+    cell_pictures,
+    forecast,
+    guard_evaluations,
+    guard_pictures,
+)
 from dgpo_bench.plan import Plan
 from dgpo_bench.preset import load_preset
 from dgpo_bench.prompt_sets import sampled_sets
@@ -40,3 +49,51 @@ def test_evaluations_of_measuring_are_counted_by_picture_step_and_guidance() -> 
     curve = 2 * sum(len(each.curve) for each in sets.values())
     assert 0 < curve < sum(pictures.values())
     assert cell_evaluations(plan, sets) == 2 * curve * 20 + validation * 50 + sum(pictures.values()) * 20
+
+
+def test_the_best_checkpoint_costs_validation_pictures_at_every_evaluation_and_another_end() -> None:
+    """Two evaluations at guidance 3 (20 evaluations a picture); at the end 1 and 2 are left to draw, twice."""
+    plan = two_seeds().with_best(True)
+    sets = sampled_sets(plan.task, plan.size)
+    pictures = {name: 2 * len(each.prompts) for name, each in sets.items()}
+    validation, curve = pictures.pop("validation"), 2 * sum(len(each.curve) for each in sets.values())
+    tested = sum(pictures.values())
+    assert cell_evaluations(plan, sets) == 2 * (curve + validation) * 20 + 2 * (validation * 30 + tested * 20)
+    assert cell_pictures(plan, sets) == 2 * (curve + validation) + 2 * (validation * 2 + tested)
+    assert best_evaluations(plan, sets) == cell_evaluations(plan, sets) - cell_evaluations(two_seeds(), sets)
+    # With one evaluation the last is the best, whose validation pictures are drawn once as ever.
+    once = plan.model_copy(update={"size": plan.size.model_copy(update={"schedule": ()})})
+    assert cell_evaluations(once, sets) == cell_evaluations(once.with_best(False), sets)
+    assert cell_pictures(once, sets) == cell_pictures(once.with_best(False), sets)
+
+
+def test_a_finished_adapter_has_no_best_checkpoint() -> None:
+    plan = two_seeds().with_best(True).model_copy(update={"adapters": {"mine": "mine.safetensors"}})
+    assert not plan.keeps_best
+    assert best_evaluations(plan, sampled_sets(plan.task, plan.size)) == 0
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes-2", "words"])
+def test_the_best_of_eight_is_a_cheap_control_of_a_default_size_and_one_that_trains_is_not(name: str) -> None:
+    """Below a tenth of all denoiser evaluations, so that it can be there unasked."""
+    preset, task = load_preset(name)
+    size = preset.sizes["default"]
+    spent = {}
+    for control in ("none", "zero", "best-of-n"):
+        sized = preset.sized("default", controls=control)
+        plan = Plan.of(name, preset, task, "default", sized, list(preset.algorithms), jobs=1)
+        sets = sampled_sets(task, sized)
+        spent[control] = base_evaluations(plan, sets) + len(plan.cells) * (size.budget + cell_evaluations(plan, sets))
+    assert 1 < spent["best-of-n"] / spent["none"] < 1.1 < spent["zero"] / spent["none"]
+
+
+def test_a_guard_draws_the_base_and_then_at_every_look() -> None:
+    """Every 20 iterations 8 prompts, 4 pictures of each, at 10 steps with guidance 3: 20 evaluations a picture."""
+    preset, task = load_preset("shapes")
+    config = preset.run_config(task, "dgpo", 0, {"training": {"guard": {"every": 20, "prompts": 8, "images": 4}}})
+    assert [guard_pictures(config, count) for count in (0, 19, 20, 53)] == [32, 32, 64, 96]
+    assert guard_evaluations(config, 53) == 96 * 20
+    many = preset.run_config(task, "dgpo", 0, {"training": {"guard": {"prompts": 10**6, "images": 4}}})
+    validation = sampled_sets(task, preset.sizes["full"].model_copy(update={"validation_prompts": 10**6}))["validation"]
+    assert guard_pictures(many, 0) == 4 * len(validation.prompts)
+    assert guard_pictures(preset.run_config(task, "dgpo", 0, {"training": {"guard": None}}), 53) == 0

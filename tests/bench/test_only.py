@@ -44,7 +44,7 @@ def test_a_cell_runs_once_and_its_failure_is_written_down(tmp_path: Path, monkey
         ran.append((entry, seed))
         raise UserError("reward shapes: no server is left")
 
-    monkeypatch.setattr(comparing, "run_cell", run_cell)
+    monkeypatch.setattr("dgpo_bench.cell.run_cell", run_cell)
     with pytest.raises(UserError, match="no server is left"):
         comparing.run_only(plan(), tmp_path, "dgpo", 0, Ear())
     record = read_cell(cell_file(tmp_path, "dgpo", 0))

@@ -39,7 +39,7 @@ def record() -> dict[str, Any]:
         "sets": {"test": {"role": "in_domain", "prompts": [{"text": "a"}], "images_per_prompt": 1}},
         "cells": [{"entry": "dgpo", "seed": 0, "status": "done", "checkpoints": [checkpoint]}],
         "complete": True,
-        "schema_version": 4,
+        "schema_version": 5,
     }
 
 
@@ -55,10 +55,14 @@ def damage(record: dict[str, Any], how: str) -> None:
         cell["entry"] = "elsewhere"
     elif how == "unknown seed":
         cell["seed"] = 9
+    elif how == "a best of nowhere":
+        cell["best"] = {"checkpoint": 1, "guidance": 1, "adapter": "best.safetensors"}
+    elif how == "the base as the best":
+        cell["best"] = {"checkpoint": 0, "guidance": 1, "adapter": "best.safetensors"}
     elif how == "wrong type":
         record["cells"] = "none"
     elif how == "another schema":
-        record["schema_version"] = 3
+        record["schema_version"] = 4
     elif how == "no headline":
         record["task"]["headline"] = "other"
 
@@ -71,8 +75,10 @@ def damage(record: dict[str, Any], how: str) -> None:
         ("twice", "cell dgpo, seed 0: stands there twice"),
         ("unknown entry", "cell elsewhere, seed 0: the comparison has no such entry or seed"),
         ("unknown seed", "cell dgpo, seed 9: the comparison has no such"),
+        ("a best of nowhere", "cell dgpo, seed 0: its best checkpoint is none of its own"),
+        ("the base as the best", r"cells\.0\.best\.checkpoint: .*greater than or equal to 1"),
         ("wrong type", "cells: must be a list"),
-        ("another schema", "schema version 3, this program reads 4"),
+        ("another schema", "schema version 4, this program reads 5"),
         ("no headline", "'other' is not among the metrics"),
     ],
 )

@@ -57,7 +57,7 @@ def test_all_is_written_before_the_first_trial_and_kept_one_by_one(
 
     asked: list[tuple[str, int]] = []
 
-    def run_jobs(_workers: Any, jobs: Any, _listener: Any, after_each: Any, failed: Any) -> None:
+    def run_jobs(_workers: Any, jobs: Any, _listener: Any, after_each: Any, failed: Any, died: Any) -> None:
         for job in jobs:
             before = read_tuning(tmp_path / TUNING_FILE)
             assert len(before.trials) == 6
@@ -67,6 +67,8 @@ def test_all_is_written_before_the_first_trial_and_kept_one_by_one(
                 raise Stopped
             if job.entry == "flow-grpo" and job.seed == 0:
                 failed(job, "out of memory")
+            elif len(asked) == 6:
+                died(job, "its process was ended by SIGKILL")
             else:
                 after_each(job, (0.1 * job.seed + 0.5, 1000))
 
@@ -81,6 +83,9 @@ def test_all_is_written_before_the_first_trial_and_kept_one_by_one(
     monkeypatch.setattr(tuning_module, "start_workers", lambda *_: Workers())
     with pytest.raises(Stopped):
         tune(plan(), tmp_path, 3, Ear())
+    ear = Ear()
+    assert len(tune(plan(), tmp_path, 3, ear).done()) == 5
+    assert [event.text for event in ear.heard if "SIGKILL" in event.text] == ["its process was ended by SIGKILL"]
     tuning = tune(plan(), tmp_path, 3, Ear())
     assert asked == [
         ("dgpo", 0),
@@ -88,8 +93,9 @@ def test_all_is_written_before_the_first_trial_and_kept_one_by_one(
         ("dgpo", 1),
         ("flow-grpo", 1),  # here it was stopped
         ("flow-grpo", 1),
-        ("dgpo", 2),
+        ("dgpo", 2),  # whose process died: nothing is wrong with it
         ("flow-grpo", 2),
+        ("dgpo", 2),
     ]
     values = {(trial.entry, trial.number): trial.value for trial in tuning.done()}
     assert values == {

@@ -70,8 +70,8 @@ def test_other_prompts_and_another_schema_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="prompts of held-out differs, 14 of them in first and 13 of them in second"):
         write_leaderboard(paths, tmp_path / "board.html")
     record = paths[1] / "results.json"
-    record.write_text(record.read_text(encoding="utf-8").replace('"schema_version": 4', '"schema_version": 3'))
-    with pytest.raises(UserError, match="schema version 3, this program reads 4"):
+    record.write_text(record.read_text(encoding="utf-8").replace('"schema_version": 5', '"schema_version": 4'))
+    with pytest.raises(UserError, match="schema version 4, this program reads 5"):
         write_leaderboard(paths, tmp_path / "board.html")
     with pytest.raises(UserError, match="each once"):
         write_leaderboard([paths[0], paths[0]], tmp_path / "board.html")
