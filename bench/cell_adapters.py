@@ -48,9 +48,10 @@ def read_best(folder: Path, checkpoint: int) -> dict[str, Tensor]:
     """
     path = folder / _SO_FAR.format(checkpoint)
     try:
-        return load(read_bytes(path))
+        weights: dict[str, Tensor] = load(read_bytes(path))
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}); remove it and start the cell again") from error
+    return weights
 
 
 def forget_best(folder: Path, but: int = 0) -> None:

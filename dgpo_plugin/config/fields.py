@@ -177,11 +177,7 @@ class AlgorithmConfig(Section):
         """
 
     def check_training(self, training: TrainingConfig) -> None:
-        """Refuse a loop that it cannot be trained in.
-
-        Raises:
-            ValueError: why not.
-        """
+        """Refuse a loop that it cannot be trained in, by a ValueError that says why."""
 
 
 Control = Literal["zero", "shuffled", "best"]

@@ -43,7 +43,7 @@ def test_finished_adapters_are_measured_alike_on_two_processes(tmp_path: Path, m
     assert results[0].cells[0].guidance == results[1].cells[0].guidance
     assert results[1].command == results[0].command + " --processes 2"
     tables = [read_pictures(tmp_path / f"out-{number}" / PICTURES_FILE) for number in (2, 1)]
-    compare_tables(*tables, tolerance=1e-3)
+    compare_tables(tables[0], tables[1], tolerance=1e-3)
     assert set(tables[0].entry) == {"base", "mine"}
 
 
