@@ -18,6 +18,7 @@ from dgpo_plugin.training.build import build_trainer
 
 from .base import best_guidance, evaluator_of, read_base
 from .cell import START, gallery_file, largest_peak, missing_metrics, save_gallery
+from .commit import git_hash
 from .compare import check_task, claim_folder
 from .evaluate import Evaluator, Subject
 from .gather import gather
@@ -96,6 +97,7 @@ def _measure(plan: Plan, folder: Path, entry: str, config: RunConfig, evaluator:
         processes=evaluator.processes.count,
         peak_memory=largest_peak(evaluator.processes, policy.device),
         evaluation_seconds=round(time.perf_counter() - started, 4),
+        commit=git_hash(),
     )
 
     def write() -> None:

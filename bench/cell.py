@@ -48,6 +48,7 @@ from .base import (
 )
 from .budget import check_budget, cost_of
 from .cell_adapters import best_adapter_file, facts, forget_best, read_best, write_best
+from .commit import git_hash
 from .cost import count_flops, parts_of
 from .evaluate import Evaluator, Subject, headline
 from .gpu.flops import Flops
@@ -342,6 +343,7 @@ def _finish(cell: Cell) -> None:
         evaluation_seconds=round(seconds, 4),
         adapter=_beside_results(cell, RunFolder(cell.folder).adapter),
         alarms=alarms,
+        commit=git_hash(),
     )
     cell.processes.on_main(lambda: _write_finished(cell, weights, record))
 

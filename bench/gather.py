@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +18,7 @@ from dgpo_plugin.common.public_names import public_name, without_folders
 
 from .base import base_pictures_file, least_prompts, read_base
 from .cell import gallery_file, read_cell
+from .commit import git_hash
 from .devices import gpu_names
 from .kept import kept_record
 from .pictures import KEYS, PICTURES_FILE, Pictures, join, read_pictures, write_pictures
@@ -110,7 +110,7 @@ def gather(plan: Plan, folder: Path) -> Results:
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=plan.command,
         preset=plan.preset_name,
-        git_hash=git_hash(),
+        git_hash=commits(cells) or git_hash(),
         packages=package_versions(),
         machine=machine(plan),
         task=task_record(plan),
@@ -219,18 +219,9 @@ def search_ranges(plan: Plan) -> dict[str, dict[str, Any]]:
     }
 
 
-def git_hash() -> str | None:
-    """The checkout's commit, with ``+`` where it has changes; None where the package is not in a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changed.strip() else "")
+def commits(cells: Sequence[CellRecord]) -> str:
+    """Those that finished cells were made with, mostly one; empty where none says."""
+    return ", ".join(sorted({cell.commit for cell in cells if cell.status == "done" and cell.commit}))
 
 
 def machine(plan: Plan) -> dict[str, str]:

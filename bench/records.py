@@ -169,6 +169,7 @@ class CellRecord(_Record):
         evaluation_seconds: spent on measuring, outside the budget.
         adapter: path beside ``results.json``; empty where there is none.
         alarms: what ``training.guard`` said of it, a sentence for each.
+        commit: that it was finished with, as :func:`dgpo_bench.commit.git_hash` says it.
     """
 
     entry: str
@@ -184,6 +185,7 @@ class CellRecord(_Record):
     evaluation_seconds: FiniteFloat = 0.0
     adapter: str = ""
     alarms: list[str] = []
+    commit: str | None = None
 
 
 class EntryRecord(_Record):

@@ -28,9 +28,10 @@ from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.text_cache import EncodedTexts
 
 from .base import prompts_of, with_what_is_there, write_gallery
+from .commit import git_hash
 from .compare import check_task, with_precision
 from .evaluate import GALLERY_SEED, Evaluator, Subject, headline
-from .gather import carried, git_hash, machine, task_record
+from .gather import carried, machine, task_record
 from .kept import kept_record
 from .measures import load_measures
 from .meter import Meter

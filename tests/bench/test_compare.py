@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 
 from dgpo_bench import commands
 from dgpo_bench.commands import main
+from dgpo_bench.commit import git_hash
+from dgpo_bench.gather import commits
 from dgpo_bench.pictures import KEYS, PICTURES_FILE, Pictures, read_pictures
 from dgpo_bench.preset import bench_preset_names
 from dgpo_bench.records import CellRecord, Results, read_results
@@ -81,6 +83,7 @@ def found(folder: Path) -> tuple[Results, Pictures]:
 def test_every_cell_is_there_and_within_the_budget(finished: tuple[str, Path]) -> None:
     results, _ = found(finished[1])
     assert results.complete
+    assert {bool(cell.commit) for cell in results.cells} == {bool(git_hash())}
     assert [cell.entry for cell in results.cells] == ["dgpo", "flow-grpo", "flow-grpo-fast", "zero"]
     for cell in results.cells:
         first, *_, last = cell.checkpoints
@@ -97,6 +100,18 @@ def test_every_cell_is_there_and_within_the_budget(finished: tuple[str, Path]) -
         costs = [checkpoint.denoiser_evaluations for checkpoint in cell.checkpoints]
         assert costs == sorted(costs)
         assert len(costs) == 3
+
+
+@pytest.mark.fast
+def test_results_name_the_commits_of_their_cells_and_not_of_their_report() -> None:
+    cells = [
+        CellRecord(entry="dgpo", seed=0, status="done", commit="b"),
+        CellRecord(entry="dgpo", seed=1, status="done", commit="a"),
+        CellRecord(entry="dgpo", seed=2, status="done", commit="b"),
+        CellRecord(entry="dgpo", seed=3, status="failed", commit="c"),
+    ]
+    assert commits(cells) == "a, b"
+    assert commits(cells[3:]) == ""
 
 
 @pytest.mark.slow
