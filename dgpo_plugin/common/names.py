@@ -71,6 +71,27 @@ PROMPT_SETS = Registry(
         "ocr/train": Entry("dgpo_plugin.prompts.ocr:train_prompts", "signs and labels with words to render"),
         "ocr/validation": Entry("dgpo_plugin.prompts.ocr:validation_prompts", "likewise, other words"),
         "ocr/test": Entry("dgpo_plugin.prompts.ocr:held_out_prompts", "likewise, other words"),
+        "t2i-compbench/color": Entry(
+            "dgpo_plugin.prompts.t2i_compbench:color_prompts", "T2I-CompBench's own 300: things in a color each"
+        ),
+        "t2i-compbench/shape": Entry(
+            "dgpo_plugin.prompts.t2i_compbench:shape_prompts", "T2I-CompBench's own 300: things of a shape each"
+        ),
+        "t2i-compbench/texture": Entry(
+            "dgpo_plugin.prompts.t2i_compbench:texture_prompts", "T2I-CompBench's own 300: things of a material each"
+        ),
+        "t2i-compbench/spatial": Entry(
+            "dgpo_plugin.prompts.t2i_compbench:spatial_prompts",
+            "T2I-CompBench's own 300: where one thing is to another",
+        ),
+        "t2i-compbench/non_spatial": Entry(
+            "dgpo_plugin.prompts.t2i_compbench:non_spatial_prompts",
+            "T2I-CompBench's own 300: what somebody or something does",
+        ),
+        "t2i-compbench/complex": Entry(
+            "dgpo_plugin.prompts.t2i_compbench:complex_prompts",
+            "T2I-CompBench's own 300: several properties and relations",
+        ),
     },
     Entry,
     hint="name a .txt or .jsonl file, hf:owner/dataset, or your own file.py:function",
