@@ -173,7 +173,7 @@ GUARD_METRICS: tuple[Metric, ...] = (
 """What the lines of those iterations have besides after which ``training.guard`` looks."""
 
 
-PAIR_METRICS = (
+PAIR_METRICS: tuple[Metric, ...] = (
     Metric(
         "picture_seconds",
         "seconds",
