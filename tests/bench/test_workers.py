@@ -178,9 +178,10 @@ def test_no_worker_outlives_its_comparison(number: signal.Signals, processes: in
     script = tmp_path / "main.py"
     script.write_text("""
 if __name__ == "__main__":  # the workers import this file too
-    import sys
+    import signal, sys
     from pathlib import Path
     import pytest
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell started in the background
     from tests.bench.test_workers import do_all
     happens = "import time; from tqdm import tqdm; list(tqdm([1], file=open(os.devnull, 'w')))"
     happens += "; (folder / f'{os.getpid()}.pid').touch(); time.sleep(600)"
