@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pydantic import Field
 
-from pydantic import Field, field_validator
-
-from dgpo_plugin.config.reward_fields import RewardTerm, Section, refuse_unusable
-from dgpo_plugin.config.short_forms import spelled_out
+from dgpo_plugin.config.reward_fields import RewardTerms, Section
 
 
 class EvaluationConfig(Section):
@@ -16,22 +13,11 @@ class EvaluationConfig(Section):
     steps: int = Field(40, ge=1, description="Denoiser calls of an image, on the pipeline's own Euler sampler.")
     guidance: float = Field(4.5, ge=1, description="Classifier-free guidance; 1 is none.")
     images: int = Field(128, ge=2, description="Pictures that `reward before` and `reward after` are the mean of.")
-    rewards: dict[str, RewardTerm] = Field(
+    rewards: RewardTerms = Field(
         {},
         description="Where an algorithm learns from pairs: what judges the held-out pictures, as `rewards` elsewhere; "
         "empty for nothing.",
     )
-
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _spell_out(cls, rewards: Any) -> Any:
-        return spelled_out(rewards)
-
-    @field_validator("rewards")
-    @classmethod
-    def _labelled(cls, rewards: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
-        refuse_unusable(rewards)
-        return rewards
 
 
 class LoggingConfig(Section):

@@ -23,9 +23,9 @@ from dgpo_plugin.config.learned_from import REWARDED, Need, PairsConfig, filled_
 from dgpo_plugin.config.reward_fields import Precision as Precision
 from dgpo_plugin.config.reward_fields import RewardDevice as RewardDevice
 from dgpo_plugin.config.reward_fields import RewardTerm as RewardTerm
+from dgpo_plugin.config.reward_fields import RewardTerms, Section
 from dgpo_plugin.config.reward_fields import ScoringConfig as ScoringConfig
-from dgpo_plugin.config.reward_fields import Section, refuse_unusable
-from dgpo_plugin.config.short_forms import spelled_out, weighted_labels
+from dgpo_plugin.config.short_forms import weighted_labels
 
 Schedule = Literal["dpm", "native"]
 """Noise levels of DPM-Solver++'s own scheduler, or of the pipeline's."""
@@ -304,7 +304,7 @@ class RunConfig(Section):
     pairs: PairsConfig | None = Field(
         None, description="Preferred pairs, for an algorithm that learns from them; then rewards and prompts are none."
     )
-    rewards: dict[str, RewardTerm] = Field(
+    rewards: RewardTerms = Field(
         description="What is to be raised, by labels of yours; `ocr`, `[ocr, hpsv2.1]` and `{ocr: 2}` are short forms."
     )
     scoring: ScoringConfig = ScoringConfig()
@@ -337,17 +337,11 @@ class RunConfig(Section):
             return value
         return _config_class(value).model_validate(value)
 
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _spell_out(cls, rewards: Any) -> Any:
-        return spelled_out(rewards)
-
     @field_validator("rewards")
     @classmethod
     def _at_least_one(cls, rewards: dict[str, RewardTerm], info: ValidationInfo) -> dict[str, RewardTerm]:
         if not rewards and info.data.get("pairs", rewards) is None:
             raise ValueError("is empty; name at least one of `dgpo list rewards`")
-        refuse_unusable(rewards)
         return rewards
 
     @property

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import Field, field_validator
 
 from dgpo_plugin.common.user_file import is_from_file
-from dgpo_plugin.config.reward_fields import RewardTerm, Section, refuse_unusable
-from dgpo_plugin.config.short_forms import spelled_out
+from dgpo_plugin.config.reward_fields import RewardTerm, RewardTerms, Section
 
 WATCHED_ANYWAY = ("sharpness", "diversity")
 """Statistics that every guard watches, but for one that is trained on."""
@@ -34,7 +32,7 @@ class GuardConfig(Section):
         32, ge=8, description="Validation prompts, evenly spread over prompts.held_out; all, if it has fewer."
     )
     images: int = Field(2, ge=2, le=1000, description="Pictures of each; diversity is measured between them.")
-    metrics: dict[str, RewardTerm] = Field(
+    metrics: RewardTerms = Field(
         {},
         description="Rewards that are not trained on, which are to stay where the base has them, as in `rewards`, "
         "short forms too; with a weight below 0 it is a rise that counts as a fall. Sharpness and diversity are "
@@ -47,15 +45,9 @@ class GuardConfig(Section):
         "alarm is told, and the run goes on.",
     )
 
-    @field_validator("metrics", mode="before")
-    @classmethod
-    def _spell_out(cls, metrics: Any) -> Any:
-        return spelled_out(metrics)
-
     @field_validator("metrics")
     @classmethod
     def _named_apart(cls, metrics: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
-        refuse_unusable(metrics)
         for label, term in metrics.items():
             if label in RESERVED or term.name(label) in WATCHED_ANYWAY:
                 why = "is watched anyway; leave it out" if term.name(label) in WATCHED_ANYWAY else "is taken"

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from dgpo_plugin.config.short_forms import spelled_out
 
 Precision = Literal["fp32", "bf16", "fp16"]
 RewardDevice = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")]
@@ -132,8 +134,8 @@ class RewardTerm(Section):
         return weight
 
 
-def refuse_unusable(terms: Mapping[str, RewardTerm]) -> None:
-    """Refuse rewards under labels that no table can show, or with options that a run's configuration could not say.
+def _usable(terms: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
+    """Rewards as they are, unless a label is one that no table can show, or options ones that no file could say.
 
     Raises:
         ValueError: says which.
@@ -142,3 +144,8 @@ def refuse_unusable(terms: Mapping[str, RewardTerm]) -> None:
         refuse_unwritable(term.options, f"{label}.options")
         if not label.isprintable() or not label.strip():
             raise ValueError(f"has the label {label!r}; a label is one line of text, as tables show it")
+    return terms
+
+
+RewardTerms = Annotated[dict[str, RewardTerm], BeforeValidator(spelled_out), AfterValidator(_usable)]
+"""Rewards by label in a configuration: short forms are spelled out, and what cannot be used is refused."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +11,18 @@ import torch
 from safetensors.torch import load_file
 
 from dgpo_bench import cell as cell_module
-from dgpo_bench.base import base_pictures_file, measure_base
 from dgpo_bench.cell import read_cell, run_cell
 from dgpo_bench.cell_adapters import read_best, write_best
 from dgpo_bench.evaluate import Evaluator, Subject, empty
 from dgpo_bench.forecast import cell_pictures
 from dgpo_bench.pictures import KEYS, PICTURES_FILE, Pictures, join, read_pictures
-from dgpo_bench.plan import Plan, base_file, run_folder
+from dgpo_bench.plan import Plan, run_folder
 from dgpo_bench.preset import load_preset
 from dgpo_bench.prompt_sets import TEST, VALIDATION, sampled_sets
 from dgpo_bench.records import CellRecord
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.models.policy import Policy
-from tests.bench.test_cell import Ear, Killed
+from tests.bench.test_cell import Ear, Killed, measured_twice
 from tests.bench.test_compare import small_preset
 from tests.bench.test_evaluate import SMALL, make
 
@@ -130,11 +128,7 @@ def test_the_best_is_measured_as_the_last_is_and_a_killed_cell_goes_on_with_it(
     """The first evaluation is made the best, so that it lies before the end; killed after it, its weights are read."""
     plan = planned(tmp_path)
     monkeypatch.setattr(cell_module, "best_checkpoint", lambda *_: 1)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    measure_base(plan, whole)
-    broken.mkdir()
-    for file in (base_file(whole), base_pictures_file(whole)):
-        shutil.copy(file, broken / file.name)
+    whole, broken = measured_twice(plan, tmp_path)
     run_cell(plan, whole, "dgpo", 0, Ear())
     with pytest.raises(Killed):
         run_cell(plan, broken, "dgpo", 0, Ear(kill_after=1))

@@ -42,17 +42,23 @@ class Ear:
             raise Killed
 
 
+def measured_twice(plan: Plan, folder: Path) -> tuple[Path, Path]:
+    """Two folders of a comparison in which the base is measured, and no cell is done."""
+    whole, broken = folder / "whole", folder / "broken"
+    measure_base(plan, whole)
+    broken.mkdir()
+    for file in (base_file(whole), base_pictures_file(whole)):
+        shutil.copy(file, broken / file.name)
+    return whole, broken
+
+
 @pytest.mark.slow
 def test_a_cell_killed_half_way_goes_on_from_its_last_evaluation(tmp_path: Path) -> None:
     """Equal evaluations make it exact: adapter and pictures are those of a cell that was not killed, bit for bit."""
     preset, task = load_preset(small_preset(tmp_path))
     plan = Plan.of("small", preset, task, "quick", preset.sized("quick", 1, EVALUATIONS), ["dgpo"], jobs=1)
     plan = plan.model_copy(update={"keep_pictures": True})
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    measure_base(plan, whole)
-    broken.mkdir()
-    for file in (base_file(whole), base_pictures_file(whole)):
-        shutil.copy(file, broken / file.name)
+    whole, broken = measured_twice(plan, tmp_path)
     run_cell(plan, whole, "dgpo", 0, Ear())
     with pytest.raises(Killed):
         run_cell(plan, broken, "dgpo", 0, Ear(kill_after=1))
