@@ -28,7 +28,7 @@ from dgpo_plugin.models.memory import can_offload_denoiser, on_device
 from dgpo_plugin.models.modules import check_parts, load_modules
 from dgpo_plugin.models.parts import empty_module, told_in_one_line
 from dgpo_plugin.models.sequential_offload import one_module_at_a_time
-from dgpo_plugin.models.speed import fuse_norms
+from dgpo_plugin.models.speed import contiguous_tokens, fuse_norms
 from dgpo_plugin.samplers.ode import dpm_flow_sigmas, shifted_levels
 
 ATTENTION = (
@@ -101,6 +101,7 @@ class PipelineModel(Model):
         self.denoiser = getattr(pipeline, self.prefix).requires_grad_(False).eval()
         if device.type != "cpu":  # a plan, on the meta device, is a GPU's
             fuse_norms(self.denoiser)
+        contiguous_tokens(self.denoiser)
         self.vae = pipeline.vae
         named = [getattr(pipeline, name) for name in self.component_classes if name.startswith("text_encoder")]
         self.encoders = [encoder for encoder in named if encoder is not None]

@@ -29,6 +29,7 @@ class AdapterLinear(peft.tuners.lora.Linear):  # type: ignore[misc]
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # for the adapter's own product; the base sees to its own
         out: Tensor = self.base_layer(x)
         if self._disable_adapters:
             return out

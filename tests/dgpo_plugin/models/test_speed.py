@@ -56,6 +56,24 @@ def test_a_model_with_fused_norms_gives_the_same_velocity(name: str) -> None:
     torch.testing.assert_close(model.velocity(latents, 0.5, asked), before, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["sd35", "flux1", "qwen-image"])
+def test_products_behind_joint_attention_get_tokens_in_one_piece(name: str) -> None:
+    """As diffusers hands them over, they are cut out of a longer sequence."""
+    model = random_model(published(name).tiny(), CONFIG, torch.device("cpu"), encoders=False)
+    latents, asked = torch.randn(2, *model.latent_shape), random_conditioning(model, 2)
+    behind = [m for path, m in model.denoiser.named_modules() if path.endswith((".to_out.0", ".to_add_out"))]
+    pieces: list[bool] = []
+    for layer in behind:
+        layer.register_forward_hook(lambda _, given, out: pieces.append(given[0].is_contiguous()))
+    together = model.velocity(latents, 0.5, asked)
+    assert pieces == [True] * len(behind)
+    for layer in behind:
+        layer._forward_pre_hooks.clear()
+    torch.testing.assert_close(model.velocity(latents, 0.5, asked), together, rtol=1e-5, atol=1e-6)
+    assert name != "sd35" or not all(pieces)  # the others' attention copies them itself
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a processor")
 def test_compiled_blocks_give_the_same_velocity_gradient_and_copies() -> None:
