@@ -38,6 +38,7 @@ LEARNED_FROM: dict[str, frozenset[str]] = {
     "geneval-strict": frozenset({"GenEval's detector"}),
     "ocr": frozenset({"rapidocr's reader"}),
     "ocr-exact": frozenset({"rapidocr's reader"}),
+    "tesseract-exact": frozenset({"Tesseract's reader"}),
 }
 """What judges share with one another: people's preferences that they learned from, or the very network that looks."""
 TOLD_BY_OPTIONS = ("remote", "judge")

