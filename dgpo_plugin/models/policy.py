@@ -17,6 +17,7 @@ from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.config.fields import LoraConfig
 from dgpo_plugin.models.base import Model, guided_velocity
 from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.speed import attention_of_a_pass
 
 ADAPTER = "policy"
 
@@ -118,6 +119,7 @@ class Policy:
         }
         self._layers = [m for m in model.denoiser.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
         self.unconditional = (unconditional or model.encode([""])).on(model.device)
+        self._dtype = model.denoiser.get_submodule(found[0]).weight.dtype  # of the base; packed ones have another
         self._counts: list[Evaluations] = []
 
     @property
@@ -136,7 +138,7 @@ class Policy:
         differentiated = torch.is_grad_enabled() and not keep
         for count in self._counts:
             count.add(3 * passes if differentiated else passes, differentiated=differentiated)
-        with torch.set_grad_enabled(keep or torch.is_grad_enabled()):
+        with torch.set_grad_enabled(keep or torch.is_grad_enabled()), attention_of_a_pass(latents, self._dtype):
             return guided_velocity(self.model, latents, sigma, conditioning, self.unconditional, guidance)
 
     def count_kept(self, velocity: Tensor, guidance: float) -> None:
