@@ -62,7 +62,8 @@ class TesseractExactReward(Reward):
         """
         texts = requested_texts(prompt)
         if not all(text.isascii() for text in texts):
-            raise UserError(f"prompt {prompt.text!r} asks for {' '.join(texts)!r}; tesseract-exact reads English letters")
+            asked = " ".join(texts)
+            raise UserError(f"prompt {prompt.text!r} asks for {asked!r}; tesseract-exact reads English letters")
         return texts
 
     def read(self, image: Tensor) -> str:

@@ -69,7 +69,7 @@ def test_products_behind_joint_attention_get_tokens_in_one_piece(name: str) -> N
     together = model.velocity(latents, 0.5, asked)
     assert pieces == [True] * len(behind)
     for layer in behind:
-        layer._forward_pre_hooks.clear()
+        layer._forward_pre_hooks.clear()  # noqa: SLF001 (torch removes hooks one by one, by handle)
     torch.testing.assert_close(model.velocity(latents, 0.5, asked), together, rtol=1e-5, atol=1e-6)
     assert name != "sd35" or not all(pieces)  # the others' attention copies them itself
 

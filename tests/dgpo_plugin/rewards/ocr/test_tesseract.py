@@ -11,13 +11,12 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RewardTerm
 from dgpo_plugin.rewards import load_rewards
+from dgpo_plugin.rewards.ocr.tesseract import TesseractExactReward
 from dgpo_plugin.worlds.words.captions import held_out_prompts, out_of_domain_prompts
 from dgpo_plugin.worlds.words.render import render
 from tests.dgpo_plugin.rewards.ocr.drawn_words import plainly
 
 pytest.importorskip("tesserocr", reason="has builds for Linux alone")
-from dgpo_plugin.rewards.ocr.tesseract import TesseractExactReward  # noqa: E402
-
 pytestmark = pytest.mark.fast
 
 
