@@ -16,8 +16,8 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 
-from .base import best_guidance, evaluator_of, read_base
-from .cell import START, gallery_file, largest_peak, missing_metrics, save_gallery
+from .base import best_guidance, evaluator_of, missing_metrics
+from .cell import START, gallery_file, largest_peak, save_gallery
 from .commit import git_hash
 from .compare import check_task, claim_folder
 from .evaluate import Evaluator, Subject
@@ -64,7 +64,7 @@ def measure_adapters(plan: Plan, folder: Path) -> None:
     """
     config = plan.base_config()
     base = build_trainer(config)
-    missing_there = missing_metrics(read_base(folder))
+    missing_there = missing_metrics(folder)
     evaluator = evaluator_of(plan, base, missing=missing_there, kept=kept_folder(plan, folder))
     del base  # the evaluator has what it needs of it
     for entry in evaluator.processes.decided_by_main(lambda: _missing(plan, folder)):

@@ -33,6 +33,16 @@ from .records import MetricRecord, PromptSetRecord, Sampling, passes, read_recor
 
 BEST_OF = 8
 """Pictures of a prompt that the best is taken from, in the control ``best-of-n``."""
+MISSING_FILE = "missing.json"
+AGAIN = "remove it and start the comparison again"
+
+
+class MissingRecord(BaseModel):
+    """Why optional metrics are missing, by name; none for those that are there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    metrics: dict[str, str]
 
 
 class BaseRecord(BaseModel):
@@ -59,7 +69,7 @@ def read_base(folder: Path) -> BaseRecord:
     Raises:
         UserError: the file is missing or damaged.
     """
-    return read_record(BaseRecord, base_file(folder), "cannot be read; remove it and start the comparison again")
+    return read_record(BaseRecord, base_file(folder), f"cannot be read; {AGAIN}")
 
 
 def base_pictures_file(folder: Path) -> Path:
@@ -81,10 +91,10 @@ def measure_base(plan: Plan, folder: Path) -> None:
         check_prompts(plan.task)
         _check_adapters(plan)
         trainer = build_trainer(plan.base_config())
-        evaluator = evaluator_of(plan, trainer, missing={}, kept=kept_folder(plan, folder))
+        missing = _tried(plan, folder, trainer)
+        evaluator = evaluator_of(plan, trainer, missing=missing, kept=kept_folder(plan, folder))
         with trainer.policy.as_reference():
             gallery = evaluator.gallery(trainer.policy, plan.guidance)
-            evaluator = with_what_is_there(plan, evaluator, (gallery.shape[-2], gallery.shape[-1]))
             record, rows = _measured(plan, trainer, evaluator, gallery)
 
         def write() -> None:
@@ -93,6 +103,43 @@ def measure_base(plan: Plan, folder: Path) -> None:
             write_record(record, base_file(folder))
 
         processes.on_main(write)
+
+
+def try_metrics(plan: Plan, folder: Path) -> None:
+    """Find out which optional metrics are there, for the base and all cells alike, which may then run side by side.
+
+    Raises:
+        UserError: as :func:`measure_base`.
+    """
+    processes = join_processes(plan.base_config().training.process_timeout)
+    with only_main(folder / "base", processes):
+        if not processes.decided_by_main((folder / MISSING_FILE).exists):
+            check_prompts(plan.task)
+            _check_adapters(plan)
+            _tried(plan, folder, build_trainer(plan.base_config()))
+
+
+def missing_metrics(folder: Path) -> dict[str, str]:
+    """Why optional metrics are missing in a comparison, by name.
+
+    Raises:
+        UserError: it was not found out yet, or the file is damaged.
+    """
+    if (folder / MISSING_FILE).exists():
+        return read_record(MissingRecord, folder / MISSING_FILE, f"cannot be read; {AGAIN}").metrics
+    # A folder of before they were tried apart.
+    return {name: metric.missing for name, metric in read_base(folder).metrics.items() if metric.missing}
+
+
+def _tried(plan: Plan, folder: Path, trainer: Trainer) -> dict[str, str]:
+    """What is missing, as found before, or now on a picture of the model's size."""
+    file = folder / MISSING_FILE
+    if not trainer.processes.decided_by_main(file.exists):
+        size = trainer.model.height, trainer.model.width
+        measures = with_what_is_there(plan, evaluator_of(plan, trainer, missing={}), size).measures
+        found = {name: measure.record.missing for name, measure in measures.items() if measure.record.missing}
+        trainer.processes.on_main(lambda: write_record(MissingRecord(metrics=found), file))
+    return trainer.processes.decided_by_main(lambda: missing_metrics(folder))
 
 
 def _check_adapters(plan: Plan) -> None:

@@ -36,14 +36,13 @@ from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 
 from .base import (
-    BaseRecord,
     base_pictures_file,
     best_checkpoint,
     best_guidance,
     evaluator_of,
     least_prompts,
+    missing_metrics,
     only_main,
-    read_base,
     write_gallery,
 )
 from .budget import check_budget, cost_of
@@ -53,13 +52,15 @@ from .cost import count_flops, parts_of
 from .evaluate import Evaluator, Subject, headline
 from .gpu.flops import Flops
 from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
-from .plan import Event, Listener, Plan, cell_file, kept_folder, run_folder
+from .plan import Event, Listener, Plan, base_file, cell_file, kept_folder, run_folder
 from .preset import Size
 from .prompt_sets import TEST, VALIDATION
 from .records import BestCheckpoint, CellRecord, Checkpoint, read_record, write_record
 from .throughput import peak_bytes
 
 PROGRESS_FILE = "progress.json"
+BASE_AWAITED = 0.2
+"""Seconds between two looks whether the base is measured; where that fails, the comparison ends its cells."""
 START = Checkpoint(iteration=0, steps=0, denoiser_evaluations=0, flops=0.0, images_scored=0, seconds={}, drift=0.0)
 """A cell's first checkpoint: the untrained base."""
 
@@ -161,7 +162,7 @@ def run_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
         folder: the comparison's.
 
     Raises:
-        UserError: the budget does not cover one iteration, the base was not measured, a metric fails, ...
+        UserError: the budget does not cover one iteration, no metric was tried yet, one fails, ...
     """
     processes = join_processes(plan.run_config(entry, seed).training.process_timeout)
     with only_main(run_folder(folder, entry, seed), processes) as held:
@@ -192,17 +193,11 @@ def write_failed(folder: Path, entry: str, seed: int, reason: str, *, died: bool
 
 def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener, held: HeldFolder | None) -> Cell:
     """The cell as it was at its last evaluation, or at its start."""
-    base = read_base(folder)
     trainer = build_trainer(plan.run_config(entry, seed))
-    evaluator = evaluator_of(plan, trainer, missing=missing_metrics(base), kept=kept_folder(plan, folder))
+    evaluator = evaluator_of(plan, trainer, missing=missing_metrics(folder), kept=kept_folder(plan, folder))
     flops = count_flops(trainer)
     progress, pictures, best = _restore(run_folder(folder, entry, seed), trainer) or (Progress(), [], {})
     return Cell(plan, folder, entry, seed, listener, trainer, evaluator, flops, progress, pictures, held, best)
-
-
-def missing_metrics(base: BaseRecord) -> dict[str, str]:
-    """Why optional metrics were missing when the base was measured, by name."""
-    return {name: metric.missing for name, metric in base.metrics.items() if metric.missing}
 
 
 def _restore(folder: Path, trainer: Trainer) -> tuple[Progress, list[Pictures], dict[str, Tensor]] | None:
@@ -360,6 +355,8 @@ def _measure_at_best(cell: Cell, weights: dict[str, Tensor], subject: Subject) -
 def _write_finished(cell: Cell, weights: dict[str, Tensor], record: CellRecord) -> None:
     """Write the adapters, the pictures' table and, last, ``cell.json``; what it could have gone on from is removed."""
     cell.check_folder()
+    while not base_file(cell.comparison).exists():  # measured beside the first cells, and the adapters' cards have it
+        time.sleep(BASE_AWAITED)
     pictures, trainer, test = join(cell.pictures), cell.trainer, cell.evaluator.sets[TEST]
     rows = join([read_pictures(base_pictures_file(cell.comparison)), pictures])
     told = facts(cell.plan, trainer, rows, test, cell.subject.checkpoint, trainer.exported_steps)

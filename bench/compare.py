@@ -14,6 +14,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 
+from .base import MISSING_FILE
 from .cell import read_cell, write_failed
 from .gather import gather
 from .measures import check_metrics
@@ -95,36 +96,47 @@ def check_task(plan: Plan) -> None:
 
 
 def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listener: Listener) -> None:
-    """Measure the base and time each algorithm, say what the cells will take, and do them.
+    """Try the metrics and time each algorithm, say what the cells will take, measure the base and do them.
 
     Raises:
-        UserError: the base or a timing that was refused, or whose process died.
+        UserError: the metrics, the base or a timing that was refused, or whose process died.
     """
     from .forecast import forecast
 
-    first = [] if base_file(folder).exists() else [Job("base")]
+    base = [] if base_file(folder).exists() else [Job("base")]
+    first = [Job("metrics") for _ in base]
+    if base and not run_folder(folder, *missing[0]).parent.exists():
+        (folder / MISSING_FILE).unlink(missing_ok=True)  # nothing was measured yet, so what is there counts now
     wanted = dict(missing)
     timed = [entry for entry in plan.entries if entry in wanted and entry not in CONTROLS]
     first += [Job("timing", entry) for entry in timed or [plan.entries[0]]]
     with start_workers(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
         measured = run_jobs(workers, first, listener, lambda *_: None)
         timings = {job.entry: timing for job, timing in measured.items() if job.kind == "timing"}
-        listener.expect(forecast(plan, missing, timings))
-        jobs = [Job("cell", entry, seed) for entry, seed in missing]
+        listener.expect(forecast(plan, missing, timings, base=bool(base)))
+        jobs = [*base, *(Job("cell", entry, seed) for entry, seed in missing)]
+
+        def gathered() -> None:
+            if base_file(folder).exists():  # cells that are quicker than it are gathered with it
+                gather(plan, folder)
 
         def failed(job: Job, reason: str) -> None:
+            if job.kind == "base":
+                raise UserError(reason) if "\n" not in reason.strip() else RuntimeError(reason)
             lines = reason.strip().splitlines()
             if len(lines) > 1:  # a bug's traceback
                 write_text_atomically(run_folder(folder, job.entry, job.seed) / FAILURE_FILE, reason)
                 reason = f"{lines[-1]} (a bug; {FAILURE_FILE} in its folder says where)"
             write_failed(folder, job.entry, job.seed, reason)
-            gather(plan, folder)
+            gathered()
 
         def died(job: Job, reason: str) -> None:
+            if job.kind == "base":
+                raise ProcessDied(reason)
             write_failed(folder, job.entry, job.seed, reason, died=True)
-            gather(plan, folder)
+            gathered()
 
-        run_jobs(workers, jobs, listener, lambda *_: gather(plan, folder), failed, died)
+        run_jobs(workers, jobs, listener, lambda *_: gathered(), failed, died)
 
 
 def failures(results: Results) -> list[str]:

@@ -158,16 +158,19 @@ def pictures_of(sets: Mapping[str, SampledSet]) -> tuple[int, int]:
     return validation, sum(counts.values()) - validation
 
 
-def forecast(plan: Plan, missing: list[tuple[str, int]], timings: dict[str, Timing]) -> Forecast:
+def forecast(plan: Plan, missing: list[tuple[str, int]], timings: dict[str, Timing], *, base: bool = False) -> Forecast:
     """Forecast what the missing cells will take, from each algorithm's timing.
 
     Args:
         missing: (entry, seed) of each, at least one.
         timings: by entry; a control takes what the challenger does, or the first that was timed.
+        base: whether the base is still to be measured, beside the cells.
     """
     usual = timings.get(plan.preset.challenger, next(iter(timings.values())))
     each = [timings.get(entry, usual) if entry not in CONTROLS else usual for entry, _ in missing]
     seconds = sum(t.start + t.training * t.evaluations(plan) + t.sampling * t.evaluating for t in each)
+    if base:
+        seconds += usual.start + usual.sampling * base_evaluations(plan, sampled_sets(plan.task, plan.size))
     count = len(timings)
     return Forecast(
         runs=len(missing),

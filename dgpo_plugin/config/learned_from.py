@@ -24,7 +24,8 @@ class PairsConfig(Section):
 
     train: str = Field(
         description="A table (.csv, .tsv, .json, .jsonl) with the columns prompt, chosen and rejected; a folder with "
-        "such a table called pairs; or one with a folder for each prompt. `pairs: FOLDER` is short for it."
+        "such a table called pairs; one with a folder for each prompt; or `hf:owner/dataset`, with `:split` behind it. "
+        "`pairs: FOLDER` is short for it."
     )
     held_out: str | None = Field(
         None, description="Likewise, pairs that are not trained on, for held_out_accuracy; null for none."

@@ -42,22 +42,35 @@ def read_picture(path: Path) -> Tensor:
         refuse_no_file(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path") from error
+    return _read(path, str(path))
+
+
+def read_picture_bytes(data: bytes, where: str) -> Tensor:
+    """As :func:`read_picture`, of a file's bytes, which stand somewhere that messages name.
+
+    Raises:
+        UserError: likewise.
+    """
+    return _read(io.BytesIO(data), where)
+
+
+def _read(source: Path | io.BytesIO, where: str) -> Tensor:
     try:
-        with _without_warnings(), Image.open(path, formats=formats()) as opened:
+        with _without_warnings(), Image.open(source, formats=formats()) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 size = f"{opened.width} x {opened.height}"
                 raise UserError(
-                    f"{path}: {size} pixels are more than the {MOST_PIXELS:,} that are read; make it smaller"
+                    f"{where}: {size} pixels are more than the {MOST_PIXELS:,} that are read; make it smaller"
                 )
             if opened.mode == "I" and opened.format not in SIXTEEN_BITS:
-                raise UserError(f"{path}: its numbers have 32 bits; convert it to 8 bits")
-            pixels = as_seen(opened, str(path))
+                raise UserError(f"{where}: its numbers have 32 bits; convert it to 8 bits")
+            pixels = as_seen(opened, where)
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: more than the {MOST_PIXELS:,} pixels that are read; make it smaller") from error
+        raise UserError(f"{where}: more than the {MOST_PIXELS:,} pixels that are read; make it smaller") from error
     except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers have no one class for a file that is broken
-        raise UserError(f"{path}: not a picture that can be read; remove or mend it") from error
+        raise UserError(f"{where}: not a picture that can be read; remove or mend it") from error
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 

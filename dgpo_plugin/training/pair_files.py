@@ -1,4 +1,4 @@
-"""Preferred pairs on disk: tables and folders of them read, every picture looked at, all mistakes told at once."""
+"""Preferred pairs: tables, folders and datasets of them read, every picture looked at, all mistakes told at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,14 +16,17 @@ from torch.nn.functional import interpolate
 from dgpo_plugin.common.errors import MOST_PROBLEMS, UserError, first_few
 from dgpo_plugin.common.files import read_text
 from dgpo_plugin.common.prompt import Prompt
+from dgpo_plugin.prompts.registry import DATASET
 from dgpo_plugin.rewards.picture_files import read_picture
 from dgpo_plugin.rewards.picture_folders import natural_key, suffixes
 from dgpo_plugin.rewards.picture_prompts import TABLES, read_rows
+from dgpo_plugin.training.pair_datasets import CHOSEN, REJECTED, RowPicture, dataset_pairs
 
 TABLE, PROMPT_FILE = "pairs", "prompt.txt"
-"""What a folder's table is called, but for its ending, and the file that says the prompt of a prompt's folder."""
-CHOSEN, REJECTED = "chosen", "rejected"
-"""Columns of a table; in a prompt's folder, how the names of pictures begin."""
+"""What a folder's table is called, but for its ending, and the file that says the prompt of a prompt's folder.
+
+Its columns are CHOSEN and REJECTED; in a prompt's folder the names of pictures begin so."""
+Picture: TypeAlias = Path | RowPicture
 LARGEST_SCALE = 2.0
 """By what a picture may be enlarged to the model's size; beyond that a model would learn the blur."""
 
@@ -33,33 +37,37 @@ class Pair:
 
     Attributes:
         prompt: its place is the pair's, as ``pairs.csv:3``.
-        chosen, rejected: the pictures' files.
+        chosen, rejected: the pictures' files, or where in a dataset they are.
         hashes: SHA-256 of what is seen of each, as :func:`seen_hash`.
     """
 
     prompt: Prompt
-    chosen: Path
-    rejected: Path
+    chosen: Picture
+    rejected: Picture
     hashes: tuple[str, str] = ("", "")
 
     @property
-    def files(self) -> tuple[Path, Path]:
+    def files(self) -> tuple[Picture, Picture]:
         """Both pictures, the chosen one first."""
         return self.chosen, self.rejected
 
 
 def read_pairs(source: str, width: int, height: int) -> tuple[list[Pair], list[str]]:
-    """The pairs of a table or a folder, in their order, every picture looked at once.
+    """The pairs of a table, a folder or a dataset, in their order, every picture looked at once.
 
     Args:
         width, height: of the model's pictures, in pixels.
 
     Returns:
-        The pairs; and a line for people if pictures have other sizes, or nothing.
+        The pairs; and lines for people, of pictures of other sizes and of rows that prefer neither.
 
     Raises:
         UserError: no such place; or names every pair that is none, by its file and row.
     """
+    if source.startswith(DATASET):
+        rows, lines = dataset_pairs(source.removeprefix(DATASET))
+        pairs, more = _looked_at([row if isinstance(row, str) else Pair(*row) for row in rows], source, width, height)
+        return pairs, lines + more
     path = Path(source)
     try:
         found = list(_in_folder(path) if path.is_dir() else _in_table(path))
@@ -170,14 +178,16 @@ def _of_prompt(folder: Path) -> Iterator[Pair | str]:
 # ---- what is in their pictures
 
 
-def _looked_at(found: Sequence[Pair | str], source: Path, width: int, height: int) -> tuple[list[Pair], list[str]]:
+def _looked_at(
+    found: Sequence[Pair | str], source: Path | str, width: int, height: int
+) -> tuple[list[Pair], list[str]]:
     """Pairs with their hashes, and a line about sizes.
 
     Raises:
         UserError: names all problems, those that were found before too.
     """
-    looks: dict[Path, str] = {}
-    sizes: dict[Path, tuple[int, int]] = {}
+    looks: dict[Picture, str] = {}
+    sizes: dict[Picture, tuple[int, int]] = {}
     pairs, problems, places = list[Pair](), list[str](), list[str]()
     for pair in found:
         if isinstance(pair, str):
@@ -206,16 +216,21 @@ def _looked_at(found: Sequence[Pair | str], source: Path, width: int, height: in
 
 
 def _look(
-    file: Path, place: str, looks: dict[Path, str], sizes: dict[Path, tuple[int, int]], width: int, height: int
+    file: Picture,
+    place: str,
+    looks: dict[Picture, str],
+    sizes: dict[Picture, tuple[int, int]],
+    width: int,
+    height: int,
 ) -> str:
     """What is wrong with a picture; nothing if it is right, or was looked at before and noted."""
     if file in looks:
         return ""
     looks[file] = ""
     try:
-        picture = read_picture(file)
+        picture = _read(file)
     except UserError as error:
-        return f"{place}: {error}"
+        return str(error) if isinstance(file, RowPicture) else f"{place}: {error}"
     own_height, own_width = picture.shape[1:]
     sizes[file] = (own_width, own_height)
     looks[file] = seen_hash(picture)
@@ -227,7 +242,7 @@ def _look(
     return ""
 
 
-def read_fitted(file: Path, expected: str, place: str, width: int, height: int) -> Tensor:
+def read_fitted(file: Picture, expected: str, place: str, width: int, height: int) -> Tensor:
     """A pair's picture as the model sees it, (3, height, width) in [0, 1].
 
     Args:
@@ -236,10 +251,14 @@ def read_fitted(file: Path, expected: str, place: str, width: int, height: int) 
     Raises:
         UserError: it cannot be read any more, or is another.
     """
-    picture = read_picture(file)
+    picture = _read(file)
     if seen_hash(picture) != expected:
         raise UserError(f"{place}: {file} is another picture than when the run began; put it back")
     return fitted(picture, width, height)
+
+
+def _read(picture: Picture) -> Tensor:
+    return picture.read() if isinstance(picture, RowPicture) else read_picture(picture)
 
 
 def overlap(train: Sequence[Pair], held_out: Sequence[Pair]) -> list[Pair]:
