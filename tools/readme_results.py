@@ -12,6 +12,7 @@ from pathlib import Path
 from dgpo_bench.report.comparison import Comparison, read_comparison
 from dgpo_bench.report.leaderboard import leaderboard_tables
 from dgpo_bench.report.table import markdown
+from dgpo_bench.report.verdict import hindsight
 from dgpo_plugin.common.files import write_text_atomically
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,8 @@ def _section(name: str, comparison: Comparison) -> str:
     (table, *_) = leaderboard_tables([(name, comparison)])
     rows = [replace(row, cells=row.cells[:SHOWN]) for row in table.rows]
     short = replace(table, columns=table.columns[:SHOWN], rows=rows, about="")
-    return f"{_caption(name, comparison)}\n\n{markdown([short]).partition(chr(10) * 2)[2]}"
+    told = f"\n{hindsight(comparison)}\n" if hindsight(comparison) else ""
+    return f"{_caption(name, comparison)}\n\n{markdown([short]).partition(chr(10) * 2)[2]}{told}"
 
 
 def _caption(name: str, comparison: Comparison) -> str:

@@ -51,7 +51,19 @@ def gain_at(
     comparison: Comparison, places: Sequence[Place], role: Role, metric: str, tag: str | None = None
 ) -> Estimate | None:
     """What was sampled at some places, one a seed, less the untrained base at its best guidance."""
-    base = comparison.finished(BASE)[NO_SEED]
+    return gain_over_base(comparison, places, comparison.finished(BASE)[NO_SEED][3], role, metric, tag)
+
+
+def gain_over_base(
+    comparison: Comparison,
+    places: Sequence[Place],
+    guidance: float,
+    role: Role,
+    metric: str,
+    tag: str | None = None,
+) -> Estimate | None:
+    """As :func:`gain_at`, with the base at any guidance."""
+    base = (BASE, NO_SEED, 0, guidance)
     return _estimate(comparison, [(place, base) for place in places], role, metric, tag)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..records import BASE, MetricRecord
+from ..records import BASE, NO_SEED, MetricRecord
 from .comparison import Comparison, Role, missing_cells, read_comparison, small_tags
 from .intervals import Estimate
-from .measures import difference, shared_seeds, value, value_at
+from .measures import difference, gain_over_base, shared_seeds, value, value_at
 from .numbers import count, format_between, format_bounds, format_guidances, format_interval, format_number
 from .speed import AXES, axes_of, speed
 
@@ -181,6 +181,8 @@ def cautions(comparison: Comparison) -> list[str]:
         found.append(
             "The base's best guidance was not chosen on validation prompts: it is shown at the curves' guidance."
         )
+    if sentence := hindsight(comparison):
+        found.append(sentence)
     for role in ROLES:
         where = "in domain" if role == "in_domain" else "out of domain"
         sets = comparison.sets_of(role)
@@ -208,6 +210,33 @@ def cautions(comparison: Comparison) -> list[str]:
         for alarm in cell.alarms
     ]
     return found
+
+
+def hindsight(comparison: Comparison) -> str:
+    """Another guidance that the test prompts would have had for the base, and what the gain is over that; else nothing.
+
+    Chosen on the very prompts it is flattered; but a gain that it takes away came from the choice, not from training.
+    """
+    results = comparison.results
+    headline, chosen = results.task.headline, results.base_guidance
+    ours = comparison.finished(results.challenger) if results.challenger in results.entries else {}
+    found = {
+        guidance: value_at(comparison, [(BASE, NO_SEED, 0, guidance)], "in_domain", headline)
+        for guidance in results.sampling.guidances
+    }
+    means = {guidance: each.mean for guidance, each in found.items() if each is not None}
+    if chosen not in means or not ours:
+        return ""
+    best = max(means, key=lambda guidance: comparison.sign * means[guidance])
+    left = gain_over_base(comparison, list(ours.values()), best, "in_domain", headline)
+    if means[best] == means[chosen] or left is None:
+        return ""
+    bounds = f" (95 % interval {format_interval(left.prompts, signed=True)})" if left.prompts is not None else ""
+    return (
+        f"On the test prompts themselves the base is better at guidance {best:g} than at {chosen:g}, which validation "
+        f"prompts chose: {format_number(means[best])} against {format_number(means[chosen])}; over that "
+        f"{comparison.label(results.challenger)} has {format_number(left.mean, signed=True)}{bounds}."
+    )
 
 
 def _largest_tag(comparison: Comparison, set_name: str) -> int:

@@ -68,6 +68,16 @@ def test_a_base_that_is_better_at_its_best_guidance_is_seen() -> None:
     )
 
 
+def test_a_guidance_that_would_have_suited_the_base_better_is_told() -> None:
+    """Validation prompts chose 3; on the test prompts 4.5 has .5, of which .45 is no gain."""
+    world = World({("ours", 0): [0.3, 0.45]}, base={1.0: 0.3, 3.0: 0.3, 4.5: 0.5})
+    assert cautions(synthetic(world, base_guidance=3.0))[0] == (
+        "On the test prompts themselves the base is better at guidance 4.5 than at 3, which validation prompts chose: "
+        "0.500 against 0.300; over that OURS has -0.050 (95 % interval -0.050 to -0.050)."
+    )
+    assert not any("themselves" in line for line in cautions(synthetic(world, base_guidance=4.5)))
+
+
 def test_five_seeds_have_an_interval_of_a_new_run() -> None:
     curves = {("ours", s): [0.4, 0.6 + 0.01 * s, 0.7 + 0.01 * s] for s in range(5)}
     # Seed means .30 .31 .32 .33 .34: mean .32, standard error .00707, t 2.776: .300 to .340.
