@@ -31,6 +31,7 @@ def small_values() -> dict[str, Any]:
     values["algorithms"]["flow-grpo-fast"]["algorithm"] |= {"window": 1, "window_range": 2}
     for name in ("flow-grpo", "flow-grpo-fast"):
         values["algorithms"][name]["training"]["updates_per_iteration"] = 2
+        values["algorithms"][name]["algorithm"]["keep_graphs"] = False  # graphs are good for one update
     few = {"test_prompts": 2, "validation_prompts": 1, "out_of_domain_prompts": 2, "curve_prompts": 1}
     for size in values["sizes"].values():
         size |= {**few, "images_per_prompt": 2, "schedule": [0.3], "guidances": [1, 2], "controls": []}
