@@ -17,7 +17,14 @@ pytestmark = pytest.mark.fast
 
 def plan(**shared: object) -> Plan:
     preset, task = load_preset("shapes")
-    changes = {"evaluations": 1000, "seeds": 2, "schedule": (0.5,), "guidances": (1.0, 2.0), "controls": ("zero",)}
+    changes = {
+        "evaluations": 1000,
+        "flops": None,
+        "seeds": 2,
+        "schedule": (0.5,),
+        "guidances": (1.0, 2.0),
+        "controls": ("zero",),
+    }
     size = preset.sizes["quick"].model_copy(update=changes)
     preset = preset.model_copy(update={"shared": {**preset.shared, **shared}})
     return Plan.of("shapes", preset, task, "quick", size, ["dgpo"], jobs=1)

@@ -23,7 +23,14 @@ pytestmark = pytest.mark.fast
 
 def two_seeds() -> Plan:
     preset, task = load_preset("shapes")
-    changes = {"evaluations": 1000, "seeds": 2, "schedule": (0.5,), "guidances": (1.0, 2.0), "controls": ("zero",)}
+    changes = {
+        "evaluations": 1000,
+        "flops": None,
+        "seeds": 2,
+        "schedule": (0.5,),
+        "guidances": (1.0, 2.0),
+        "controls": ("zero",),
+    }
     size = preset.sizes["quick"].model_copy(update=changes)
     return Plan.of("shapes", preset, task, "quick", size, ["dgpo", "flow-grpo"], jobs=2)
 

@@ -124,7 +124,7 @@ def test_a_trial_sees_validation_prompts_and_a_seed_from_100_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preset, task = load_preset("shapes")
-    few = {"evaluations": 400, "validation_prompts": 1, "images_per_prompt": 1, "guidances": (1.0,)}
+    few = {"evaluations": 400, "flops": None, "validation_prompts": 1, "images_per_prompt": 1, "guidances": (1.0,)}
     values = {**preset.shared, "rollout": {"steps": 4}}
     values["training"] = {**values["training"], "prompts_per_iteration": 2, "group_size": 2}
     size = preset.sizes["quick"].model_copy(update=few)
