@@ -17,7 +17,7 @@ from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.config.fields import LoraConfig
 from dgpo_plugin.models.base import Model, guided_velocity
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.speed import attention_of_a_pass
+from dgpo_plugin.models.speed import attention_to_differentiate
 
 ADAPTER = "policy"
 
@@ -120,6 +120,7 @@ class Policy:
         self._layers = [m for m in model.denoiser.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
         self.unconditional = (unconditional or model.encode([""])).on(model.device)
         self._dtype = model.denoiser.get_submodule(found[0]).weight.dtype  # of the base; packed ones have another
+        self._updating = False
         self._counts: list[Evaluations] = []
 
     @property
@@ -138,7 +139,10 @@ class Policy:
         differentiated = torch.is_grad_enabled() and not keep
         for count in self._counts:
             count.add(3 * passes if differentiated else passes, differentiated=differentiated)
-        with torch.set_grad_enabled(keep or torch.is_grad_enabled()), attention_of_a_pass(latents, self._dtype):
+        kernel = contextlib.nullcontext()
+        if keep or self._updating:
+            kernel = attention_to_differentiate(latents, self._dtype)
+        with torch.set_grad_enabled(keep or torch.is_grad_enabled()), kernel:
             return guided_velocity(self.model, latents, sigma, conditioning, self.unconditional, guidance)
 
     def count_kept(self, velocity: Tensor, guidance: float) -> None:
@@ -178,6 +182,19 @@ class Policy:
     def copy_weights(self) -> dict[str, Tensor]:
         """The adapter as it is now, by the names of ``parameters``."""
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @contextlib.contextmanager
+    def updating(self) -> Iterator[None]:
+        """An update's passes: those of the frozen base too are computed as those that are differentiated.
+
+        By another kernel they would differ by rounding even where the adapter changes nothing, and an optimizer that
+        divides by the gradient's size makes whole steps of that.
+        """
+        self._updating = True
+        try:
+            yield
+        finally:
+            self._updating = False
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[Evaluations]:

@@ -45,17 +45,17 @@ def _contiguous(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.contiguous() for x in given)
 
 
-def attention_of_a_pass(latents: Tensor, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """The attention kernel for a pass: torch's choice, but for one with gradients in half precision on a CPU.
+def attention_to_differentiate(latents: Tensor, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """The attention kernel of passes that are differentiated, or compared with such: torch's choice but on some CPUs.
 
-    There torch's flash kernel takes several times as long backwards as the products written out, which are computed
-    in float32, and keep all their weights: only small pictures can afford that.
+    On a CPU torch's kernel for half precision takes several times as long backwards as the products written out, which
+    are computed in float32, and keep all their weights: only small pictures can afford that.
 
     Args:
         latents: (N, channels, ...), all but the first two its places.
         dtype: the denoiser's.
     """
-    slow = torch.is_grad_enabled() and latents.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
+    slow = latents.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
     if slow and latents[0, 0].numel() <= FEW_PLACES:
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()

@@ -224,7 +224,8 @@ class Trainer:
         """The iteration's optimizer steps; what the algorithm logs, a mean over the updates that logged it."""
         logs: dict[str, list[float]] = {}
         for groups, samples in rollout.per_update(self.config.training.updates_per_iteration):
-            logged = self.algorithm.gradient(samples, advantages[groups], random)
+            with self.policy.updating():
+                logged = self.algorithm.gradient(samples, advantages[groups], random)
             logged["grad_norm"] = self.optimizer_step()
             for name, value in logged.items():
                 logs.setdefault(name, []).append(value)

@@ -109,7 +109,7 @@ def test_compiled_blocks_give_the_same_velocity_gradient_and_copies() -> None:
 
 
 @pytest.mark.fast
-def test_attention_written_out_is_the_same_and_only_where_it_is_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_written_out_in_updates_alone_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """On small pictures in bf16 on a CPU; against the kernel that torch takes by itself."""
     config = CONFIG.model_copy(update={"precision": "bf16"})
     model = random_model(published("sd35").tiny(), config, torch.device("cpu"), encoders=False)
@@ -122,19 +122,24 @@ def test_attention_written_out_is_the_same_and_only_where_it_is_differentiated(m
 
     model.denoiser.register_forward_pre_hook(watch)
 
-    def gradient() -> tuple[torch.Tensor, torch.Tensor]:
-        out = policy.velocity(latents, 0.5, asked)
-        out.square().mean().backward()
+    def update() -> tuple[torch.Tensor, torch.Tensor]:
+        with policy.updating():
+            with policy.as_reference():
+                base = policy.velocity(latents, 0.5, asked)
+            out = policy.velocity(latents, 0.5, asked)
+            assert torch.equal(out, base), "an adapter that changes nothing has the base's very numbers"
+            out.square().mean().backward()
         gradients = [p.grad.flatten() for p in policy.parameters.values() if p.grad is not None]
         for p in policy.parameters.values():
             p.grad = None
         return out.detach(), torch.cat(gradients)
 
-    ours = gradient()
+    ours = update()
+    policy.velocity(latents, 0.5, asked, keep=True)
     with torch.no_grad():
         policy.velocity(latents, 0.5, asked)
     monkeypatch.setattr("dgpo_plugin.models.speed.FEW_PLACES", 0)
-    usual = gradient()
-    assert written_out == [True, False, False]
+    usual = update()
+    assert written_out == [True, True, True, False, False, False]
     for one, other in zip(ours, usual, strict=True):
         assert (one - other).norm() <= 0.02 * other.norm()
