@@ -119,7 +119,9 @@ class Policy:
         }
         self._layers = [m for m in model.denoiser.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
         self.unconditional = (unconditional or model.encode([""])).on(model.device)
-        self._dtype = model.denoiser.get_submodule(found[0]).weight.dtype  # of the base; packed ones have another
+        weight = model.denoiser.get_submodule(found[0]).weight  # the base's; packed ones have another type
+        assert isinstance(weight, Tensor)
+        self._dtype = weight.dtype
         self._updating = False
         self._counts: list[Evaluations] = []
 
@@ -139,7 +141,7 @@ class Policy:
         differentiated = torch.is_grad_enabled() and not keep
         for count in self._counts:
             count.add(3 * passes if differentiated else passes, differentiated=differentiated)
-        kernel = contextlib.nullcontext()
+        kernel: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if keep or self._updating:
             kernel = attention_to_differentiate(latents, self._dtype)
         with torch.set_grad_enabled(keep or torch.is_grad_enabled()), kernel:

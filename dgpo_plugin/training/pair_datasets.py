@@ -53,8 +53,8 @@ class RowPicture:
         Raises:
             UserError: there is none that can be read.
         """
-        value = _rows(self.source)[self.row][self.column]
-        file = None
+        value: Any = _rows(self.source)[self.row][self.column]
+        file: Any = None
         if isinstance(value, dict):  # a column of pictures that is not decoded
             value, file = value.get("bytes"), value.get("path")
         if isinstance(value, bytes):
