@@ -109,14 +109,9 @@ def try_metrics(plan: Plan, folder: Path) -> None:
     """Find out which optional metrics are there, for the base and all cells alike, which may then run side by side.
 
     Raises:
-        UserError: as :func:`measure_base`.
+        UserError: a metric that is not optional is not there.
     """
-    processes = join_processes(plan.base_config().training.process_timeout)
-    with only_main(folder / "base", processes):
-        if not processes.decided_by_main((folder / MISSING_FILE).exists):
-            check_prompts(plan.task)
-            _check_adapters(plan)
-            _tried(plan, folder, build_trainer(plan.base_config()))
+    _tried(plan, folder, build_trainer(plan.base_config()))
 
 
 def missing_metrics(folder: Path) -> dict[str, str]:

@@ -104,9 +104,9 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
     from .forecast import forecast
 
     base = [] if base_file(folder).exists() else [Job("base")]
-    first = [Job("metrics") for _ in base]
     if base and not run_folder(folder, *missing[0]).parent.exists():
         (folder / MISSING_FILE).unlink(missing_ok=True)  # nothing was measured yet, so what is there counts now
+    first = [Job("metrics")] if base and not (folder / MISSING_FILE).exists() else []
     wanted = dict(missing)
     timed = [entry for entry in plan.entries if entry in wanted and entry not in CONTROLS]
     first += [Job("timing", entry) for entry in timed or [plan.entries[0]]]
@@ -121,8 +121,6 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
                 gather(plan, folder)
 
         def failed(job: Job, reason: str) -> None:
-            if job.kind == "base":
-                raise UserError(reason) if "\n" not in reason.strip() else RuntimeError(reason)
             lines = reason.strip().splitlines()
             if len(lines) > 1:  # a bug's traceback
                 write_text_atomically(run_folder(folder, job.entry, job.seed) / FAILURE_FILE, reason)
@@ -131,12 +129,10 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
             gathered()
 
         def died(job: Job, reason: str) -> None:
-            if job.kind == "base":
-                raise ProcessDied(reason)
             write_failed(folder, job.entry, job.seed, reason, died=True)
             gathered()
 
-        run_jobs(workers, jobs, listener, lambda *_: gathered(), failed, died)
+        run_jobs(workers, jobs, listener, lambda *_: gathered(), failed, died, needed=base)
 
 
 def failures(results: Results) -> list[str]:

@@ -113,6 +113,7 @@ def run_jobs(
     after_each: Callable[[Job, Any], object],
     failed: Callable[[Job, str], None] | None = None,
     died: Callable[[Job, str], None] | None = None,
+    needed: Sequence[Job] = (),
 ) -> dict[Job, Any]:
     """Have jobs done, in their order, each by the next worker that is free.
 
@@ -121,6 +122,7 @@ def run_jobs(
         failed: takes a job that was refused, had a bug or whose process died, and the reason in a line; the others go
             on. None to raise instead.
         died: takes one whose process died, in the place of ``failed``.
+        needed: jobs that nothing goes on without: they raise whatever is given for the others.
 
     Returns:
         The result of each that is done.
@@ -146,9 +148,9 @@ def run_jobs(
             if outcome.status == "done":
                 results[job] = outcome.result
                 after_each(job, outcome.result)
-            elif outcome.status == "died" and died is not None:
+            elif outcome.status == "died" and died is not None and job not in needed:
                 died(job, outcome.reason)
-            elif failed is None:
+            elif failed is None or job in needed:
                 kinds = {"failed": RuntimeError, "died": ProcessDied}
                 raise kinds.get(outcome.status, UserError)(outcome.reason)
             else:

@@ -33,7 +33,7 @@ def _section(name: str, comparison: Comparison) -> str:
     (table, *_) = leaderboard_tables([(name, comparison)])
     rows = [replace(row, cells=row.cells[:SHOWN]) for row in table.rows]
     short = replace(table, columns=table.columns[:SHOWN], rows=rows, about="")
-    told = f"\n{hindsight(comparison)}\n" if hindsight(comparison) else ""
+    told = f"\n{sentence}\n" if (sentence := hindsight(comparison)) else ""
     return f"{_caption(name, comparison)}\n\n{markdown([short]).partition(chr(10) * 2)[2]}{told}"
 
 

@@ -123,8 +123,7 @@ def _moved(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
     elif config.judged_by:
         moved["evaluation"] = config.evaluation.model_copy(update={"rewards": terms(config.judged_by)})
     if config.pairs is not None:
-        placed = {key: place for key, place in pair_places(config).items() if not place.startswith("hf:")}
-        pairs = {key.removeprefix("pairs."): change(place) for key, place in placed.items()}
+        pairs = {key.removeprefix("pairs."): change(place) for key, place in pair_places(config).items()}
         moved["pairs"] = config.pairs.model_copy(update=pairs)
     if training.guard is not None:
         guard = training.guard.model_copy(update={"metrics": terms(training.guard.metrics)})

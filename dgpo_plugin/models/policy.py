@@ -141,9 +141,8 @@ class Policy:
         differentiated = torch.is_grad_enabled() and not keep
         for count in self._counts:
             count.add(3 * passes if differentiated else passes, differentiated=differentiated)
-        kernel: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if keep or self._updating:
-            kernel = attention_to_differentiate(latents, self._dtype)
+        graphs = keep or self._updating
+        kernel = attention_to_differentiate(latents, self._dtype) if graphs else contextlib.nullcontext()
         with torch.set_grad_enabled(keep or torch.is_grad_enabled()), kernel:
             return guided_velocity(self.model, latents, sigma, conditioning, self.unconditional, guidance)
 

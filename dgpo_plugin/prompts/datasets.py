@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, in_one_line
 from dgpo_plugin.common.prompt import Prompt
 
 COLUMNS = ("prompt", "text", "caption", "Prompt")
 """Where a dataset's texts are looked for if no column is named."""
+
+
+def load_rows(source: str, name: str, split: str) -> Any:
+    """The rows of a dataset's split, of ``train`` where none is named; ``source`` is what messages call it.
+
+    Raises:
+        UserError: the package or the dataset is not there.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"hf:{source}: needs the datasets package; pip install datasets") from error
+    try:
+        return datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # whatever reading others' files raises
+        raise UserError(f"hf:{source}: cannot be loaded ({in_one_line(error)})") from error
+
+
+def text_column(columns: Sequence[str]) -> str:
+    """The column of texts among some; empty if none has a known name."""
+    return next((known for known in COLUMNS if known in columns), "")
 
 
 def read_dataset(source: str) -> list[Prompt]:
@@ -19,16 +41,9 @@ def read_dataset(source: str) -> list[Prompt]:
         UserError: the package or the dataset is not there, or no column holds texts.
     """
     name, split, column = (*source.split(":"), "", "")[:3]
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"hf:{source}: needs the datasets package; pip install datasets") from error
-    try:
-        rows = datasets.load_dataset(name, split=split or "train")
-    except (OSError, ValueError) as error:
-        raise UserError(f"hf:{source}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    rows = load_rows(source, name, split)
     columns = list(rows.column_names)
-    text = column or next((known for known in COLUMNS if known in columns), "")
+    text = column or text_column(columns)
     if text not in columns:
         raise UserError(f"hf:{source}: has no column of prompts; its columns are {', '.join(columns)}; name one")
     # Preference data has a row a pair, so a text many times: the first counts.

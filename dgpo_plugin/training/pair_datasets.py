@@ -7,19 +7,20 @@ Pictures stay where they are, and are read row by row.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dgpo_plugin.common.errors import UserError, in_one_line
+from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.prompt import Prompt
-from dgpo_plugin.prompts.datasets import COLUMNS
+from dgpo_plugin.prompts.datasets import load_rows, text_column
 from dgpo_plugin.rewards.picture_files import read_picture, read_picture_bytes
 
 CHOSEN, REJECTED = "chosen", "rejected"
+"""Columns of a dataset or a table; in a prompt's folder, how the names of pictures begin."""
 COMPARED = ("jpg", "image")
 """What two columns of pictures are called before ``_0`` and ``_1``."""
 LABEL = "label_0"
@@ -76,7 +77,7 @@ def dataset_pairs(source: str) -> tuple[list[Found | str], list[str]]:
     """
     rows = _rows(source)
     columns = list(rows.column_names)
-    text = next((known for known in COLUMNS if known in columns), "")
+    text = text_column(columns)
     pictures = _picture_columns(columns)
     if not text or not pictures:
         raise UserError(
@@ -116,19 +117,9 @@ def _place(source: str, row: int) -> str:
 def _rows(source: str) -> Any:
     """A dataset, its pictures as they are stored; loaded once, those for training and those held out."""
     name, _, split = source.partition(":")  # a split may have colons too, as in train[:1000]
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"hf:{source}: needs the datasets package; pip install datasets") from error
-    try:
-        rows = datasets.load_dataset(name, split=split or "train")
-        for column in _coded(rows.features, datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-    except Exception as error:  # whatever reading others' files raises
-        raise UserError(f"hf:{source}: cannot be loaded ({in_one_line(error)})") from error
+    rows = load_rows(source, name, split)
+    from datasets import Image
+
+    for column in [column for column, feature in rows.features.items() if isinstance(feature, Image)]:
+        rows = rows.cast_column(column, Image(decode=False))
     return rows
-
-
-def _coded(features: Any, kind: type) -> Iterator[str]:
-    """The columns of a kind."""
-    return (column for column, feature in features.items() if isinstance(feature, kind))

@@ -23,9 +23,7 @@ from dgpo_plugin.rewards.picture_prompts import TABLES, read_rows
 from dgpo_plugin.training.pair_datasets import CHOSEN, REJECTED, RowPicture, dataset_pairs
 
 TABLE, PROMPT_FILE = "pairs", "prompt.txt"
-"""What a folder's table is called, but for its ending, and the file that says the prompt of a prompt's folder.
-
-Its columns are CHOSEN and REJECTED; in a prompt's folder the names of pictures begin so."""
+"""What a folder's table is called, but for its ending, and the file that says the prompt of a prompt's folder."""
 Picture: TypeAlias = Path | RowPicture
 LARGEST_SCALE = 2.0
 """By what a picture may be enlarged to the model's size; beyond that a model would learn the blur."""

@@ -9,25 +9,14 @@ from dgpo_bench.commands import main
 from dgpo_bench.expense import expense_rows, planned_iterations
 from dgpo_bench.forecast import best_evaluations
 from dgpo_bench.plan import Plan
-from dgpo_bench.preset import load_preset
 from dgpo_bench.prompt_sets import sampled_sets
+from tests.bench.small_plans import two_seeds_of
 
 pytestmark = pytest.mark.fast
 
 
 def plan(**shared: object) -> Plan:
-    preset, task = load_preset("shapes")
-    changes = {
-        "evaluations": 1000,
-        "flops": None,
-        "seeds": 2,
-        "schedule": (0.5,),
-        "guidances": (1.0, 2.0),
-        "controls": ("zero",),
-    }
-    size = preset.sizes["quick"].model_copy(update=changes)
-    preset = preset.model_copy(update={"shared": {**preset.shared, **shared}})
-    return Plan.of("shapes", preset, task, "quick", size, ["dgpo"], jobs=1)
+    return two_seeds_of(["dgpo"], jobs=1, **shared)
 
 
 def first(text: str) -> int:

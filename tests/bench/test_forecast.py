@@ -17,22 +17,13 @@ from dgpo_bench.forecast import (
 from dgpo_bench.plan import Plan
 from dgpo_bench.preset import load_preset
 from dgpo_bench.prompt_sets import sampled_sets
+from tests.bench.small_plans import two_seeds_of
 
 pytestmark = pytest.mark.fast
 
 
 def two_seeds() -> Plan:
-    preset, task = load_preset("shapes")
-    changes = {
-        "evaluations": 1000,
-        "flops": None,
-        "seeds": 2,
-        "schedule": (0.5,),
-        "guidances": (1.0, 2.0),
-        "controls": ("zero",),
-    }
-    size = preset.sizes["quick"].model_copy(update=changes)
-    return Plan.of("shapes", preset, task, "quick", size, ["dgpo", "flow-grpo"], jobs=2)
+    return two_seeds_of(["dgpo", "flow-grpo"], jobs=2)
 
 
 def test_a_forecast_adds_up_what_was_timed() -> None:
