@@ -37,9 +37,7 @@ def asked_plan(
     """
     loaded, task = load_preset(preset)
     chosen = loaded.sized(size, *changes, flops)
-    names = [name.strip() for name in algorithms.split(",")] if algorithms is not None else list(loaded.algorithms)
-    loaded.check_algorithms(names)
-    plan = Plan.of(name_of(preset), loaded, task, size, chosen, names, jobs=1)  # type: ignore[arg-type]  # sized() knows the size
+    plan = Plan.of(name_of(preset), loaded, task, size, chosen, loaded.chosen(algorithms), jobs=1)  # type: ignore[arg-type]  # sized() knows the size
     return split(plan, jobs, processes)
 
 

@@ -47,7 +47,7 @@ def _kept(results: Results, folder: Path) -> list[str]:
 
 @main.command()
 @click.argument("preset")
-@click.option("--algorithms", help="Names, comma-separated.  [default: all of the preset's]")
+@click.option("--algorithms", help="Names, comma-separated, or all.  [default: the preset's usual ones]")
 @click.option(
     "--size", default="default", show_default=True, help="How much it spends, of the preset: quick, default, full."
 )

@@ -146,6 +146,9 @@ class Preset(BaseModel):
     algorithms: dict[str, dict[str, Any]] = Field(
         min_length=1, description="What each entry overrides in `shared`, by its name in this comparison."
     )
+    by_default: tuple[str, ...] = Field(
+        (), description="Entries that are compared unless a command names others; empty for all."
+    )
     challenger: str = Field(description="The entry that the verdict compares all others with.")
     labels: dict[str, str] = Field({}, description="Entries' names for people; the others are called as they are.")
     colors: dict[str, Color] = Field(
@@ -167,19 +170,31 @@ class Preset(BaseModel):
             raise ValueError(f"lacks {', '.join(missing)}; give every size its own training and evaluation")
         return sizes
 
+    @field_validator("by_default")
+    @classmethod
+    def _are_entries(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        _refuse_unknown(names, info)
+        if len(set(names)) < len(names):
+            raise ValueError("names one twice")
+        return names
+
     @field_validator("challenger")
     @classmethod
     def _challenger_is_compared(cls, challenger: str, info: ValidationInfo) -> str:
         _refuse_unknown([challenger], info)
+        usual = info.data.get("by_default")
+        if usual and challenger not in usual:
+            raise ValueError(f"{challenger!r} is not among by_default{did_you_mean(challenger, usual)}")
         return challenger
 
     @field_validator("algorithms")
     @classmethod
     def _free_names(cls, algorithms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in algorithms:
-            if name in ("base", "shared", *CONTROLS) or not re.fullmatch(r"[\w.+-]+", name):
+            if name in ("all", "base", "shared", *CONTROLS) or not re.fullmatch(r"[\w.+-]+", name):
                 raise ValueError(
-                    f"{name!r} cannot name an entry: base, shared and controls' names are taken, and it names a folder"
+                    f"{name!r} cannot name an entry: all, base, shared and controls' names are taken, and it names a "
+                    "folder"
                 )
         return algorithms
 
@@ -231,12 +246,20 @@ class Preset(BaseModel):
             for mistake, names in found.items()
         ]
 
-    def check_algorithms(self, names: list[str]) -> None:
-        """Find out whether these entries can be compared.
+    @property
+    def usual(self) -> list[str]:
+        """The entries that are compared where no others are named."""
+        return list(self.by_default or self.algorithms)
+
+    def chosen(self, text: str | None) -> list[str]:
+        """The entries that a command line names, comma-separated or ``all``; None for the usual ones.
 
         Raises:
             UserError: one that the preset does not have, or one named twice.
         """
+        if text is None or text == "all":
+            return self.usual if text is None else list(self.algorithms)
+        names = [name.strip() for name in text.split(",")]
         for name in names:
             if name not in self.algorithms:
                 raise UserError(
@@ -244,6 +267,7 @@ class Preset(BaseModel):
                 )
         if len(set(names)) != len(names):
             raise UserError("--algorithms: names one twice")
+        return names
 
     def sized(
         self,

