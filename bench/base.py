@@ -243,15 +243,21 @@ def least_prompts(plan: Plan, name: str) -> int:
 
 
 def best_guidance(
-    plan: Plan, evaluator: Evaluator, policy: Policy, subject: Subject, seen: Pictures | None = None
+    plan: Plan,
+    evaluator: Evaluator,
+    policy: Policy,
+    subject: Subject,
+    seen: Pictures | None = None,
+    images: int | None = None,
 ) -> tuple[float, Pictures]:
     """The guidance of a plan that suits the weights in place best on validation prompts, and the pictures there.
 
     Args:
         seen: what was measured before, and is not drawn again.
+        images: of each prompt; None for as many as the validation set says.
     """
     least = least_prompts(plan, VALIDATION)
-    return evaluator.best_guidance(policy, subject, plan.guidances, plan.task.headline_metric, least, seen)
+    return evaluator.best_guidance(policy, subject, plan.guidances, plan.task.headline_metric, least, seen, images)
 
 
 def best_checkpoint(plan: Plan, evaluator: Evaluator, pictures: Pictures) -> int | None:
@@ -262,7 +268,7 @@ def best_checkpoint(plan: Plan, evaluator: Evaluator, pictures: Pictures) -> int
 
 def _measured(plan: Plan, trainer: Trainer, evaluator: Evaluator, gallery: Tensor) -> tuple[BaseRecord, Pictures]:
     policy, subject = trainer.policy, Subject()
-    best, validation = best_guidance(plan, evaluator, policy, subject)
+    best, validation = best_guidance(plan, evaluator, policy, subject, images=plan.size.base_validation_images)
     rows = [validation, *(evaluator.finished(policy, subject, each, None) for each in plan.guidances)]
     if plan.best_of_n:
         more = range(evaluator.sets[TEST].images, BEST_OF)

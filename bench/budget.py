@@ -15,7 +15,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import RunConfig
 
 from .gpu.flops import Flops
-from .preset import Size
+from .size import Size
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,9 @@ from .evaluate import Evaluator, Subject, headline
 from .gpu.flops import Flops
 from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
 from .plan import Event, Listener, Plan, base_file, cell_file, kept_folder, run_folder
-from .preset import Size
 from .prompt_sets import TEST, VALIDATION
 from .records import BestCheckpoint, CellRecord, Checkpoint, read_record, write_record
+from .size import Size
 from .throughput import peak_bytes
 
 PROGRESS_FILE = "progress.json"

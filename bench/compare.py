@@ -19,9 +19,9 @@ from .cell import read_cell, write_failed
 from .gather import gather
 from .measures import check_metrics
 from .plan import Listener, Plan, base_file, cell_file, run_folder
-from .preset import CONTROLS
 from .prompt_sets import check_prompts
 from .records import Results, read_record, write_record
+from .size import CONTROLS
 from .worker_process import Job
 from .workers import ProcessDied, do_in_order, run_jobs, start_workers
 

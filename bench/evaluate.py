@@ -118,6 +118,7 @@ class Evaluator:
         metric: str,
         least: int,
         seen: Pictures | None = None,
+        images: int | None = None,
     ) -> tuple[float, Pictures]:
         """The guidance whose validation pictures have the highest headline, of equal ones the lowest; and the pictures.
 
@@ -125,11 +126,13 @@ class Evaluator:
             least: prompts of a kind from which on it counts.
             seen: what was measured before, the subject's validation pictures at a guidance perhaps, which are then not
                 drawn again, nor returned.
+            images: of each prompt; None for as many as the set says.
         """
+        numbers = None if images is None else range(images)
         before = empty() if seen is None else seen.of(subject.entry, subject.seed, VALIDATION)
         before = before.where(before.checkpoint == subject.checkpoint)
         drawn = [each for each in guidances if each not in before.guidance]
-        rows = {each: self.measure(policy, subject, VALIDATION, each) for each in drawn}
+        rows = {each: self.measure(policy, subject, VALIDATION, each, images=numbers) for each in drawn}
         found = join([before, *rows.values()])
         values = {each: self._on_validation(found.where(found.guidance == each), metric, least) for each in guidances}
         return max(guidances, key=lambda each: (values[each], -each)), join(rows.values()) if rows else empty()

@@ -12,19 +12,19 @@ from dgpo_plugin.training.plan import GIB, make_plan
 from .budget import expected_cost
 from .forecast import (
     base_evaluations,
+    base_pictures,
     best_evaluations,
     best_of_pictures,
     cell_evaluations,
     cell_pictures,
     guard_evaluations,
     guard_pictures,
-    pictures_of,
 )
 from .gpu.flops import Flops, skeleton_flops
 from .kept import expected
 from .plan import Plan
-from .preset import Size
 from .prompt_sets import SampledSet, sampled_sets
+from .size import Size
 
 
 def expense_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -87,8 +87,7 @@ def _training(plan: Plan, measuring: int) -> str:
 
 def _pictures(plan: Plan, sets: dict[str, SampledSet]) -> int:
     """Pictures that every metric of their set looks at, in all."""
-    (validation, tested), guidances = pictures_of(sets), len(plan.guidances)
-    base = (validation + tested) * guidances + best_of_pictures(plan, sets)
+    base = base_pictures(plan, sets) * len(plan.guidances) + best_of_pictures(plan, sets)
     return base + cell_pictures(plan, sets) * len(plan.cells)
 
 

@@ -17,9 +17,9 @@ from .budget import check_budget, cost_of
 from .cost import count_flops
 from .evaluate import Subject
 from .plan import Forecast, Plan
-from .preset import CONTROLS
-from .prompt_sets import TEST, SampledSet, sampled_sets
+from .prompt_sets import TEST, VALIDATION, SampledSet, sampled_sets
 from .records import passes
+from .size import CONTROLS
 
 TIMED_ITERATIONS = 2
 TIMED_PROMPTS = 4
@@ -137,7 +137,14 @@ def guard_evaluations(config: RunConfig, iterations: int) -> int:
 def base_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
     """Denoiser evaluations of measuring the base: everything at every guidance, and the best of N at the dearest."""
     at_each = [passes(plan.task.sampling.steps, each) for each in plan.guidances]
-    return sum(pictures_of(sets)) * sum(at_each) + best_of_pictures(plan, sets) * max(at_each)
+    return base_pictures(plan, sets) * sum(at_each) + best_of_pictures(plan, sets) * max(at_each)
+
+
+def base_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
+    """Pictures of the base at each guidance: its validation prompts have more than a cell's where the size says so."""
+    validation, tested = pictures_of(sets)
+    own = sets[VALIDATION]
+    return validation + tested + len(own.prompts) * ((plan.size.base_validation_images or own.images) - own.images)
 
 
 def curve_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:

@@ -23,7 +23,7 @@ from .devices import gpu_names
 from .kept import kept_record
 from .pictures import KEYS, PICTURES_FILE, Pictures, join, read_pictures, write_pictures
 from .plan import Plan, cell_file, run_folder
-from .preset import CONTROLS, GRAYS, PALETTE
+from .preset import GRAYS, PALETTE
 from .prompt_sets import TEST
 from .records import (
     BASE,
@@ -41,6 +41,7 @@ from .records import (
     read_results,
     write_record,
 )
+from .size import CONTROLS
 
 TUNING_FILE = "tuning.json"
 

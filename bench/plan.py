@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from dgpo_plugin.common.public_names import public_name
 from dgpo_plugin.config.fields import RunConfig
 
-from .preset import BEST_OF_N, CONTROLS, NONE, ControlName, Preset, Size, SizeName
+from .preset import NONE, Preset
 from .records import KEPT_FOLDER
+from .size import BEST_OF_N, CONTROLS, ControlName, Size, SizeName
 from .task import Task
 
 

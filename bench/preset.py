@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -18,19 +17,9 @@ from dgpo_plugin.config.explain import explain
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import parse_config, read_yaml
 
+from .size import CONTROLS, Size, SizeName
 from .task import Guidance, Task, load_task
 
-SizeName = Literal["quick", "default", "full"]
-ControlName = Literal["zero", "shuffled", "half", "best", "best-of-n"]
-CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
-    "zero": ("No reward", {"training": {"control": "zero"}}),
-    "shuffled": ("Shuffled rewards", {"training": {"control": "shuffled"}}),
-    "half": ("Weight of a half", {"algorithm": {"beta": 1.0e-9}}),
-    "best": ("Best of each group", {"training": {"control": "best"}}),
-}
-"""Controls that are trained: label, and what each changes in the challenger's settings."""
-BEST_OF_N = "best-of-n"
-"""The control that trains nothing: more pictures of the base, for the best of several at equal inference cost."""
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F00", "#5A4FCF")
 """For entries without a color of their own; told apart by color-blind people too (Okabe and Ito, the first six)."""
 NONE = "none"
@@ -59,77 +48,6 @@ class Range(BaseModel):
         if low is not None and high is not None and not (low < high and (low > 0 or not self.log)):
             raise ValueError("low must be below high, and above 0 for a logarithm")
         return self
-
-
-class Size(BaseModel):
-    """How much a comparison spends, in units that mean the same on every machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    evaluations: int | None = Field(
-        None, ge=1, description="The training budget of a run, in denoiser evaluations; or give `flops`."
-    )
-    flops: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="The training budget of a run, in floating-point operations of its denoiser, counted on it; in the "
-        "place of `evaluations`.",
-    )
-    seeds: int = Field(3, ge=1, description="Runs of each algorithm.")
-    test_prompts: int = Field(10, ge=1, description="Test prompts of each kind at most, evenly spread over the set.")
-    validation_prompts: int = Field(10, ge=1, description="Validation prompts of each kind, likewise.")
-    out_of_domain_prompts: int = Field(25, ge=1, description="Prompts of each kind of an out-of-domain set, likewise.")
-    curve_prompts: int | None = Field(
-        None,
-        ge=1,
-        description="Of those, test and out-of-domain ones of each kind that are measured at every evaluation during "
-        "training; null for all.",
-    )
-    images_per_prompt: int | None = Field(
-        None, ge=1, le=1000, description="Pictures of each prompt; null for the task's."
-    )
-    schedule: tuple[float, ...] = Field(
-        (0.05, 0.1, 0.2, 0.4, 0.7),
-        description="Shares of the budget at which to evaluate, rising, in (0, 1), besides the start and the end.",
-    )
-    guidances: tuple[Guidance, ...] | None = Field(
-        None, description="Guidances that the best is chosen from; null for the task's."
-    )
-    controls: tuple[ControlName, ...] = Field(
-        (), description="Controls besides the algorithms: `zero`, `shuffled`, `half`, `best`, `best-of-n`."
-    )
-    best_checkpoint: bool = Field(
-        False,
-        description="Whether every cell's best checkpoint is kept and measured too: that of the highest headline on "
-        "validation prompts, which are then measured at every evaluation.",
-    )
-    caution: str = Field("", description="What a reader must know of results of this size; empty for nothing.")
-
-    @property
-    def budget(self) -> float:
-        """What a run may spend on training, in the unit that it is given in."""
-        budget = self.evaluations if self.flops is None else self.flops
-        assert budget is not None  # or there were no such size
-        return budget
-
-    @property
-    def budget_option(self) -> str:
-        """The budget as a command line has it."""
-        return f"--evaluations {self.evaluations}" if self.flops is None else f"--flops {self.flops!r}"
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> Size:
-        if (self.evaluations is None) == (self.flops is None):
-            raise ValueError("give the budget as evaluations, or as flops")
-        return self
-
-    @field_validator("schedule")
-    @classmethod
-    def _rising(cls, schedule: tuple[float, ...]) -> tuple[float, ...]:
-        if list(schedule) != sorted(set(schedule)) or any(not 0 < share < 1 for share in schedule):
-            raise ValueError("must rise and lie between 0 and 1")
-        return schedule
 
 
 class Preset(BaseModel):
@@ -280,8 +198,7 @@ class Preset(BaseModel):
         """One of the sizes, with other seeds, another budget or other controls where they are given.
 
         Args:
-            evaluations, flops: the budget, in one of the two.
-            controls: names, comma-separated; ``all``, ``none``.
+            evaluations, flops, controls: as of :meth:`Size.changed`.
 
         Raises:
             UserError: no such size or control, a budget of nothing, or two of them.
@@ -289,18 +206,7 @@ class Preset(BaseModel):
         size = self.sizes.get(name)  # type: ignore[call-overload]
         if size is None:
             raise UserError(f"--size {name}: choose quick, default or full{did_you_mean(name, list(self.sizes))}")
-        if evaluations is not None and evaluations <= 0:
-            raise UserError(f"--evaluations {evaluations}: must be more than nothing")
-        if flops is not None and not 0 < flops < math.inf:
-            raise UserError(f"--flops {flops:g}: must be more than nothing, and a number")
-        if flops is not None and evaluations is not None:
-            raise UserError("--flops, --evaluations: the budget is one of the two; leave the other out")
-        chosen = None if controls is None else _controls(controls)
-        changes: dict[str, Any] = {"seeds": seeds, "controls": chosen}
-        changes = {key: value for key, value in changes.items() if value is not None}
-        if flops is not None or evaluations is not None:
-            changes |= {"evaluations": evaluations, "flops": flops}
-        changed: Size = size.model_copy(update=changes)
+        changed: Size = size.changed(seeds, evaluations, controls, flops)
         return changed
 
     def _values(self, task: Task, entry: str, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -394,16 +300,6 @@ def preset_of_task(source: str, model: str | None) -> tuple[Preset, Task]:
         },
     )
     return preset, task
-
-
-def _controls(text: str) -> tuple[str, ...]:
-    """Controls that a command line names."""
-    known = (*CONTROLS, BEST_OF_N)
-    names = known if text == "all" else () if text == "none" else tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in known:
-            raise UserError(f"--controls: no control {name!r}{did_you_mean(name, known)}; or all, or none")
-    return tuple(name for name in known if name in names)
 
 
 def _refuse_unknown(names: Iterable[str], info: ValidationInfo) -> None:

@@ -12,8 +12,8 @@ from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.prompts.overlap import overlapping
 from dgpo_plugin.prompts.registry import load_prompts
 
-from .preset import Size
 from .records import PromptRecord, PromptSetRecord
+from .size import Size
 from .task import Task, prompt_sources
 
 VALIDATION, TEST = "validation", "test"

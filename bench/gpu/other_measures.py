@@ -148,9 +148,10 @@ def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:
     """
     from ..compare import compare
     from ..plan import Plan
-    from ..preset import SizeName, load_preset
+    from ..preset import load_preset
     from ..records import read_results
     from ..report.verdict import conclusions
+    from ..size import SizeName
 
     name: SizeName = "quick" if tiny else "default"
     preset, task = load_preset("shapes")

@@ -61,7 +61,7 @@ class Comparison:
             scores[self.pictures.prompt[rows], self.pictures.image[rows]] = self.pictures.metrics[metric][rows]
         return scores
 
-    def sets_of(self, role: Role) -> list[str]:
+    def sets_of(self, role: Role | Literal["validation"]) -> list[str]:
         """The names of the prompt sets with a role, in order."""
         return [name for name, prompts in self.results.sets.items() if prompts.role == role]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ..records import BASE, MetricRecord, TaskRecord, passes
-from .comparison import Comparison, Role, small_tags
+from .comparison import Comparison, Place, Role, small_tags
 from .intervals import Estimate
 from .measures import best_of, difference, gain_at, value, value_at
 from .numbers import NONE, format_guidances, format_interval, format_number
@@ -176,9 +176,24 @@ def guidance_table(comparison: Comparison, role: Role) -> Table:
         "Method",
         columns,
         rows,
-        about="In bold: the guidance chosen on validation prompts. An evaluation is one picture through the denoiser "
-        "once; guidance above 1 takes two for a step, unless the model has it distilled in.",
+        about=f"In bold: the guidance chosen on validation prompts{_chosen_on(comparison)}. An evaluation is one "
+        "picture through the denoiser once; guidance above 1 takes two for a step, unless the model has it distilled "
+        "in.",
     )
+
+
+def _chosen_on(comparison: Comparison) -> str:
+    """On how many pictures the base's guidance was chosen, and a cell's."""
+    sets, last = comparison.sets_of("validation"), comparison.finished
+    base, cells = last(BASE).values(), [place for entry in comparison.results.entries for place in last(entry).values()]
+    counts = [max((_drawn(comparison, place, sets) for place in places), default=0) for places in (base, cells)]
+    return f", the base's on {counts[0]:,} pictures at each, a cell's on {counts[1]:,}" if all(counts) else ""
+
+
+def _drawn(comparison: Comparison, place: Place, sets: Sequence[str]) -> int:
+    """How many pictures of some sets there are of a place."""
+    entry, seed, checkpoint, guidance = place
+    return sum(len(comparison.groups.get((entry, seed, name, checkpoint, guidance), ())) for name in sets)
 
 
 def tags_table(comparison: Comparison, role: Role) -> Table:

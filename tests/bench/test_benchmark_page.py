@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from dgpo_bench.preset import Preset, Size, load_preset
+from dgpo_bench.preset import Preset, load_preset
+from dgpo_bench.size import Size
 from dgpo_bench.task import InDomain, Metric, OutOfDomain, Task, TaskPrompts, TaskSampling, load_task
 
 pytestmark = pytest.mark.fast

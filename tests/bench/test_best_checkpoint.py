@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,9 @@ def test_what_chose_the_checkpoint_is_not_drawn_again_for_its_guidance(
 ) -> None:
     drawn: list[float] = []
 
-    def measured(self: Evaluator, policy: Policy, subject: Subject, name: str, guidance: float) -> Pictures:
+    def measured(
+        self: Evaluator, policy: Policy, subject: Subject, name: str, guidance: float, images: Sequence[int] | None
+    ) -> Pictures:
         drawn.append(guidance)
         return rows(self, name, {subject.checkpoint: 0.5}, guidance)
 

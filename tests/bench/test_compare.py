@@ -35,6 +35,7 @@ def small_values() -> dict[str, Any]:
     few = {"test_prompts": 2, "validation_prompts": 1, "out_of_domain_prompts": 2, "curve_prompts": 1}
     for size in values["sizes"].values():
         size |= {**few, "images_per_prompt": 2, "schedule": [0.3], "guidances": [1, 2], "controls": []}
+        size["base_validation_images"] = 3
     return values
 
 
@@ -127,6 +128,7 @@ def test_every_picture_has_its_row(finished: tuple[str, Path]) -> None:
         for name in sets:
             base = pictures.of("base", -1, name, guidance=guidance)
             extra = 6 * len(sets[test].prompts) if (name, guidance) == (test, results.base_guidance) else 0
+            extra += len(sets[name].prompts) if name == validation else 0  # three of each for the base
             assert len(base) == count[name] + extra  # of best-of-n: eight of each prompt
     for cell in results.cells:
         last = len(cell.checkpoints) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import yaml
 from dgpo_bench.evaluate import Evaluator, Subject, headline, make_evaluator
 from dgpo_bench.measures import load_measures
 from dgpo_bench.pictures import Pictures
-from dgpo_bench.preset import Size, load_preset
+from dgpo_bench.preset import load_preset
 from dgpo_bench.prompt_sets import TEST, VALIDATION, sampled_sets
 from dgpo_bench.records import read_results
+from dgpo_bench.size import Size
 from dgpo_plugin.config.fields import LoraConfig, ModelConfig, ScoringConfig
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
@@ -92,10 +94,12 @@ def test_the_best_guidance_is_chosen_on_validation_pictures_by_the_headline(
 ) -> None:
     evaluator = make(policy, 1, **SMALL)
     values = {1.0: 0.5, 2.0: 0.7, 3.0: 0.7, 4.5: 0.6}
-    asked: list[str] = []
+    asked: list[tuple[str, Sequence[int] | None]] = []
 
-    def measured(self: Evaluator, policy: Policy, subject: Subject, name: str, guidance: float) -> Pictures:
-        asked.append(name)
+    def measured(
+        self: Evaluator, policy: Policy, subject: Subject, name: str, guidance: float, images: Sequence[int] | None
+    ) -> Pictures:
+        asked.append((name, images))
         count = 2 * len(self.sets[name].prompts)
         prompts = np.repeat(np.arange(count // 2), 2)
         one, text = np.zeros(count, dtype=np.int64), np.full(count, name)
@@ -104,11 +108,14 @@ def test_the_best_guidance_is_chosen_on_validation_pictures_by_the_headline(
 
     monkeypatch.setattr(Evaluator, "measure", measured)
     best, rows = evaluator.best_guidance(policy, Subject(), [1.0, 2.0, 3.0, 4.5], "accuracy", 1)
-    assert (best, set(asked), len(rows)) == (2.0, {VALIDATION}, 8 * len(evaluator.sets[VALIDATION].prompts))
+    assert (best, set(asked), len(rows)) == (2.0, {(VALIDATION, None)}, 8 * len(evaluator.sets[VALIDATION].prompts))
     record = evaluator.measures["accuracy"].record.model_copy(update={"better": "lower"})
     measures = {**evaluator.measures, "accuracy": replace(evaluator.measures["accuracy"], record=record)}
     best, _ = replace(evaluator, measures=measures).best_guidance(policy, Subject(), [1.0, 2.0], "accuracy", 1)
     assert best == 1.0
+    asked.clear()
+    evaluator.best_guidance(policy, Subject(), [1.0, 2.0], "accuracy", 1, images=7)
+    assert asked == [(VALIDATION, range(7))] * 2
 
 
 @pytest.mark.fast

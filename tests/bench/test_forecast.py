@@ -44,6 +44,9 @@ def test_evaluations_of_measuring_are_counted_by_picture_step_and_guidance() -> 
     pictures = {name: 2 * len(each.prompts) for name, each in sets.items()}
     validation = pictures.pop("validation")
     assert base_evaluations(plan, sets) == (validation + sum(pictures.values())) * 50
+    wider = plan.model_copy(update={"size": plan.size.model_copy(update={"base_validation_images": 7})})
+    assert base_evaluations(wider, sets) == (validation / 2 * 7 + sum(pictures.values())) * 50
+    assert cell_evaluations(wider, sets) == cell_evaluations(plan, sets)
     curve = 2 * sum(len(each.curve) for each in sets.values())
     assert 0 < curve < sum(pictures.values())
     assert cell_evaluations(plan, sets) == 2 * curve * 20 + validation * 50 + sum(pictures.values()) * 20
