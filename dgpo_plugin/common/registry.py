@@ -6,7 +6,9 @@ entry points (groups ``dgpo_plugin.rewards`` and so on), and ``path/to/file.py:n
 
 from __future__ import annotations
 
+import functools
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -75,7 +77,7 @@ class Registry(Generic[E]):
             UserError: two packages brought one name.
         """
         found = dict(self._own)
-        for point in sorted(entry_points(group=f"dgpo_plugin.{self.group}"), key=lambda p: p.name):
+        for point in _installed(f"dgpo_plugin.{self.group}", tuple(sys.path)):
             if point.name in found:
                 first = found[point.name].package or "dgpo-plugin"
                 raise UserError(
@@ -135,6 +137,16 @@ def imported(target: str) -> Any:
 def resolved(target: Any) -> Any:
     """What a world or another plug-in gives: named as ``package.module:Name``, or as it is."""
     return imported(target) if isinstance(target, str) else target
+
+
+@functools.lru_cache
+def _installed(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Other packages' entry points of a group, by name, read once: every package's metadata is opened for them.
+
+    Args:
+        _path: ``sys.path``, which they are looked for on.
+    """
+    return tuple(sorted(entry_points(group=group), key=lambda point: point.name))
 
 
 def _package(point: EntryPoint) -> str:

@@ -8,7 +8,7 @@ from dgpo_bench.preset import load_preset
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.guard import Alarm
 
-GUARDED = ("shapes", "shapes-unguided", "words", "words-unguided", "shapes-vivid")
+GUARDED = ("shapes", "shapes-unguided", "shapes-2", "shapes-2-unguided", "words", "words-unguided", "shapes-vivid")
 
 
 def alarms(preset_name: str, iterations: int, every: int) -> tuple[Alarm, ...]:
@@ -47,7 +47,9 @@ def test_every_cell_of_these_has_one_that_never_stops(name: str) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("guided", "unguided"), [("shapes", "shapes-unguided"), ("words", "words-unguided")])
+@pytest.mark.parametrize(
+    ("guided", "unguided"), [(name, f"{name}-unguided") for name in ("shapes", "shapes-2", "words")]
+)
 def test_guided_and_unguided_ask_for_the_same(guided: str, unguided: str) -> None:
     first, second = (load_preset(name) for name in (guided, unguided))
     assert first[1] == second[1]

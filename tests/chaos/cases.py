@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import random
@@ -12,14 +11,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
 from dgpo_plugin.commands.main import main
 from dgpo_plugin.commands.terminal import quieten
-from dgpo_plugin.common import registry
 from dgpo_plugin.common.folder_lock import OWNER
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.training.build import build_trainer
@@ -84,8 +81,6 @@ def prepare(root: Path) -> Campaign:
     """Import everything once, as a run does, and do the run that nobody disturbs."""
     adopt_orphans()
     quieten()
-    # Read once for all forks: which packages there are takes a fifth of so small a run.
-    vars(registry)["entry_points"] = functools.cache(entry_points)
     trainer = build_trainer(load_config("shapes", TINY))  # no backward pass: none could follow in a fork
     identity_of(trainer)
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
