@@ -16,14 +16,14 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 
-from .base import best_guidance, evaluator_of, missing_metrics
+from .base import base_is_measured, best_guidance, evaluator_of, missing_metrics
 from .cell import START, gallery_file, largest_peak, save_gallery
 from .commit import git_hash
 from .compare import check_task, claim_folder
 from .evaluate import Evaluator, Subject
 from .gather import gather
 from .pictures import PICTURES_FILE, join, write_pictures
-from .plan import Plan, base_file, cell_file, kept_folder, run_folder
+from .plan import Plan, cell_file, kept_folder, run_folder
 from .records import BASE, CellRecord, Results, write_record
 from .worker_process import Job, Unheard
 from .workers import do_in_order
@@ -48,7 +48,7 @@ def evaluate_adapters(plan: Plan, folder: Path) -> Results:
     with only_process(folder):
         plan = claim_folder(plan, folder)
         check_task(plan)
-        jobs = [] if base_file(folder).exists() else [Job("base")]
+        jobs = [] if base_is_measured(folder) else [Job("base")]
         jobs += [Job("adapters")] if _missing(plan, folder) else []
         do_in_order(plan, folder, jobs, Unheard())
         return gather(plan, folder)

@@ -26,7 +26,7 @@ from dgpo_plugin.training.trainer import Trainer
 
 from .evaluate import Evaluator, Subject, make_evaluator
 from .measures import Measure, load_measures, try_measures
-from .pictures import PICTURES_FILE, Pictures, join, write_pictures
+from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
 from .plan import Plan, base_file, kept_folder
 from .prompt_sets import TEST, VALIDATION, SampledSet, check_prompts, sampled_sets
 from .records import MetricRecord, PromptSetRecord, Sampling, passes, read_record, write_record
@@ -51,6 +51,7 @@ class BaseRecord(BaseModel):
     Attributes:
         guidance: chosen on the validation prompts.
         denoiser_evaluations: that measuring it took.
+        best_of_n: the further pictures of that control are there, or none are asked for.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +62,7 @@ class BaseRecord(BaseModel):
     sampling: Sampling
     gallery_prompts: list[str]
     denoiser_evaluations: int
+    best_of_n: bool = True
 
 
 def read_base(folder: Path) -> BaseRecord:
@@ -77,8 +79,19 @@ def base_pictures_file(folder: Path) -> Path:
     return folder / f"base-{PICTURES_FILE}"
 
 
+def base_is_measured(folder: Path) -> bool:
+    """Whether :func:`measure_base` has nothing left to do.
+
+    Raises:
+        UserError: what it wrote cannot be read.
+    """
+    return base_file(folder).exists() and read_base(folder).best_of_n
+
+
 def measure_base(plan: Plan, folder: Path) -> None:
     """Measure the untrained base at every guidance and write what was found, its pictures' rows and its gallery.
+
+    The further pictures of best-of-n come last, when the others are written: cells beside it wait for those alone.
 
     Raises:
         UserError: prompts that are trained on too, a metric that is not there, or an adapter of another base: nothing
@@ -86,7 +99,7 @@ def measure_base(plan: Plan, folder: Path) -> None:
     """
     processes = join_processes(plan.base_config().training.process_timeout)
     with only_main(folder / "base", processes):
-        if processes.decided_by_main(base_file(folder).exists):
+        if processes.decided_by_main(lambda: base_is_measured(folder)):
             return
         check_prompts(plan.task)
         _check_adapters(plan)
@@ -94,15 +107,35 @@ def measure_base(plan: Plan, folder: Path) -> None:
         missing = _tried(plan, folder, trainer)
         evaluator = evaluator_of(plan, trainer, missing=missing, kept=kept_folder(plan, folder))
         with trainer.policy.as_reference():
-            gallery = evaluator.gallery(trainer.policy, plan.guidance)
-            record, rows = _measured(plan, trainer, evaluator, gallery)
+            if not processes.decided_by_main(base_file(folder).exists):
+                gallery = evaluator.gallery(trainer.policy, plan.guidance)
+                record, rows = _measured(plan, trainer, evaluator, gallery)
+                processes.on_main(lambda: write_gallery(gallery, folder / "base.png"))
+                processes.on_main(lambda: _write(record, rows, folder))
+            if not processes.decided_by_main(lambda: read_base(folder).best_of_n):
+                guidance = processes.decided_by_main(lambda: read_base(folder).guidance)
+                least = evaluator.sets[TEST].images
+                more = range(least, BEST_OF)
+                further = evaluator.measure(trainer.policy, Subject(), TEST, guidance, images=more)
+                processes.on_main(lambda: _add_further(plan, further, least, folder))
 
-        def write() -> None:
-            write_gallery(gallery, folder / "base.png")
-            write_pictures(rows, base_pictures_file(folder))
-            write_record(record, base_file(folder))
 
-        processes.on_main(write)
+def _write(record: BaseRecord, rows: Pictures, folder: Path) -> None:
+    write_pictures(rows, base_pictures_file(folder))
+    write_record(record, base_file(folder))
+
+
+def _add_further(plan: Plan, further: Pictures, least: int, folder: Path) -> None:
+    """Write further test pictures of the base, numbered from ``least`` on, beside those that are there."""
+    rows = read_pictures(base_pictures_file(folder))
+    rows = join([rows.where((rows.set != TEST) | (rows.image < least)), further])  # it may have been cut off in between
+    changed = {"best_of_n": True, "denoiser_evaluations": _cost(plan, rows)}
+    _write(read_base(folder).model_copy(update=changed), rows, folder)
+
+
+def _cost(plan: Plan, rows: Pictures) -> int:
+    """Denoiser evaluations of drawing some pictures."""
+    return sum(passes(plan.task.sampling.steps, each) for each in rows.guidance.tolist())
 
 
 def try_metrics(plan: Plan, folder: Path) -> None:
@@ -270,12 +303,8 @@ def _measured(plan: Plan, trainer: Trainer, evaluator: Evaluator, gallery: Tenso
     policy, subject = trainer.policy, Subject()
     best, validation = best_guidance(plan, evaluator, policy, subject, images=plan.size.base_validation_images)
     rows = [validation, *(evaluator.finished(policy, subject, each, None) for each in plan.guidances)]
-    if plan.best_of_n:
-        more = range(evaluator.sets[TEST].images, BEST_OF)
-        rows += [evaluator.measure(policy, subject, TEST, best, images=more)] if more else []
     height, width = gallery.shape[-2:]
     table = join(rows)
-    cost = sum(passes(plan.task.sampling.steps, each) for each in table.guidance.tolist())
     sampling = Sampling(
         sampler="euler",
         steps=plan.task.sampling.steps,
@@ -292,7 +321,8 @@ def _measured(plan: Plan, trainer: Trainer, evaluator: Evaluator, gallery: Tenso
             sets={name: each.record() for name, each in evaluator.sets.items()},
             sampling=sampling,
             gallery_prompts=[prompt.text for prompt in evaluator.gallery_prompts],
-            denoiser_evaluations=cost,
+            denoiser_evaluations=_cost(plan, table),
+            best_of_n=not plan.best_of_n or evaluator.sets[TEST].images >= BEST_OF,
         ),
         table,
     )

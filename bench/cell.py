@@ -235,6 +235,7 @@ def _train(cell: Cell) -> None:
     progress, size = cell.progress, cell.plan.size
     due = [share * size.budget for share in size.schedule if share * size.budget > progress.spent(size)]
     images = cell.trainer.config.training.images
+    _measure_guards_base(cell)
     with contextlib.ExitStack() as stack:
         log: TextIO | None = None
         if cell.processes.is_main:
@@ -256,6 +257,14 @@ def _train(cell: Cell) -> None:
                 due = [at for at in due if at > progress.spent(size)]
                 _evaluate(cell)
                 _save(cell)
+
+
+def _measure_guards_base(cell: Cell) -> None:
+    """Have the guard measure the base now, for that is no training either."""
+    started, guard = time.perf_counter(), cell.trainer.guard
+    if guard is not None and not guard.stopped:
+        guard.measure_base()
+        cell.progress.evaluation_seconds += time.perf_counter() - started
 
 
 def _evaluate(cell: Cell) -> None:

@@ -14,7 +14,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 
-from .base import MISSING_FILE
+from .base import MISSING_FILE, base_is_measured
 from .cell import read_cell, write_failed
 from .gather import gather
 from .measures import check_metrics
@@ -103,8 +103,8 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
     """
     from .forecast import forecast
 
-    base = [] if base_file(folder).exists() else [Job("base")]
-    if base and not run_folder(folder, *missing[0]).parent.exists():
+    base = [] if base_is_measured(folder) else [Job("base")]
+    if not base_file(folder).exists() and not run_folder(folder, *missing[0]).parent.exists():
         (folder / MISSING_FILE).unlink(missing_ok=True)  # nothing was measured yet, so what is there counts now
     first = [Job("metrics")] if base and not (folder / MISSING_FILE).exists() else []
     wanted = dict(missing)
