@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from .records import MetricRecord, PromptSetRecord, Sampling, passes, read_recor
 BEST_OF = 8
 """Pictures of a prompt that the best is taken from, in the control ``best-of-n``."""
 MISSING_FILE = "missing.json"
+AWAITED = 0.2
+"""Seconds between two looks for what the base's process writes."""
 AGAIN = "remove it and start the comparison again"
 
 
@@ -138,21 +141,14 @@ def _cost(plan: Plan, rows: Pictures) -> int:
     return sum(passes(plan.task.sampling.steps, each) for each in rows.guidance.tolist())
 
 
-def try_metrics(plan: Plan, folder: Path) -> None:
-    """Find out which optional metrics are there, for the base and all cells alike, which may then run side by side.
-
-    Raises:
-        UserError: a metric that is not optional is not there.
-    """
-    _tried(plan, folder, build_trainer(plan.base_config()))
-
-
 def missing_metrics(folder: Path) -> dict[str, str]:
-    """Why optional metrics are missing in a comparison, by name.
+    """Why optional metrics are missing in a comparison, by name; waits for the base's process to have tried them.
 
     Raises:
-        UserError: it was not found out yet, or the file is damaged.
+        UserError: the file is damaged.
     """
+    while not ((folder / MISSING_FILE).exists() or base_file(folder).exists()):
+        time.sleep(AWAITED)
     if (folder / MISSING_FILE).exists():
         return read_record(MissingRecord, folder / MISSING_FILE, f"cannot be read; {AGAIN}").metrics
     # A folder of before they were tried apart.

@@ -36,6 +36,7 @@ from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 
 from .base import (
+    AWAITED,
     base_pictures_file,
     best_checkpoint,
     best_guidance,
@@ -59,8 +60,6 @@ from .size import Size
 from .throughput import peak_bytes
 
 PROGRESS_FILE = "progress.json"
-BASE_AWAITED = 0.2
-"""Seconds between two looks whether the base is measured; where that fails, the comparison ends its cells."""
 START = Checkpoint(iteration=0, steps=0, denoiser_evaluations=0, flops=0.0, images_scored=0, seconds={}, drift=0.0)
 """A cell's first checkpoint: the untrained base."""
 
@@ -365,7 +364,7 @@ def _write_finished(cell: Cell, weights: dict[str, Tensor], record: CellRecord) 
     """Write the adapters, the pictures' table and, last, ``cell.json``; what it could have gone on from is removed."""
     cell.check_folder()
     while not base_file(cell.comparison).exists():  # measured beside the first cells, and the adapters' cards have it
-        time.sleep(BASE_AWAITED)
+        time.sleep(AWAITED)
     pictures, trainer, test = join(cell.pictures), cell.trainer, cell.evaluator.sets[TEST]
     rows = join([read_pictures(base_pictures_file(cell.comparison)), pictures])
     told = facts(cell.plan, trainer, rows, test, cell.subject.checkpoint, trainer.exported_steps)

@@ -92,7 +92,7 @@ def compare(
     """Train every algorithm with every seed for the same budget and draw the report.
 
     PRESET is a shipped comparison's name or a YAML file. The budget is counted in denoiser evaluations, or in measured
-    operations; both mean the same on every machine. How long it takes here is shown before the runs start.
+    operations; both mean the same on every machine. How long it takes here is measured and said first.
     """
     from rich.console import Console
 

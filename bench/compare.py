@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
@@ -96,25 +97,22 @@ def check_task(plan: Plan) -> None:
 
 
 def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listener: Listener) -> None:
-    """Try the metrics and time each algorithm, say what the cells will take, measure the base and do them.
+    """Time each algorithm and say what the cells will take, measure the base and do them, whenever a worker is free.
 
     Raises:
-        UserError: the metrics, the base or a timing that was refused, or whose process died.
+        UserError: the base or a timing that was refused, or whose process died.
     """
-    from .forecast import forecast
+    from .forecast import Timing, forecast
 
     base = [] if base_is_measured(folder) else [Job("base")]
     if not base_file(folder).exists() and not run_folder(folder, *missing[0]).parent.exists():
         (folder / MISSING_FILE).unlink(missing_ok=True)  # nothing was measured yet, so what is there counts now
-    first = [Job("metrics")] if base and not (folder / MISSING_FILE).exists() else []
     wanted = dict(missing)
-    timed = [entry for entry in plan.entries if entry in wanted and entry not in CONTROLS]
-    first += [Job("timing", entry) for entry in timed or [plan.entries[0]]]
+    timed = [entry for entry in plan.entries if entry in wanted and entry not in CONTROLS] or [plan.entries[0]]
+    first = [*(Job("timing", entry) for entry in timed), *base]
+    jobs = [*first, *(Job("cell", entry, seed) for entry, seed in missing)]
+    timings: dict[str, Timing] = {}
     with start_workers(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
-        measured = run_jobs(workers, first, listener, lambda *_: None)
-        timings = {job.entry: timing for job, timing in measured.items() if job.kind == "timing"}
-        listener.expect(forecast(plan, missing, timings, base=bool(base)))
-        jobs = [*base, *(Job("cell", entry, seed) for entry, seed in missing)]
 
         def gathered() -> None:
             if base_file(folder).exists():  # cells that are quicker than it are gathered with it
@@ -132,7 +130,15 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
             write_failed(folder, job.entry, job.seed, reason, died=True)
             gathered()
 
-        run_jobs(workers, jobs, listener, lambda *_: gathered(), failed, died, needed=base)
+        def done(job: Job, result: Any) -> None:
+            if job.kind != "timing":
+                gathered()
+                return
+            timings[job.entry] = result
+            if len(timings) == len(timed):
+                listener.expect(forecast(plan, missing, timings, base=bool(base)))
+
+        run_jobs(workers, jobs, listener, done, failed, died, needed=first)
 
 
 def failures(results: Results) -> list[str]:

@@ -29,19 +29,17 @@ KEPT = "what is finished is kept, and the same command goes on with the rest"
 
 @dataclass(frozen=True)
 class Job:
-    """Something to do: try ``metrics``, measure the ``base`` or ``adapters``, time an entry, train a cell or a trial.
+    """Something to do: measure the ``base`` or ``adapters``, time an entry, train a cell or a trial.
 
     Attributes:
         seed: of a cell; of a trial its number.
     """
 
-    kind: Literal["metrics", "base", "adapters", "timing", "cell", "trial"]
+    kind: Literal["base", "adapters", "timing", "cell", "trial"]
     entry: str = ""
     seed: int = 0
 
     def __str__(self) -> str:
-        if self.kind == "metrics":
-            return "trying the metrics"
         if self.kind in ("base", "adapters"):
             return "the base's evaluation" if self.kind == "base" else "the adapters' evaluation"
         if self.kind == "timing":
@@ -156,10 +154,6 @@ def _attempt(plan: Plan, folder: Path, job: Job, listener: Listener) -> Outcome:
 
 def perform(plan: Plan, folder: Path, job: Job, listener: Listener) -> Any:
     """Do a job in this process, which may be one of several that do it together, and return what it measured."""
-    if job.kind == "metrics":
-        from .base import try_metrics
-
-        return try_metrics(plan, folder)
     if job.kind == "base":
         from .base import measure_base
 
