@@ -58,6 +58,6 @@ def test_guided_and_unguided_ask_for_the_same(guided: str, unguided: str) -> Non
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("searched", "unseen"), [("shapes-2", "words"), ("shapes-unguided", "words-unguided")])
+@pytest.mark.parametrize(("searched", "unseen"), [("shapes-2", "words"), ("shapes-2-unguided", "words-unguided")])
 def test_words_takes_what_was_found_on_shapes(searched: str, unseen: str) -> None:
     assert load_preset(searched)[0].algorithms == load_preset(unseen)[0].algorithms
