@@ -35,8 +35,6 @@ from .records import MetricRecord, PromptSetRecord, Sampling, passes, read_recor
 BEST_OF = 8
 """Pictures of a prompt that the best is taken from, in the control ``best-of-n``."""
 MISSING_FILE = "missing.json"
-AWAITED = 0.2
-"""Seconds between two looks for what the base's process writes."""
 AGAIN = "remove it and start the comparison again"
 
 
@@ -115,12 +113,11 @@ def measure_base(plan: Plan, folder: Path) -> None:
                 record, rows = _measured(plan, trainer, evaluator, gallery)
                 processes.on_main(lambda: write_gallery(gallery, folder / "base.png"))
                 processes.on_main(lambda: _write(record, rows, folder))
-            if not processes.decided_by_main(lambda: read_base(folder).best_of_n):
-                guidance = processes.decided_by_main(lambda: read_base(folder).guidance)
-                least = evaluator.sets[TEST].images
-                more = range(least, BEST_OF)
-                further = evaluator.measure(trainer.policy, Subject(), TEST, guidance, images=more)
-                processes.on_main(lambda: _add_further(plan, further, least, folder))
+            written = processes.decided_by_main(lambda: read_base(folder))
+            if not written.best_of_n:
+                more = range(evaluator.sets[TEST].images, BEST_OF)
+                further = evaluator.measure(trainer.policy, Subject(), TEST, written.guidance, images=more)
+                processes.on_main(lambda: _add_further(plan, written, further, folder))
 
 
 def _write(record: BaseRecord, rows: Pictures, folder: Path) -> None:
@@ -128,17 +125,23 @@ def _write(record: BaseRecord, rows: Pictures, folder: Path) -> None:
     write_record(record, base_file(folder))
 
 
-def _add_further(plan: Plan, further: Pictures, least: int, folder: Path) -> None:
-    """Write further test pictures of the base, numbered from ``least`` on, beside those that are there."""
-    rows = read_pictures(base_pictures_file(folder))
+def _add_further(plan: Plan, record: BaseRecord, further: Pictures, folder: Path) -> None:
+    """Write further test pictures of the base beside those that every cell has, and that they are there."""
+    rows, least = read_pictures(base_pictures_file(folder)), record.sets[TEST].images_per_prompt
     rows = join([rows.where((rows.set != TEST) | (rows.image < least)), further])  # it may have been cut off in between
     changed = {"best_of_n": True, "denoiser_evaluations": _cost(plan, rows)}
-    _write(read_base(folder).model_copy(update=changed), rows, folder)
+    _write(record.model_copy(update=changed), rows, folder)
 
 
 def _cost(plan: Plan, rows: Pictures) -> int:
     """Denoiser evaluations of drawing some pictures."""
     return sum(passes(plan.task.sampling.steps, each) for each in rows.guidance.tolist())
+
+
+def wait_for(*files: Path) -> None:
+    """Wait until one of these is there: the base's process writes them, and its end is the comparison's."""
+    while not any(file.exists() for file in files):
+        time.sleep(0.2)
 
 
 def missing_metrics(folder: Path) -> dict[str, str]:
@@ -147,8 +150,7 @@ def missing_metrics(folder: Path) -> dict[str, str]:
     Raises:
         UserError: the file is damaged.
     """
-    while not ((folder / MISSING_FILE).exists() or base_file(folder).exists()):
-        time.sleep(AWAITED)
+    wait_for(folder / MISSING_FILE, base_file(folder))
     if (folder / MISSING_FILE).exists():
         return read_record(MissingRecord, folder / MISSING_FILE, f"cannot be read; {AGAIN}").metrics
     # A folder of before they were tried apart.

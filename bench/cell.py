@@ -36,7 +36,6 @@ from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 
 from .base import (
-    AWAITED,
     base_pictures_file,
     best_checkpoint,
     best_guidance,
@@ -44,6 +43,7 @@ from .base import (
     least_prompts,
     missing_metrics,
     only_main,
+    wait_for,
     write_gallery,
 )
 from .budget import check_budget, cost_of
@@ -261,7 +261,7 @@ def _train(cell: Cell) -> None:
 def _measure_guards_base(cell: Cell) -> None:
     """Have the guard measure the base now, for that is no training either."""
     started, guard = time.perf_counter(), cell.trainer.guard
-    if guard is not None and not guard.stopped:
+    if guard is not None:
         guard.measure_base()
         cell.progress.evaluation_seconds += time.perf_counter() - started
 
@@ -363,8 +363,7 @@ def _measure_at_best(cell: Cell, weights: dict[str, Tensor], subject: Subject) -
 def _write_finished(cell: Cell, weights: dict[str, Tensor], record: CellRecord) -> None:
     """Write the adapters, the pictures' table and, last, ``cell.json``; what it could have gone on from is removed."""
     cell.check_folder()
-    while not base_file(cell.comparison).exists():  # measured beside the first cells, and the adapters' cards have it
-        time.sleep(AWAITED)
+    wait_for(base_file(cell.comparison))  # measured beside the first cells, and the adapters' cards have it
     pictures, trainer, test = join(cell.pictures), cell.trainer, cell.evaluator.sets[TEST]
     rows = join([read_pictures(base_pictures_file(cell.comparison)), pictures])
     told = facts(cell.plan, trainer, rows, test, cell.subject.checkpoint, trainer.exported_steps)

@@ -142,9 +142,8 @@ def base_evaluations(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
 
 def base_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:
     """Pictures of the base at each guidance: its validation prompts have more than a cell's where the size says so."""
-    validation, tested = pictures_of(sets)
-    own = sets[VALIDATION]
-    return validation + tested + len(own.prompts) * ((plan.size.base_validation_images or own.images) - own.images)
+    validation, (_, tested) = sets[VALIDATION], pictures_of(sets)
+    return len(validation.prompts) * (plan.size.base_validation_images or validation.images) + tested
 
 
 def curve_pictures(plan: Plan, sets: Mapping[str, SampledSet]) -> int:

@@ -127,15 +127,12 @@ class Plan(BaseModel):
         controls = [*(entry for entry in self.entries if entry in CONTROLS), *([BEST_OF_N] if self.best_of_n else [])]
         parts = [f"dgpo-bench compare {self.preset_name} --size {self.size_name} --seeds {len(self.seeds)}"]
         parts += [self.size.budget_option]
-        parts += [f"--algorithms {self._named(algorithms)}"] if algorithms != self.preset.usual else []
+        named = "all" if algorithms == list(self.preset.algorithms) else ",".join(algorithms)
+        parts += [f"--algorithms {named}"] if algorithms != self.preset.usual else []
         parts += [f"--controls {','.join(controls) or 'none'}"]
         if self.size.best_checkpoint != self.preset.sizes[self.size_name].best_checkpoint:
             parts += ["--best-checkpoint" if self.size.best_checkpoint else "--no-best-checkpoint"]
         return " ".join([*parts, *self._running])
-
-    def _named(self, algorithms: list[str]) -> str:
-        """Entries as the command line names them."""
-        return "all" if algorithms == list(self.preset.algorithms) else ",".join(algorithms)
 
     @property
     def _running(self) -> list[str]:

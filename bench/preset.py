@@ -175,9 +175,9 @@ class Preset(BaseModel):
         Raises:
             UserError: one that the preset does not have, or one named twice.
         """
-        if text is None or text == "all":
-            return self.usual if text is None else list(self.algorithms)
-        names = [name.strip() for name in text.split(",")]
+        if text is None:
+            return self.usual
+        names = list(self.algorithms) if text == "all" else [name.strip() for name in text.split(",")]
         for name in names:
             if name not in self.algorithms:
                 raise UserError(
@@ -203,11 +203,10 @@ class Preset(BaseModel):
         Raises:
             UserError: no such size or control, a budget of nothing, or two of them.
         """
-        size = self.sizes.get(name)  # type: ignore[call-overload]
+        size: Size | None = self.sizes.get(name)  # type: ignore[call-overload]
         if size is None:
             raise UserError(f"--size {name}: choose quick, default or full{did_you_mean(name, list(self.sizes))}")
-        changed: Size = size.changed(seeds, evaluations, controls, flops)
-        return changed
+        return size.changed(seeds, evaluations, controls, flops)
 
     def _values(self, task: Task, entry: str, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
         """One run's configuration before it is validated."""

@@ -101,9 +101,7 @@ class Size(BaseModel):
             raise ValueError("must rise and lie between 0 and 1")
         return schedule
 
-    def changed(
-        self, seeds: int | None, evaluations: int | None, controls: str | None, flops: float | None = None
-    ) -> Size:
+    def changed(self, seeds: int | None, evaluations: int | None, controls: str | None, flops: float | None) -> Size:
         """The size with other seeds, another budget or other controls where they are given.
 
         Args:

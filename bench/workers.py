@@ -114,7 +114,7 @@ def run_jobs(
     failed: Callable[[Job, str], None] | None = None,
     died: Callable[[Job, str], None] | None = None,
     needed: Sequence[Job] = (),
-) -> dict[Job, Any]:
+) -> None:
     """Have jobs done, in their order, each by the next worker that is free.
 
     Args:
@@ -124,15 +124,12 @@ def run_jobs(
         died: takes one whose process died, in the place of ``failed``.
         needed: jobs that nothing goes on without: they raise whatever is given for the others.
 
-    Returns:
-        The result of each that is done.
-
     Raises:
         UserError: a job that was refused.
         ProcessDied: one of which a process died, or does not answer.
         RuntimeError: a bug in a job, with its traceback.
     """
-    waiting, results = deque(jobs), dict[Job, Any]()
+    waiting = deque(jobs)
     for worker in workers:
         worker.give(_next(waiting))
     while busy := {rank.pipe: (worker, rank) for worker in workers for rank in _awaited(worker)}:
@@ -146,7 +143,6 @@ def run_jobs(
                 continue
             assert job is not None
             if outcome.status == "done":
-                results[job] = outcome.result
                 after_each(job, outcome.result)
             elif outcome.status == "died" and died is not None and job not in needed:
                 died(job, outcome.reason)
@@ -156,7 +152,6 @@ def run_jobs(
             else:
                 failed(job, outcome.reason)
             worker.give(_next(waiting))
-    return results
 
 
 def do_in_order(plan: Plan, folder: Path, jobs: Sequence[Job], listener: Listener) -> None:

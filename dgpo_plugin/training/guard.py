@@ -187,12 +187,12 @@ class Guard:
         return stopped_line(self) if self.stopped else self.alarms_told
 
     def measure_base(self) -> None:
-        """Draw and score the base's pictures, unless that is done.
+        """Draw and score the base's pictures, unless that is done or the run has ended.
 
         Raises:
             UserError: as :meth:`look`.
         """
-        if not self._base:
+        if not self._base and not self.stopped:
             self._base = self._measured(0, None)
 
     def look(self, iteration: int, steps: int, weights: Mapping[str, Tensor]) -> dict[str, float]:

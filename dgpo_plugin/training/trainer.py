@@ -122,7 +122,7 @@ class Trainer:
             return self.iteration / training.iterations
 
         done = share_done or by_iterations
-        if guard is not None and not guard.stopped:
+        if guard is not None:
             guard.measure_base()
         while done() < 1 and not self.stopped:
             for group in self.optimizer.param_groups:
