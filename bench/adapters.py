@@ -18,8 +18,9 @@ from dgpo_plugin.training.build import build_trainer
 
 from .base import base_is_measured, best_guidance, evaluator_of, missing_metrics
 from .cell import START, gallery_file, largest_peak, save_gallery
+from .claim import claim_folder
 from .commit import git_hash
-from .compare import check_task, claim_folder
+from .compare import check_task
 from .evaluate import Evaluator, Subject
 from .gather import gather
 from .pictures import PICTURES_FILE, join, write_pictures
@@ -48,7 +49,7 @@ def evaluate_adapters(plan: Plan, folder: Path) -> Results:
     with only_process(folder):
         plan = claim_folder(plan, folder)
         check_task(plan)
-        jobs = [] if base_is_measured(folder) else [Job("base")]
+        jobs = [] if base_is_measured(plan, folder) else [Job("base")]
         jobs += [Job("adapters")] if _missing(plan, folder) else []
         do_in_order(plan, folder, jobs, Unheard())
         return gather(plan, folder)

@@ -18,7 +18,7 @@ from dgpo_plugin.config.explain import explain
 from dgpo_plugin.config.yaml_text import read_yaml_text
 from dgpo_plugin.rewards.registry import REWARDS
 
-from .compare import plan_of
+from .claim import plan_of
 from .kept import check_kept, read_kept
 from .measures import Measure, load_measures
 from .meter import Meter

@@ -52,7 +52,7 @@ class BaseRecord(BaseModel):
     Attributes:
         guidance: chosen on the validation prompts.
         denoiser_evaluations: that measuring it took.
-        best_of_n: the further pictures of that control are there, or none are asked for.
+        best_of_n: the further pictures of that control are there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,7 +63,7 @@ class BaseRecord(BaseModel):
     sampling: Sampling
     gallery_prompts: list[str]
     denoiser_evaluations: int
-    best_of_n: bool = True
+    best_of_n: bool = False
 
 
 def read_base(folder: Path) -> BaseRecord:
@@ -80,13 +80,13 @@ def base_pictures_file(folder: Path) -> Path:
     return folder / f"base-{PICTURES_FILE}"
 
 
-def base_is_measured(folder: Path) -> bool:
+def base_is_measured(plan: Plan, folder: Path) -> bool:
     """Whether :func:`measure_base` has nothing left to do.
 
     Raises:
         UserError: what it wrote cannot be read.
     """
-    return base_file(folder).exists() and read_base(folder).best_of_n
+    return base_file(folder).exists() and (read_base(folder).best_of_n or not plan.best_of_n)
 
 
 def measure_base(plan: Plan, folder: Path) -> None:
@@ -100,7 +100,7 @@ def measure_base(plan: Plan, folder: Path) -> None:
     """
     processes = join_processes(plan.base_config().training.process_timeout)
     with only_main(folder / "base", processes):
-        if processes.decided_by_main(lambda: base_is_measured(folder)):
+        if processes.decided_by_main(lambda: base_is_measured(plan, folder)):
             return
         check_prompts(plan.task)
         _check_adapters(plan)
@@ -114,7 +114,7 @@ def measure_base(plan: Plan, folder: Path) -> None:
                 processes.on_main(lambda: write_gallery(gallery, folder / "base.png"))
                 processes.on_main(lambda: _write(record, rows, folder))
             written = processes.decided_by_main(lambda: read_base(folder))
-            if not written.best_of_n:
+            if plan.best_of_n and not written.best_of_n:
                 more = range(evaluator.sets[TEST].images, BEST_OF)
                 further = evaluator.measure(trainer.policy, Subject(), TEST, written.guidance, images=more)
                 processes.on_main(lambda: _add_further(plan, written, further, folder))
@@ -320,7 +320,7 @@ def _measured(plan: Plan, trainer: Trainer, evaluator: Evaluator, gallery: Tenso
             sampling=sampling,
             gallery_prompts=[prompt.text for prompt in evaluator.gallery_prompts],
             denoiser_evaluations=_cost(plan, table),
-            best_of_n=not plan.best_of_n or evaluator.sets[TEST].images >= BEST_OF,
+            best_of_n=evaluator.sets[TEST].images >= BEST_OF,
         ),
         table,
     )

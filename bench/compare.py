@@ -6,7 +6,6 @@ was stopped goes on with the cells that are missing. A cell that fails is a resu
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,16 @@ from dgpo_plugin.common.folder_lock import only_process
 
 from .base import MISSING_FILE, base_is_measured
 from .cell import read_cell, write_failed
+from .claim import claim_folder
 from .gather import gather
 from .measures import check_metrics
 from .plan import Listener, Plan, base_file, cell_file, run_folder
 from .prompt_sets import check_prompts
-from .records import Results, read_record, write_record
+from .records import Results
 from .size import CONTROLS
 from .worker_process import Job
 from .workers import ProcessDied, do_in_order, run_jobs, start_workers
 
-log = logging.getLogger(__name__)
 BASE_CELL = "base"
 """What ``--only`` calls the base's measurement."""
 FAILURE_FILE = "failure.txt"
@@ -104,7 +103,7 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
     """
     from .forecast import Timing, forecast
 
-    base = [] if base_is_measured(folder) else [Job("base")]
+    base = [] if base_is_measured(plan, folder) else [Job("base")]
     if not base_file(folder).exists() and not run_folder(folder, *missing[0]).parent.exists():
         (folder / MISSING_FILE).unlink(missing_ok=True)  # nothing was measured yet, so what is there counts now
     wanted = dict(missing)
@@ -163,65 +162,3 @@ def forget_failed(
         file = cell_file(folder, entry, seed)
         if file.exists() and (cell := read_cell(file)).status == "failed" and (cell.died or not only_died):
             file.unlink()
-
-
-def plan_of(folder: Path) -> Plan | None:
-    """The plan that a folder was made for; None where it has none.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    file = folder / "plan.json"
-    return read_record(Plan, file, "not a comparison's plan; choose another --output") if file.exists() else None
-
-
-def claim_folder(plan: Plan, folder: Path) -> Plan:
-    """Write the plan, with what its ``precision: auto`` stands for, into the folder if that has none, and return it.
-
-    Other numbers of processes go on in the same folder, for they change nothing but the last bits.
-
-    Raises:
-        UserError: the folder was made by another plan, or holds something else.
-    """
-    before = plan_of(folder)
-    plan = with_precision(plan, before)
-    if before is not None and before.processes != plan.processes:
-        log.warning(
-            "%s was begun with %s, and goes on with %s: what is measured is the same but for rounding",
-            *(folder, counted(before.processes), counted(plan.processes)),
-        )
-        before = before.model_copy(update={name: getattr(plan, name) for name in ("jobs", "processes", "threads")})
-        if before == plan:
-            write_record(plan, folder / "plan.json")
-    if before is None:
-        write_record(plan, folder / "plan.json")
-    elif before != plan:
-        changed = [name for name in Plan.model_fields if getattr(before, name) != getattr(plan, name)]
-        raise UserError(
-            f"output {folder}: holds a comparison with another {', '.join(changed)}; "
-            f"choose another --output, or remove it to start again"
-        )
-    return plan
-
-
-def counted(processes: int) -> str:
-    """A number of processes of a run, for people."""
-    return f"{processes} process{'' if processes == 1 else 'es'} a run"
-
-
-def with_precision(plan: Plan, before: Plan | None) -> Plan:
-    """The plan with one precision for all cells: that of the comparison to go on with, or one that is decided now."""
-    model = plan.preset.shared.get("model", {})
-    if model.get("precision") != "auto":
-        return plan
-    if before is not None:
-        precision = before.preset.shared.get("model", {}).get("precision", "auto")
-    else:
-        from dgpo_plugin.distributed.device import best_device
-        from dgpo_plugin.distributed.processes import Processes
-        from dgpo_plugin.training.build import settle_precision
-
-        config = plan.base_config()
-        precision = settle_precision(config, best_device(), Processes(), plan.threads).model.precision
-    shared = {**plan.preset.shared, "model": {**model, "precision": precision}}
-    return plan.model_copy(update={"preset": plan.preset.model_copy(update={"shared": shared})})

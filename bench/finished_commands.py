@@ -93,7 +93,7 @@ def add_metric(folder: Path, metrics: tuple[str, ...]) -> None:
 
 def draw_again(folder: Path) -> Path:
     """Gather what is there, and draw the page of a comparison or of a sweep."""
-    from .compare import plan_of
+    from .claim import plan_of
     from .gather import gather
     from .plan import base_file
     from .report.page import write_report

@@ -67,12 +67,6 @@ class Tuning(BaseModel):
     trials: list[Trial]
     finished: list[str] = []
 
-    def asked(self) -> dict[str, Any]:
-        """All but what was found."""
-        found = {"value", "denoiser_evaluations"}
-        trials = [trial.model_dump(exclude=found) for trial in self.trials]
-        return {**self.model_dump(exclude={"trials", "finished"}), "trials": trials}
-
     def done(self) -> list[Trial]:
         """The trials that were done."""
         return [trial for trial in self.trials if f"{trial.entry}:{trial.number}" in self.finished]

@@ -28,8 +28,9 @@ from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.text_cache import EncodedTexts
 
 from .base import prompts_of, with_what_is_there, write_gallery
+from .claim import with_precision
 from .commit import git_hash
-from .compare import check_task, with_precision
+from .compare import check_task
 from .evaluate import GALLERY_SEED, Evaluator, Subject, headline
 from .gather import carried, machine, task_record
 from .kept import kept_record

@@ -135,10 +135,10 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _begin(plan: Plan, folder: Path, trials: int) -> Tuning:
-    """What is to be tried, written down now, or as an earlier call wrote it.
+    """What is to be tried, written down now; what an earlier call found of it is kept, and more of the same is added.
 
     Raises:
-        UserError: no ranges, or another search is there.
+        UserError: no ranges, or another search is there, or one that tried more.
     """
     search = plan.preset.search
     if not search:
@@ -167,9 +167,25 @@ def _begin(plan: Plan, folder: Path, trials: int) -> Tuning:
     )
     file = folder / TUNING_FILE
     if file.exists():
-        before = read_tuning(file)
-        if tuning.asked() != before.asked():
-            raise UserError(f"{file}: holds another search; choose another --output, or remove it to start again")
-        return before
+        tuning = _added(read_tuning(file), tuning, file)
     write_record(tuning, file)
     return tuning
+
+
+def _added(before: Tuning, tuning: Tuning, file: Path) -> Tuning:
+    """A search with what an earlier one that is a part of it has found.
+
+    Raises:
+        UserError: it is no part of it.
+    """
+    grows = {"ranges", "trials", "finished"}
+    found = {(trial.entry, trial.number): trial for trial in before.trials}
+    asked = {(trial.entry, trial.number): trial for trial in tuning.trials}
+    is_part = (
+        before.model_dump(exclude=grows) == tuning.model_dump(exclude=grows)
+        and before.ranges.items() <= tuning.ranges.items()
+        and all(key in asked and asked[key].settings == trial.settings for key, trial in found.items())
+    )
+    if not is_part:
+        raise UserError(f"{file}: holds another search or a larger one; choose another --output, or remove it")
+    return tuning.model_copy(update={"trials": [*{**asked, **found}.values()], "finished": before.finished})

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dgpo_bench.adapters import evaluate_adapters
+from dgpo_bench.claim import plan_of
 from dgpo_bench.commands import main
-from dgpo_bench.compare import plan_of
 from dgpo_bench.expense import keeping
 from dgpo_bench.gather import gather
 from dgpo_bench.kept import kept_name, read_kept

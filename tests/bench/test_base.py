@@ -25,9 +25,9 @@ def test_the_pictures_of_best_of_n_come_last_and_are_gone_on_with(
     size = preset.sized("quick", 1, 100, controls="best-of-n")
     plan = Plan.of("small", preset, task, "quick", size, ["dgpo"], jobs=1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert not base_is_measured(whole)
+    assert not base_is_measured(plan, whole)
     measure_base(plan, whole)
-    assert base_is_measured(whole)
+    assert base_is_measured(plan, whole)
 
     measure = Evaluator.measure
 
@@ -41,7 +41,7 @@ def test_the_pictures_of_best_of_n_come_last_and_are_gone_on_with(
         with pytest.raises(Killed):
             measure_base(plan, broken)
     assert base_file(broken).exists()  # which is what cells wait for
-    assert not base_is_measured(broken)
+    assert not base_is_measured(plan, broken)
     rows = read_pictures(base_pictures_file(broken))
     assert set(rows.image[rows.set == TEST]) == {0, 1}
     assert set(rows.image[rows.set == VALIDATION]) == {0, 1, 2}

@@ -15,6 +15,7 @@ from dgpo_bench import compare as comparing
 from dgpo_bench.asked import asked_plan, check_split
 from dgpo_bench.base import base_pictures_file, measure_base, read_base
 from dgpo_bench.cell import read_cell, run_cell, write_failed
+from dgpo_bench.claim import claim_folder, plan_of
 from dgpo_bench.pictures import KEYS, PICTURES_FILE, Pictures, read_pictures
 from dgpo_bench.plan import Plan, base_file, cell_file, run_folder
 from dgpo_bench.preset import load_preset
@@ -60,7 +61,7 @@ def test_two_processes_find_what_one_does_and_go_on_with_what_one_began(
     compare_tables(base, of_one, 1e-4)
     assert read_base(tmp_path / "base") == read_base(whole)
 
-    comparing.claim_folder(one, mixed)
+    claim_folder(one, mixed)
     for file in (base_file(whole), base_pictures_file(whole)):
         shutil.copy(file, mixed / file.name)
     run_cell(one, whole, "dgpo", 0, Ear())
@@ -129,16 +130,13 @@ def test_more_processes_than_images_are_refused_in_a_line() -> None:
 
 
 @pytest.mark.fast
-def test_a_folder_goes_on_with_other_processes_but_not_with_another_plan(tmp_path: Path) -> None:
+def test_a_folder_goes_on_with_other_processes(tmp_path: Path) -> None:
     one, two = small_plan(tmp_path), small_plan(tmp_path, 2)
     folder = tmp_path / "out"
-    comparing.claim_folder(one, folder)
-    assert comparing.claim_folder(two, folder) == two == comparing.plan_of(folder)
+    claim_folder(one, folder)
+    assert claim_folder(two, folder) == two == plan_of(folder)
     assert two.command.endswith(" --processes 2")
     assert "--processes" not in one.command
-    with pytest.raises(UserError, match="holds a comparison with another seeds"):
-        comparing.claim_folder(one.model_copy(update={"seeds": [0, 1]}), folder)
-    assert comparing.plan_of(folder) == two
 
 
 @pytest.mark.fast

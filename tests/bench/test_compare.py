@@ -202,6 +202,28 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(finished: tuple[str, 
 
 
 @pytest.mark.slow
+def test_what_was_measured_stays_where_more_is_asked_for(finished: tuple[str, Path], tmp_path: Path) -> None:
+    """The same rows as of a comparison that had all of it from the beginning."""
+    preset, folder = finished
+    arguments = ("--evaluations", str(EVALUATIONS))
+    began = compare(preset, tmp_path, *arguments, "--algorithms", "dgpo", "--controls", "none")
+    assert began.exit_code == 0, began.output
+    assert [cell.entry for cell in found(tmp_path)[0].cells] == ["dgpo"]
+    kept = tmp_path / "runs" / "dgpo-seed0" / "cell.json"
+    stamp = kept.stat().st_mtime_ns
+    result = compare(preset, tmp_path, *arguments, "--controls", "zero,best-of-n")
+    assert result.exit_code == 0, result.output
+    assert kept.stat().st_mtime_ns == stamp
+    assert (tmp_path / PICTURES_FILE).read_bytes() == (folder / PICTURES_FILE).read_bytes()
+    results, whole = found(tmp_path)[0], found(folder)[0]
+    assert results.complete
+    assert results.command == whole.command
+    less = compare(preset, tmp_path, *arguments, "--algorithms", "dgpo", "--controls", "none")
+    assert less.exit_code == 2
+    assert "holds flow-grpo, flow-grpo-fast, zero, best-of-n too; name them as well" in less.stderr
+
+
+@pytest.mark.slow
 def test_another_plan_does_not_mix_with_an_old_folder(finished: tuple[str, Path]) -> None:
     preset, folder = finished
     result = compare(preset, folder, "--evaluations", str(EVALUATIONS + 1))

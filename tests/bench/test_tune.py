@@ -108,8 +108,44 @@ def test_all_is_written_before_the_first_trial_and_kept_one_by_one(
     }
     assert tuning.ranges["dgpo"]["training.learning_rate"] == tuning.ranges["flow-grpo"]["training.learning_rate"]
     assert tune(plan(), tmp_path, 3, Ear()) == tuning
-    with pytest.raises(UserError, match="holds another search"):
-        tune(plan(), tmp_path, 4, Ear())
+    with pytest.raises(UserError, match="holds another search or a larger one"):
+        tune(plan(), tmp_path, 2, Ear())
+    assert read_tuning(tmp_path / TUNING_FILE) == tuning
+
+
+def test_further_trials_and_entries_are_added_to_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, int]] = []
+
+    def run_jobs(_workers: Any, jobs: Any, _listener: Any, after_each: Any, *_: Any) -> None:
+        for job in jobs:
+            done.append((job.entry, job.seed))
+            after_each(job, (0.1 * job.seed, 1000))
+
+    monkeypatch.setattr(tuning_module, "run_jobs", run_jobs)
+    monkeypatch.setattr(tuning_module, "start_workers", lambda *_: contextlib.nullcontext([]))
+    whole = plan()
+    alone = whole.model_copy(update={"entries": ["flow-grpo"]})
+    first = tune(alone, tmp_path, 1, Ear())
+    more = tune(alone, tmp_path, 2, Ear())
+    assert done == [("flow-grpo", 0), ("flow-grpo", 1)]
+    assert more.trials[0] == first.trials[0]
+    all_of_it = tune(whole, tmp_path, 2, Ear())
+    assert done[2:] == [("dgpo", 0), ("dgpo", 1)]
+    assert [(trial.entry, trial.number) for trial in all_of_it.trials] == [
+        ("dgpo", 0),
+        ("flow-grpo", 0),
+        ("dgpo", 1),
+        ("flow-grpo", 1),
+    ]
+    assert all(trial.value == 0.1 * trial.number for trial in all_of_it.trials)
+    assert len(all_of_it.done()) == 4
+    ranges = {"shared": {"training.learning_rate": Range(low=1e-5, high=1e-3, log=True)}}
+    other = whole.model_copy(update={"preset": whole.preset.model_copy(update={"search": ranges})})
+    for changed in (alone, other, whole.model_copy(update={"task": whole.task.model_copy(update={"version": 9})})):
+        with pytest.raises(UserError, match="holds another search or a larger one"):
+            tune(changed, tmp_path, 2, Ear())
 
 
 def test_a_preset_without_ranges_and_ranges_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from dgpo_bench import compare as comparing
 from dgpo_bench import workers
+from dgpo_bench.claim import claim_folder
 from dgpo_bench.plan import Event, Forecast, Plan
 from dgpo_bench.preset import load_preset
 from dgpo_bench.records import read_results
@@ -235,7 +236,7 @@ def test_a_comparison_decides_once(imitate: Imitate, tmp_path: Path, monkeypatch
     imitate(FAST)
     comparing.compare(asked, tmp_path / "a", Ear())
     assert told[-1] == told[0]
-    with pytest.raises(UserError, match="another seeds"):
+    with pytest.raises(UserError, match="holds seed 1 too"):
         comparing.compare(plan(seeds=[0]), tmp_path / "a", Ear())
 
 
@@ -245,7 +246,7 @@ def test_a_precision_by_name_is_no_decision(imitate: Imitate, tmp_path: Path, mo
     asked = plan()
     shared = {**asked.preset.shared, "model": {**asked.preset.shared["model"], "precision": "fp32"}}
     named = asked.model_copy(update={"preset": asked.preset.model_copy(update={"shared": shared})})
-    assert comparing.claim_folder(named, tmp_path / "out") == named
+    assert claim_folder(named, tmp_path / "out") == named
 
 
 TRAPPING = """

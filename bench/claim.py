@@ -1,0 +1,111 @@
+"""Whose folder it is: the plan that a comparison's folder was begun with, and what may be added to it afterwards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dgpo_plugin.common.errors import UserError
+
+from .plan import Plan
+from .records import read_record, write_record
+from .size import BEST_OF_N
+
+log = logging.getLogger(__name__)
+RUNNING = ("jobs", "processes", "threads")
+"""Fields of a plan that say how it runs, and not what is measured."""
+ELSEWHERE = "choose another --output, or remove it to start again"
+
+
+def plan_of(folder: Path) -> Plan | None:
+    """The plan that a folder was made for; None where it has none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    file = folder / "plan.json"
+    return read_record(Plan, file, "not a comparison's plan; choose another --output") if file.exists() else None
+
+
+def claim_folder(plan: Plan, folder: Path) -> Plan:
+    """Write the plan, with what its ``precision: auto`` stands for, into a folder that has none or a part of it.
+
+    Further algorithms, controls, adapters and seeds are added to what is there, which is not made again. Another number
+    of processes or threads goes on in the same folder, for it changes nothing but the last bits.
+
+    Returns:
+        The plan as it is written.
+
+    Raises:
+        UserError: the folder was made by another plan, by one that had more, or holds something else.
+    """
+    before = plan_of(folder)
+    plan = with_precision(plan, before)
+    if before == plan:
+        return plan
+    if before is not None:
+        if changed := _changed(before, plan):
+            raise UserError(f"output {folder}: holds a comparison with another {', '.join(changed)}; {ELSEWHERE}")
+        if more := _left_out(before, plan):
+            raise UserError(f"output {folder}: holds {', '.join(more)} too; name them as well, or {ELSEWHERE}")
+        if before.processes != plan.processes:
+            log.warning(
+                "%s was begun with %s, and goes on with %s: what is measured is the same but for rounding",
+                *(folder, _counted(before.processes), _counted(plan.processes)),
+            )
+    write_record(plan, folder / "plan.json")
+    return plan
+
+
+def with_precision(plan: Plan, before: Plan | None) -> Plan:
+    """The plan with one precision for all cells: that of the comparison to go on with, or one that is decided now."""
+    model = plan.preset.shared.get("model", {})
+    if model.get("precision") != "auto":
+        return plan
+    if before is not None:
+        precision = before.preset.shared.get("model", {}).get("precision", "auto")
+    else:
+        from dgpo_plugin.distributed.device import best_device
+        from dgpo_plugin.distributed.processes import Processes
+        from dgpo_plugin.training.build import settle_precision
+
+        config = plan.base_config()
+        precision = settle_precision(config, best_device(), Processes(), plan.threads).model.precision
+    shared = {**plan.preset.shared, "model": {**model, "precision": precision}}
+    return plan.model_copy(update={"preset": plan.preset.model_copy(update={"shared": shared})})
+
+
+def _changed(before: Plan, plan: Plan) -> list[str]:
+    """What is not as it was for that which may be measured already."""
+    grows = {"entries", "adapters", "best_of_n", "seeds", "size", "preset", *RUNNING}
+    found = [name for name in Plan.model_fields if name not in grows and getattr(before, name) != getattr(plan, name)]
+    found += ["size"] if _asked_of_each(before) != _asked_of_each(plan) else []
+    trained = [entry for entry in before.entries if entry in plan.entries and not plan.adapters]
+    settings = [_settings(each, trained, before.seeds[0]) for each in (before, plan)]
+    found += ["preset"] if settings[0] != settings[1] else []
+    adapters = (entry for entry in before.adapters if entry in plan.adapters)
+    return found + [f"file of {entry}" for entry in adapters if before.adapters[entry] != plan.adapters[entry]]
+
+
+def _asked_of_each(plan: Plan) -> dict[str, Any]:
+    """What a size asks of every single cell."""
+    return plan.size.model_dump(exclude={"seeds", "controls"})
+
+
+def _settings(plan: Plan, entries: Sequence[str], seed: int) -> list[Any]:
+    """The curves' guidance of a plan, its base, and how it trains these entries."""
+    return [plan.guidance, plan.base_config().model, *(plan.run_config(entry, seed) for entry in entries)]
+
+
+def _left_out(before: Plan, plan: Plan) -> list[str]:
+    """What a folder was begun with and a plan does not have."""
+    entries = [entry for entry in before.entries if entry not in plan.entries]
+    entries += [BEST_OF_N] if before.best_of_n and not plan.best_of_n else []
+    return entries + [f"seed {seed}" for seed in before.seeds if seed not in plan.seeds]
+
+
+def _counted(processes: int) -> str:
+    """A number of processes of a run, for people."""
+    return f"{processes} process{'' if processes == 1 else 'es'} a run"
