@@ -16,8 +16,8 @@ from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 
-from .base import base_is_measured, best_guidance, evaluator_of, missing_metrics
-from .cell import START, gallery_file, largest_peak, save_gallery
+from .base import best_guidance, evaluator_of
+from .cell import START, largest_peak, save_gallery
 from .claim import claim_folder
 from .commit import git_hash
 from .compare import check_task
@@ -28,6 +28,7 @@ from .plan import Plan, cell_file, kept_folder, run_folder
 from .records import BASE, CellRecord, Results, write_record
 from .worker_process import Job, Unheard
 from .workers import do_in_order
+from .written import base_is_measured, gallery_file, missing_metrics
 
 SEED = 0
 """An adapter's, which was trained elsewhere with one that is not known."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from dgpo_plugin.adapters.load import match_adapter
@@ -27,66 +25,20 @@ from dgpo_plugin.training.trainer import Trainer
 
 from .evaluate import Evaluator, Subject, make_evaluator
 from .measures import Measure, load_measures, try_measures
-from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
+from .pictures import Pictures, join, read_pictures, write_pictures
 from .plan import Plan, base_file, kept_folder
 from .prompt_sets import TEST, VALIDATION, SampledSet, check_prompts, sampled_sets
-from .records import MetricRecord, PromptSetRecord, Sampling, passes, read_record, write_record
-
-BEST_OF = 8
-"""Pictures of a prompt that the best is taken from, in the control ``best-of-n``."""
-MISSING_FILE = "missing.json"
-AGAIN = "remove it and start the comparison again"
-
-
-class MissingRecord(BaseModel):
-    """Why optional metrics are missing, by name; none for those that are there."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    metrics: dict[str, str]
-
-
-class BaseRecord(BaseModel):
-    """What is known once the base is measured.
-
-    Attributes:
-        guidance: chosen on the validation prompts.
-        denoiser_evaluations: that measuring it took.
-        best_of_n: the further pictures of that control are there.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    guidance: float
-    metrics: dict[str, MetricRecord]
-    sets: dict[str, PromptSetRecord]
-    sampling: Sampling
-    gallery_prompts: list[str]
-    denoiser_evaluations: int
-    best_of_n: bool = False
-
-
-def read_base(folder: Path) -> BaseRecord:
-    """What was found of a comparison's base.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    return read_record(BaseRecord, base_file(folder), f"cannot be read; {AGAIN}")
-
-
-def base_pictures_file(folder: Path) -> Path:
-    """Where the base's rows lie."""
-    return folder / f"base-{PICTURES_FILE}"
-
-
-def base_is_measured(plan: Plan, folder: Path) -> bool:
-    """Whether :func:`measure_base` has nothing left to do.
-
-    Raises:
-        UserError: what it wrote cannot be read.
-    """
-    return base_file(folder).exists() and (read_base(folder).best_of_n or not plan.best_of_n)
+from .records import Sampling, passes, write_record
+from .size import BEST_OF
+from .written import (
+    MISSING_FILE,
+    BaseRecord,
+    MissingRecord,
+    base_is_measured,
+    base_pictures_file,
+    missing_metrics,
+    read_base,
+)
 
 
 def measure_base(plan: Plan, folder: Path) -> None:
@@ -136,25 +88,6 @@ def _add_further(plan: Plan, record: BaseRecord, further: Pictures, folder: Path
 def _cost(plan: Plan, rows: Pictures) -> int:
     """Denoiser evaluations of drawing some pictures."""
     return sum(passes(plan.task.sampling.steps, each) for each in rows.guidance.tolist())
-
-
-def wait_for(*files: Path) -> None:
-    """Wait until one of these is there: the base's process writes them, and its end is the comparison's."""
-    while not any(file.exists() for file in files):
-        time.sleep(0.2)
-
-
-def missing_metrics(folder: Path) -> dict[str, str]:
-    """Why optional metrics are missing in a comparison, by name; waits for the base's process to have tried them.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    wait_for(folder / MISSING_FILE, base_file(folder))
-    if (folder / MISSING_FILE).exists():
-        return read_record(MissingRecord, folder / MISSING_FILE, f"cannot be read; {AGAIN}").metrics
-    # A folder of before they were tried apart.
-    return {name: metric.missing for name, metric in read_base(folder).metrics.items() if metric.missing}
 
 
 def _tried(plan: Plan, folder: Path, trainer: Trainer) -> dict[str, str]:
@@ -267,12 +200,6 @@ def with_what_is_there(plan: Plan, evaluator: Evaluator, size: tuple[int, int]) 
     return replace(evaluator, measures=measures)
 
 
-def least_prompts(plan: Plan, name: str) -> int:
-    """How many prompts of a kind count for the headline: the task's number, or all that the size takes of a kind."""
-    taken = plan.size.validation_prompts if name == VALIDATION else plan.size.test_prompts
-    return min(plan.task.prompts_per_tag, taken)
-
-
 def best_guidance(
     plan: Plan,
     evaluator: Evaluator,
@@ -287,13 +214,13 @@ def best_guidance(
         seen: what was measured before, and is not drawn again.
         images: of each prompt; None for as many as the validation set says.
     """
-    least = least_prompts(plan, VALIDATION)
+    least = plan.least_prompts(VALIDATION)
     return evaluator.best_guidance(policy, subject, plan.guidances, plan.task.headline_metric, least, seen, images)
 
 
 def best_checkpoint(plan: Plan, evaluator: Evaluator, pictures: Pictures) -> int | None:
     """The best of a cell's checkpoints by its validation pictures at the curves' guidance; None before the first."""
-    least = least_prompts(plan, VALIDATION)
+    least = plan.least_prompts(VALIDATION)
     return evaluator.best_checkpoint(pictures, plan.guidance, plan.task.headline_metric, least)
 
 

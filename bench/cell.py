@@ -35,17 +35,7 @@ from dgpo_plugin.training.run import identity_of, progress_of, restore_run
 from dgpo_plugin.training.run_folder import RunFolder, trim_metrics
 from dgpo_plugin.training.trainer import Trainer
 
-from .base import (
-    base_pictures_file,
-    best_checkpoint,
-    best_guidance,
-    evaluator_of,
-    least_prompts,
-    missing_metrics,
-    only_main,
-    wait_for,
-    write_gallery,
-)
+from .base import best_checkpoint, best_guidance, evaluator_of, only_main, write_gallery
 from .budget import check_budget, cost_of
 from .cell_adapters import best_adapter_file, facts, forget_best, read_best, write_best
 from .commit import git_hash
@@ -55,9 +45,10 @@ from .gpu.flops import Flops
 from .pictures import PICTURES_FILE, Pictures, join, read_pictures, write_pictures
 from .plan import Event, Listener, Plan, base_file, cell_file, kept_folder, run_folder
 from .prompt_sets import TEST, VALIDATION
-from .records import BestCheckpoint, CellRecord, Checkpoint, read_record, write_record
+from .records import BestCheckpoint, CellRecord, Checkpoint, write_record
 from .size import Size
 from .throughput import peak_bytes
+from .written import base_pictures_file, gallery_file, missing_metrics, wait_for
 
 PROGRESS_FILE = "progress.json"
 START = Checkpoint(iteration=0, steps=0, denoiser_evaluations=0, flops=0.0, images_scored=0, seconds={}, drift=0.0)
@@ -172,21 +163,6 @@ def run_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
         cell.tell("done", share=1.0)
 
 
-def read_cell(file: Path) -> CellRecord:
-    """A finished or failed cell.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    return read_record(CellRecord, file, "not a finished cell; remove it, and the same command does that cell again")
-
-
-def write_failed(folder: Path, entry: str, seed: int, reason: str, *, died: bool = False) -> None:
-    """Write down that a cell failed and why; what it has saved stays, for it to be tried again."""
-    record = CellRecord(entry=entry, seed=seed, status="failed", reason=reason, died=died)
-    write_record(record, cell_file(folder, entry, seed))
-
-
 # ---- the run, in order
 
 
@@ -291,7 +267,7 @@ def _evaluate(cell: Cell) -> None:
         progress.best, cell.best = cell.subject.checkpoint, weights
     progress.evaluation_seconds += time.perf_counter() - started
     metric, test = plan.task.headline_metric, cell.evaluator.sets[TEST]
-    value = headline(_of_set(rows, TEST), test, metric, least_prompts(plan, TEST))
+    value = headline(_of_set(rows, TEST), test, metric, plan.least_prompts(TEST))
     cell.tell(f"{cell.evaluator.measures[metric].record.label} {value:.3f}, drift {drift:.2g}", evaluated=True)
 
 
@@ -387,11 +363,6 @@ def largest_peak(processes: Processes, device: torch.device) -> int:
     """Bytes of memory at the most, on the process that had most."""
     own = peak_bytes(runs_on_cpu())
     return own if processes.count == 1 else int(processes.largest(torch.tensor(own, device=device)))
-
-
-def gallery_file(folder: Path, checkpoint: int) -> Path:
-    """Where a checkpoint's pictures for the report lie, in a cell's folder."""
-    return folder / f"gallery-{checkpoint}.png"
 
 
 def save_gallery(evaluator: Evaluator, policy: Policy, guidance: float, path: Path) -> None:

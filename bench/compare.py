@@ -14,8 +14,6 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 
-from .base import MISSING_FILE, base_is_measured
-from .cell import read_cell, write_failed
 from .claim import claim_folder
 from .gather import gather
 from .measures import check_metrics
@@ -25,6 +23,7 @@ from .records import Results
 from .size import CONTROLS
 from .worker_process import Job
 from .workers import ProcessDied, do_in_order, run_jobs, start_workers
+from .written import MISSING_FILE, base_is_measured, read_cell, write_failed
 
 BASE_CELL = "base"
 """What ``--only`` calls the base's measurement."""

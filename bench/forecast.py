@@ -12,14 +12,14 @@ from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checks import prompt_sets
 from dgpo_plugin.training.guard import guard_prompts
 
-from .base import BEST_OF, evaluator_of
+from .base import evaluator_of
 from .budget import check_budget, cost_of
 from .cost import count_flops
 from .evaluate import Subject
 from .plan import Forecast, Plan
 from .prompt_sets import TEST, VALIDATION, SampledSet, sampled_sets
 from .records import passes
-from .size import CONTROLS
+from .size import BEST_OF, CONTROLS
 
 TIMED_ITERATIONS = 2
 TIMED_PROMPTS = 4

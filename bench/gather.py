@@ -16,8 +16,6 @@ from pydantic import BaseModel, ConfigDict
 from dgpo_plugin.common.provenance import package_versions
 from dgpo_plugin.common.public_names import public_name, without_folders
 
-from .base import base_pictures_file, least_prompts, read_base
-from .cell import gallery_file, read_cell
 from .commit import git_hash
 from .devices import gpu_names
 from .kept import kept_record
@@ -42,6 +40,7 @@ from .records import (
     write_record,
 )
 from .size import CONTROLS
+from .written import base_pictures_file, gallery_file, read_base, read_cell
 
 TUNING_FILE = "tuning.json"
 
@@ -173,7 +172,7 @@ def task_record(plan: Plan) -> TaskRecord:
         name=task.name,
         version=task.version,
         headline=task.headline_metric,
-        prompts_per_tag=least_prompts(plan, TEST),
+        prompts_per_tag=plan.least_prompts(TEST),
         thresholds=list(task.thresholds),
         margin=task.margin,
     )

@@ -14,6 +14,7 @@ from dgpo_plugin.common.public_names import public_name
 from dgpo_plugin.config.fields import RunConfig
 
 from .preset import NONE, Preset
+from .prompt_sets import VALIDATION
 from .records import KEPT_FOLDER
 from .size import BEST_OF_N, CONTROLS, ControlName, Size, SizeName
 from .task import Task
@@ -93,6 +94,11 @@ class Plan(BaseModel):
     def guidances(self) -> list[float]:
         """What the best guidance is chosen from, rising; the curves' own is always among them."""
         return sorted({*(self.size.guidances or self.task.sampling.guidances), self.guidance})
+
+    def least_prompts(self, name: str) -> int:
+        """How many prompts of a kind count for a set's headline: the task's number, or all that the size takes."""
+        taken = self.size.validation_prompts if name == VALIDATION else self.size.test_prompts
+        return min(self.task.prompts_per_tag, taken)
 
     @property
     def keeps_best(self) -> bool:

@@ -22,6 +22,8 @@ CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
 """Controls that are trained: label, and what each changes in the challenger's settings."""
 BEST_OF_N = "best-of-n"
 """The control that trains nothing: more pictures of the base, for the best of several at equal inference cost."""
+BEST_OF = 8
+"""Pictures of a prompt that the best is taken from there."""
 
 
 class Size(BaseModel):

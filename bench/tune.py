@@ -13,7 +13,7 @@ from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.training.build import build_trainer
 
-from .base import best_guidance, evaluator_of, least_prompts
+from .base import best_guidance, evaluator_of
 from .budget import check_budget, cost_of
 from .compare import check_task
 from .cost import count_flops
@@ -102,7 +102,7 @@ def run_trial(plan: Plan, folder: Path, entry: str, number: int, listener: Liste
             break
     with trainer.policy.with_weights(trainer.average_now()):
         best, rows = best_guidance(plan, evaluator, trainer.policy, Subject(entry, SEED, 1))
-    metric, least = plan.task.headline_metric, least_prompts(plan, VALIDATION)
+    metric, least = plan.task.headline_metric, plan.least_prompts(VALIDATION)
     return headline(rows.where(rows.guidance == best), validation[VALIDATION], metric, least), evaluations
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from dgpo_bench.base import base_is_measured, base_pictures_file, measure_base, read_base
+from dgpo_bench.base import measure_base
 from dgpo_bench.evaluate import Evaluator
 from dgpo_bench.pictures import Pictures, read_pictures
 from dgpo_bench.plan import Plan, base_file
 from dgpo_bench.preset import load_preset
 from dgpo_bench.prompt_sets import TEST, VALIDATION
+from dgpo_bench.written import base_is_measured, base_pictures_file, read_base
 from tests.bench.test_cell import Killed
 from tests.bench.test_compare import small_preset
 

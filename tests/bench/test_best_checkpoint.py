@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dgpo_bench import cell as cell_module
-from dgpo_bench.cell import read_cell, run_cell
+from dgpo_bench.cell import run_cell
 from dgpo_bench.cell_adapters import read_best, write_best
 from dgpo_bench.evaluate import Evaluator, Subject, empty
 from dgpo_bench.forecast import cell_pictures
@@ -21,6 +21,7 @@ from dgpo_bench.plan import Plan, run_folder
 from dgpo_bench.preset import load_preset
 from dgpo_bench.prompt_sets import TEST, VALIDATION, sampled_sets
 from dgpo_bench.records import CellRecord
+from dgpo_bench.written import read_cell
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.models.policy import Policy
 from tests.bench.test_cell import Ear, Killed, measured_twice

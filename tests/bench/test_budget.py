@@ -11,12 +11,13 @@ from torch import Tensor
 
 from dgpo_bench.base import measure_base
 from dgpo_bench.budget import IterationCost, check_budget, cost_of, expected_cost
-from dgpo_bench.cell import read_cell, run_cell
+from dgpo_bench.cell import run_cell
 from dgpo_bench.cost import count_flops
 from dgpo_bench.gpu.flops import Flops, skeleton_flops
 from dgpo_bench.plan import Plan, cell_file
 from dgpo_bench.preset import load_preset
 from dgpo_bench.size import Size
+from dgpo_bench.written import read_cell
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.training.build import build_trainer

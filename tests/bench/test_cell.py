@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dgpo_bench.base import base_pictures_file, measure_base
-from dgpo_bench.cell import read_cell, run_cell
+from dgpo_bench.base import measure_base
+from dgpo_bench.cell import run_cell
 from dgpo_bench.kept import check_kept
 from dgpo_bench.pictures import PICTURES_FILE, read_pictures
 from dgpo_bench.plan import Event, Forecast, Plan, base_file, cell_file, run_folder
 from dgpo_bench.preset import load_preset
 from dgpo_bench.records import KEPT_FOLDER
+from dgpo_bench.written import base_pictures_file, read_cell
 from dgpo_plugin.common.errors import UserError
 from tests.bench.test_compare import EVALUATIONS, small_preset
 

@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 
 from dgpo_bench import compare as comparing
 from dgpo_bench.asked import asked_plan, check_split
-from dgpo_bench.base import base_pictures_file, measure_base, read_base
-from dgpo_bench.cell import read_cell, run_cell, write_failed
+from dgpo_bench.base import measure_base
+from dgpo_bench.cell import run_cell
 from dgpo_bench.claim import claim_folder, plan_of
 from dgpo_bench.pictures import KEYS, PICTURES_FILE, Pictures, read_pictures
 from dgpo_bench.plan import Plan, base_file, cell_file, run_folder
 from dgpo_bench.preset import load_preset
 from dgpo_bench.worker_process import Job
+from dgpo_bench.written import base_pictures_file, read_base, read_cell, write_failed
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.distributed.processes import Processes
 from tests.bench.test_cell import Ear, Killed

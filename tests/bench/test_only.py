@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from dgpo_bench import compare as comparing
-from dgpo_bench.cell import read_cell
 from dgpo_bench.commands import main
 from dgpo_bench.plan import Plan, cell_file
 from dgpo_bench.preset import load_preset
+from dgpo_bench.written import read_cell
 from dgpo_plugin.common.errors import UserError
 from tests.bench.test_cell import Ear
 
