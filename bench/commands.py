@@ -193,11 +193,12 @@ def tune(
     """
     from rich.console import Console
 
-    from .asked import asked_plan
+    from .asked import asked_plan, split
     from .display import Display
     from .tune import tune as search
 
     plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs, processes, flops)
+    plan = split(plan, jobs, processes, runs=trials * len(plan.entries))
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
     with Display(console) as display:

@@ -21,7 +21,7 @@ from .measures import difference, value
 from .numbers import NONE, count, format_amount, format_guidances, format_interval, format_number
 from .page import environment
 from .table import Column, Row, Table, TableCell, markdown
-from .tables import ROLES
+from .tables import ROLES, chosen_on
 from .verdict import judge
 
 Named = tuple[str, Comparison]
@@ -89,6 +89,7 @@ def _measured_by(comparison: Comparison) -> dict[str, Any]:
         found[f"role of {name}"] = prompts.role
         found[f"images per prompt of {name}"] = prompts.images_per_prompt
         found[f"prompts of {name}"] = [(prompt.text, prompt.tag) for prompt in prompts.prompts]
+    found["number of pictures that the base's guidance was chosen on"] = chosen_on(comparison, [BASE])
     return found
 
 

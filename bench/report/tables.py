@@ -184,10 +184,15 @@ def guidance_table(comparison: Comparison, role: Role) -> Table:
 
 def _chosen_on(comparison: Comparison) -> str:
     """On how many pictures the base's guidance was chosen, and a cell's."""
-    sets, last = comparison.sets_of("validation"), comparison.finished
-    base, cells = last(BASE).values(), [place for entry in comparison.results.entries for place in last(entry).values()]
-    counts = [max((_drawn(comparison, place, sets) for place in places), default=0) for places in (base, cells)]
-    return f", the base's on {counts[0]:,} pictures at each, a cell's on {counts[1]:,}" if all(counts) else ""
+    base, cell = chosen_on(comparison, [BASE]), chosen_on(comparison, list(comparison.results.entries))
+    return f", the base's on {base:,} pictures at each, a cell's on {cell:,}" if base and cell else ""
+
+
+def chosen_on(comparison: Comparison, entries: Sequence[str]) -> int:
+    """On how many validation pictures at each the guidance of some entries' last checkpoints was chosen."""
+    sets = comparison.sets_of("validation")
+    places = [place for entry in entries for place in comparison.finished(entry).values()]
+    return max((_drawn(comparison, place, sets) for place in places), default=0)
 
 
 def _drawn(comparison: Comparison, place: Place, sets: Sequence[str]) -> int:

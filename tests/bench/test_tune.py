@@ -148,6 +148,20 @@ def test_further_trials_and_entries_are_added_to_what_was_found(
             tune(changed, tmp_path, 2, Ear())
 
 
+def test_trials_of_one_algorithm_run_at_once_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Plan] = []
+
+    def found(plan: Plan, *_: Any) -> Any:
+        asked.append(plan)
+        raise UserError("enough")
+
+    monkeypatch.setattr(tuning_module, "tune", found)
+    for jobs, trials in ((3, 16), (3, 2)):
+        arguments = ["tune", "shapes", "--algorithms", "dgpo", "--trials", str(trials), "--jobs", str(jobs)]
+        assert CliRunner().invoke(main, [*arguments, "--output", str(tmp_path)]).exit_code == 2
+    assert [plan.jobs for plan in asked] == [3, 2]
+
+
 def test_a_preset_without_ranges_and_ranges_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no ranges to draw from"):
         tune(plan(search={}), tmp_path, 1, Ear())

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from dgpo_bench.pictures import PICTURES_FILE, read_pictures, write_pictures
+from dgpo_bench.records import BASE
 from dgpo_bench.report.leaderboard import write_leaderboard
 from dgpo_plugin.common.errors import UserError
 from tests.bench.report.synthetic import METRICS, World, records, write_synthetic
@@ -98,6 +100,16 @@ def test_guidances_chosen_on_other_validation_prompts_are_not_of_one_table(tmp_p
     fewer = sets["validation"].model_copy(update={"prompts": sets["validation"].prompts[:3]})
     with pytest.raises(UserError, match="prompts of validation differs, 14 of them in first and 3 of them in second"):
         write_leaderboard(folders(tmp_path, sets={**sets, "validation": fewer}), tmp_path / "board.html")
+
+
+def test_a_base_whose_guidance_was_chosen_on_fewer_pictures_is_not_of_one_table(tmp_path: Path) -> None:
+    paths = folders(tmp_path)
+    pictures = read_pictures(paths[1] / PICTURES_FILE)
+    fewer = (pictures.entry != BASE) | (pictures.set != "validation") | (pictures.image == 0)
+    write_pictures(pictures.where(fewer), paths[1] / PICTURES_FILE)
+    message = "number of pictures that the base's guidance was chosen on differs, 28 in first and 14 in second"
+    with pytest.raises(UserError, match=message):
+        write_leaderboard(paths, tmp_path / "board.html")
 
 
 def test_runs_of_one_label_with_another_budget_are_not_one_methods(tmp_path: Path) -> None:
