@@ -46,10 +46,12 @@ def _caption(name: str, comparison: Comparison) -> str:
         if counts and counts[-1]:
             span = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
             done.append(f"{span} iterations of {record.label}")
+    commits = [each[:7] for each in results.git_hash.split(", ")]
     machine = f"{results.machine['cpu']}, {results.machine['cores']} cores, {results.sampling.precision}"
     return (
-        f"**[`{name}`](bench/results/{name})**: `{results.command}`, {results.created[:10]}, commit "
-        f"{results.git_hash[:7]}, {machine}. {results.budget} of training a run: {', '.join(done)}."
+        f"**[`{name}`](bench/results/{name})**: `{results.command}`, {results.created[:10]}, "
+        f"commit{'s' if len(commits) > 1 else ''} {' and '.join(commits)}, {machine}. "
+        f"{results.budget} of training a run: {', '.join(done)}."
     )
 
 
