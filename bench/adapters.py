@@ -44,9 +44,13 @@ def evaluate_adapters(plan: Plan, folder: Path) -> Results:
             prompts that overlap, or a metric that is missing.
         ProcessDied: of several processes one died.
     """
-    for path in plan.adapters.values():
-        if doubt := read_adapter(Path(path)).usable.doubt:
+    hashes = {}
+    for entry, path in plan.adapters.items():
+        adapter = read_adapter(Path(path))
+        if doubt := adapter.usable.doubt:
             raise UserError(f"adapter {path}: the scale is unknown: {doubt}; bring that, for it is measured at its own")
+        hashes[entry] = adapter.content_hash
+    plan = plan.model_copy(update={"adapter_hashes": hashes})
     with only_process(folder):
         plan = claim_folder(plan, folder)
         check_task(plan)

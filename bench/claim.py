@@ -48,6 +48,11 @@ def claim_folder(plan: Plan, folder: Path) -> Plan:
     if before is not None:
         if changed := _changed(before, plan):
             raise UserError(f"output {folder}: holds a comparison with another {', '.join(changed)}; {ELSEWHERE}")
+        for entry in plan.adapters:
+            if _is_other(entry, before, plan):
+                raise UserError(
+                    f"output {folder}: its {entry} was another file than {plan.adapters[entry]}; {ELSEWHERE}"
+                )
         if more := _left_out(before, plan):
             raise UserError(f"output {folder}: holds {', '.join(more)} too; name them as well, or {ELSEWHERE}")
         if before.processes != plan.processes:
@@ -79,14 +84,20 @@ def with_precision(plan: Plan, before: Plan | None) -> Plan:
 
 def _changed(before: Plan, plan: Plan) -> list[str]:
     """What is not as it was for that which may be measured already."""
-    grows = {"entries", "adapters", "best_of_n", "seeds", "size", "preset", *RUNNING}
+    grows = {"entries", "adapters", "adapter_hashes", "best_of_n", "seeds", "size", "preset", *RUNNING}
     found = [name for name in Plan.model_fields if name not in grows and getattr(before, name) != getattr(plan, name)]
     found += ["size"] if _asked_of_each(before) != _asked_of_each(plan) else []
     trained = [entry for entry in before.entries if entry in plan.entries and not plan.adapters]
     settings = [_settings(each, trained, before.seeds[0]) for each in (before, plan)]
     found += ["preset"] if settings[0] != settings[1] else []
-    adapters = (entry for entry in before.adapters if entry in plan.adapters)
-    return found + [f"file of {entry}" for entry in adapters if before.adapters[entry] != plan.adapters[entry]]
+    return found
+
+
+def _is_other(adapter: str, before: Plan, plan: Plan) -> bool:
+    """Whether an adapter of two plans is another file; a plan of before they were written has no hashes."""
+    files = [each.adapters.get(adapter) for each in (before, plan)]
+    hashes = [each.adapter_hashes.get(adapter) for each in (before, plan)]
+    return None not in files and (files[0] != files[1] or (None not in hashes and hashes[0] != hashes[1]))
 
 
 def _asked_of_each(plan: Plan) -> dict[str, Any]:

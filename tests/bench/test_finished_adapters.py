@@ -64,9 +64,16 @@ def test_adapters_stand_beside_the_base_in_the_same_records(tmp_path: Path) -> N
         for of in (pictures.of(entry, 0, "test", checkpoint=1, guidance=2) for entry in ("weak", "strong"))
     ]
     assert apart[1] > apart[0]
-    before = (out / "base.json").stat().st_mtime_ns
-    assert evaluate(preset, *arguments).exit_code == 0
-    assert (out / "base.json").stat().st_mtime_ns == before
+    measured = [out / "base.json", *(out / "runs" / f"{entry}-seed0" / "cell.json" for entry in ("weak", "strong"))]
+    before = [file.stat().st_mtime_ns for file in measured]
+    more = ["--adapter", str(exported(tmp_path / "third", 0.1)), *arguments]
+    assert evaluate(preset, *more).exit_code == 0
+    assert [file.stat().st_mtime_ns for file in measured] == before
+    assert list(read_results(out / "results.json").entries) == ["third", "weak", "strong"]
+    strong.write_bytes(weak.read_bytes())  # trained anew at the same place
+    refused = evaluate(preset, *more)
+    assert refused.exit_code == 2
+    assert f"its strong was another file than {strong}; choose another --output" in refused.stderr
 
 
 @pytest.mark.fast
