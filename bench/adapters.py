@@ -50,7 +50,7 @@ def evaluate_adapters(plan: Plan, folder: Path) -> Results:
         if doubt := adapter.usable.doubt:
             raise UserError(f"adapter {path}: the scale is unknown: {doubt}; bring that, for it is measured at its own")
         hashes[entry] = adapter.content_hash
-    plan = plan.model_copy(update={"adapter_hashes": hashes})
+    plan = plan.model_copy(update={"adapter_sha256": hashes})
     with only_process(folder):
         plan = claim_folder(plan, folder)
         check_task(plan)

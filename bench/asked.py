@@ -41,18 +41,18 @@ def asked_plan(
     return split(plan, jobs, processes)
 
 
-def split(plan: Plan, jobs: int | None, processes: int, runs: int | None = None) -> Plan:
+def split(plan: Plan, jobs: int | None, processes: int, trials: int = 1) -> Plan:
     """A plan with so many runs at once, None for as many as there is room for, of so many processes each.
 
     Args:
-        runs: how many there are to do; None for one a cell.
+        trials: of each cell.
 
     Raises:
         UserError: more than there are GPUs for or an iteration can be split over.
     """
     check_split(plan, processes)
     at_once = runs_at_once(jobs, gpu_count(), processes)
-    return plan.spread(min(at_once, max(1, len(plan.cells) if runs is None else runs)), processes)
+    return plan.spread(min(at_once, max(1, len(plan.cells) * trials)), processes)
 
 
 def check_split(plan: Plan, processes: int) -> None:

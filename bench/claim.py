@@ -14,8 +14,6 @@ from .records import read_record, write_record
 from .size import BEST_OF_N
 
 log = logging.getLogger(__name__)
-RUNNING = ("jobs", "processes", "threads")
-"""Fields of a plan that say how it runs, and not what is measured."""
 ELSEWHERE = "choose another --output, or remove it to start again"
 
 
@@ -84,8 +82,10 @@ def with_precision(plan: Plan, before: Plan | None) -> Plan:
 
 def _changed(before: Plan, plan: Plan) -> list[str]:
     """What is not as it was for that which may be measured already."""
-    grows = {"entries", "adapters", "adapter_hashes", "best_of_n", "seeds", "size", "preset", *RUNNING}
-    found = [name for name in Plan.model_fields if name not in grows and getattr(before, name) != getattr(plan, name)]
+    how_it_runs = {"jobs", "processes", "threads"}
+    grows = {"entries", "adapters", "adapter_sha256", "best_of_n", "seeds", "size", "preset"}
+    same = Plan.model_fields.keys() - how_it_runs - grows
+    found = [name for name in Plan.model_fields if name in same and getattr(before, name) != getattr(plan, name)]
     found += ["size"] if _asked_of_each(before) != _asked_of_each(plan) else []
     trained = [entry for entry in before.entries if entry in plan.entries and not plan.adapters]
     settings = [_settings(each, trained, before.seeds[0]) for each in (before, plan)]
@@ -96,7 +96,7 @@ def _changed(before: Plan, plan: Plan) -> list[str]:
 def _is_other(adapter: str, before: Plan, plan: Plan) -> bool:
     """Whether an adapter of two plans is another file; a plan of before they were written has no hashes."""
     files = [each.adapters.get(adapter) for each in (before, plan)]
-    hashes = [each.adapter_hashes.get(adapter) for each in (before, plan)]
+    hashes = [each.adapter_sha256.get(adapter) for each in (before, plan)]
     return None not in files and (files[0] != files[1] or (None not in hashes and hashes[0] != hashes[1]))
 
 

@@ -197,8 +197,8 @@ def tune(
     from .display import Display
     from .tune import tune as search
 
-    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), jobs, processes, flops)
-    plan = split(plan, jobs, processes, runs=trials * len(plan.entries))
+    plan = asked_plan(preset, algorithms, size, (1, evaluations, "none"), 1, flops=flops)
+    plan = split(plan, jobs, processes, trials)
     folder = output or Path("runs") / f"compare-{plan.preset_name}"
     console = Console()
     with Display(console) as display:

@@ -97,12 +97,11 @@ def draw_again(folder: Path) -> Path:
     from .gather import gather
     from .plan import base_file
     from .report.page import write_report
+    from .report.sweep_page import write_sweep_report
+    from .sweep import gather_sweep
     from .sweep_records import START_FILE, SWEEP_FILE, sweep_plan_of
 
     if (folder / SWEEP_FILE).exists() or (folder / START_FILE).exists():
-        from .report.sweep_page import write_sweep_report
-        from .sweep import gather_sweep
-
         swept = sweep_plan_of(folder)
         if swept is not None:
             gather_sweep(swept, folder)

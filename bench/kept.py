@@ -10,11 +10,12 @@ import hashlib
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
+import torch
 from PIL import Image, features
+from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path, read_bytes
@@ -22,9 +23,6 @@ from dgpo_plugin.common.pictures import to_image
 
 from .pictures import Pictures
 from .records import KEPT_FOLDER, NO_SEED, KeptRecord
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _OVERHEAD = 1024
 """Bytes that a picture of noise may take beyond its pixels'."""
@@ -93,8 +91,6 @@ def read_kept(pictures: Pictures, rows: list[int], folder: Path) -> Tensor:
     Raises:
         UserError: one is missing, is another than was measured, or no picture of the others' size.
     """
-    import torch
-
     images = []
     for row in rows:
         where = f"kept picture {folder / kept_name(pictures, row)}"

@@ -26,7 +26,7 @@ class Plan(BaseModel):
     Attributes:
         entries: the algorithms and controls that are trained, or the adapters, in the order of the tables.
         adapters: finished adapters' files by entry, where nothing is trained; else empty.
-        adapter_hashes: what these files are, by entry.
+        adapter_sha256: what these files are, by entry.
         keep_pictures: whether every measured picture is kept for metrics of later.
         jobs: runs at once.
         processes: of each run.
@@ -42,7 +42,7 @@ class Plan(BaseModel):
     size: Size
     entries: list[str]
     adapters: dict[str, str] = {}
-    adapter_hashes: dict[str, str] = {}
+    adapter_sha256: dict[str, str] = {}
     best_of_n: bool = False
     seeds: list[int]
     jobs: int

@@ -126,7 +126,7 @@ def test_adapters_are_added_and_another_file_of_the_same_name_is_refused(tmp_pat
 
 def test_an_adapter_that_was_trained_anew_is_not_taken_for_the_one_that_was_measured(tmp_path: Path) -> None:
     plan = begun().model_copy(update={"entries": ["a"], "adapters": {"a": "a/adapter.safetensors"}, "seeds": [0]})
-    old, new = (plan.model_copy(update={"adapter_hashes": {"a": each}}) for each in ("0123", "4567"))
+    old, new = (plan.model_copy(update={"adapter_sha256": {"a": each}}) for each in ("0123", "4567"))
     claim_folder(plan, tmp_path)
     assert claim_folder(old, tmp_path) == old == plan_of(tmp_path)
     with pytest.raises(UserError, match="its a was another file than a/adapter.safetensors;"):
