@@ -100,8 +100,6 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
     Raises:
         UserError: the base or a timing that was refused, or whose process died.
     """
-    from .forecast import Timing, forecast
-
     base = [] if base_is_measured(plan, folder) else [Job("base")]
     if not base_file(folder).exists() and not run_folder(folder, *missing[0]).parent.exists():
         (folder / MISSING_FILE).unlink(missing_ok=True)  # nothing was measured yet, so what is there counts now
@@ -109,8 +107,10 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
     timed = [entry for entry in plan.entries if entry in wanted and entry not in CONTROLS] or [plan.entries[0]]
     first = [*(Job("timing", entry) for entry in timed), *base]
     jobs = [*first, *(Job("cell", entry, seed) for entry, seed in missing)]
-    timings: dict[str, Timing] = {}
     with start_workers(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
+        from .forecast import Timing, forecast  # which takes the seconds that the workers need for it too
+
+        timings: dict[str, Timing] = {}
 
         def gathered() -> None:
             if base_file(folder).exists():  # cells that are quicker than it are gathered with it

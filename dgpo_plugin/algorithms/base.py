@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from dgpo_plugin.algorithms.rollout import Batch, Layout, Rollout
 from dgpo_plugin.common.seeding import derive_seed, seeded_noise
 from dgpo_plugin.config.fields import AlgorithmConfig, RunConfig
 from dgpo_plugin.distributed.processes import Processes
-from dgpo_plugin.models.policy import Policy
+
+if TYPE_CHECKING:
+    from dgpo_plugin.models.policy import Policy
 
 Backward = Callable[[Tensor], None]
 """Differentiates a loss; accelerate's, so that it may scale it."""

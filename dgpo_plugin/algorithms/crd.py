@@ -34,7 +34,7 @@ from dgpo_plugin.algorithms.forward import (
 from dgpo_plugin.algorithms.forward_groups import GROUP_PASS, GroupAlgorithm, needs_group_pass
 from dgpo_plugin.algorithms.rollout import Rollout
 from dgpo_plugin.config.fields import AdvantageStd, RunConfig, Schedule
-from dgpo_plugin.models.policy import move_towards
+from dgpo_plugin.models.copies import move_towards
 
 SCALE = 5.0
 """The advantages' limit, by which the loss is multiplied."""

@@ -12,7 +12,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 from pydantic import Field
@@ -24,8 +24,11 @@ from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
 from dgpo_plugin.config.fields import AlgorithmConfig, OdeSampler, RunConfig, Schedule
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.policy import Policy, move_towards
+from dgpo_plugin.models.copies import move_towards
 from dgpo_plugin.samplers.ode import Velocity, sample_ode
+
+if TYPE_CHECKING:
+    from dgpo_plugin.models.policy import Policy
 
 FLOOR = 1e-5
 """Below it no mean absolute error is divided by."""

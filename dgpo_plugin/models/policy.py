@@ -251,9 +251,3 @@ def _no_such_layer(target: str, linear: Sequence[str], model: Model) -> str:
     near = difflib.get_close_matches(target, list(ends), n=3, cutoff=0.5)
     meant = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(list(ends)[:12])}"
     return f"no linear layer of the denoiser ends with {target!r}; {meant}"
-
-
-@torch.no_grad()
-def move_towards(copy: Mapping[str, Tensor], parameters: Mapping[str, Tensor], decay: float) -> None:
-    """copy <- decay copy + (1 - decay) parameters, in place and in float32: EMA and old policy."""
-    torch._foreach_lerp_(list(copy.values()), [parameters[name] for name in copy], 1 - decay)

@@ -25,7 +25,8 @@ from dgpo_plugin.common.seeding import derive_seed, seeded_globals
 from dgpo_plugin.config.fields import RunConfig, TrainingConfig
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models.base import Model
-from dgpo_plugin.models.policy import Evaluations, Policy, move_towards
+from dgpo_plugin.models.copies import move_towards
+from dgpo_plugin.models.policy import Evaluations, Policy
 from dgpo_plugin.rewards.scorer import Scorer
 from dgpo_plugin.training.control import controlled
 from dgpo_plugin.training.evaluation import HeldOut, gather_scores

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dgpo_plugin.algorithms.dgpo import DGPO, DGPOConfig
 from dgpo_plugin.distributed.processes import Processes
-from dgpo_plugin.models.policy import move_towards
+from dgpo_plugin.models.copies import move_towards
 from dgpo_plugin.training.build import build_trainer
 from tests.dgpo_plugin.algorithm_cases import config_for
 
