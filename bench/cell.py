@@ -169,9 +169,12 @@ def run_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
 def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener, held: HeldFolder | None) -> Cell:
     """The cell as it was at its last evaluation, or at its start."""
     trainer = build_trainer(plan.run_config(entry, seed))
+    started = time.perf_counter()
     evaluator = evaluator_of(plan, trainer, missing=missing_metrics(folder), kept=kept_folder(plan, folder))
+    spent = time.perf_counter() - started  # on texts, and on the pictures that drift is measured on
     flops = count_flops(trainer)
     progress, pictures, best = _restore(run_folder(folder, entry, seed), trainer) or (Progress(), [], {})
+    progress.evaluation_seconds += spent
     return Cell(plan, folder, entry, seed, listener, trainer, evaluator, flops, progress, pictures, held, best)
 
 

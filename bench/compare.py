@@ -112,29 +112,21 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
 
         timings: dict[str, Timing] = {}
 
-        def gathered() -> None:
-            if base_file(folder).exists():  # cells that are quicker than it are gathered with it
-                gather(plan, folder)
-
         def failed(job: Job, reason: str) -> None:
             lines = reason.strip().splitlines()
             if len(lines) > 1:  # a bug's traceback
                 write_text_atomically(run_folder(folder, job.entry, job.seed) / FAILURE_FILE, reason)
                 reason = f"{lines[-1]} (a bug; {FAILURE_FILE} in its folder says where)"
             write_failed(folder, job.entry, job.seed, reason)
-            gathered()
 
         def died(job: Job, reason: str) -> None:
             write_failed(folder, job.entry, job.seed, reason, died=True)
-            gathered()
 
         def done(job: Job, result: Any) -> None:
-            if job.kind != "timing":
-                gathered()
-                return
-            timings[job.entry] = result
-            if len(timings) == len(timed):
-                listener.expect(forecast(plan, missing, timings, base=bool(base)))
+            if job.kind == "timing":
+                timings[job.entry] = result
+                if len(timings) == len(timed):
+                    listener.expect(forecast(plan, missing, timings, base=bool(base)))
 
         run_jobs(workers, jobs, listener, done, failed, died, needed=first)
 

@@ -84,18 +84,29 @@ def add_metric(folder: Path, metrics: tuple[str, ...]) -> None:
 
     from .added import add_metrics
     from .meter import Meter
+    from .records import RESULTS_FILE
 
     console = Console()
+    if not (folder / RESULTS_FILE).exists():  # a comparison that was stopped
+        gather_what_is_there(folder)
     with Meter(console, "scoring", "pictures") as meter:
         add_metrics(folder, metrics, meter)
     console.print(f"report: {draw_again(folder)}", highlight=False, soft_wrap=True, markup=False)
 
 
-def draw_again(folder: Path) -> Path:
-    """Gather what is there, and draw the page of a comparison or of a sweep."""
+def gather_what_is_there(folder: Path) -> None:
+    """Put together what the cells of a comparison have found so far, once its base is measured."""
     from .claim import plan_of
     from .gather import gather
     from .plan import base_file
+
+    plan = plan_of(folder)
+    if plan is not None and base_file(folder).exists():
+        gather(plan, folder)
+
+
+def draw_again(folder: Path) -> Path:
+    """Gather what is there, and draw the page of a comparison or of a sweep."""
     from .report.page import write_report
     from .report.sweep_page import write_sweep_report
     from .sweep import gather_sweep
@@ -106,7 +117,5 @@ def draw_again(folder: Path) -> Path:
         if swept is not None:
             gather_sweep(swept, folder)
         return write_sweep_report(folder)
-    plan = plan_of(folder)
-    if plan is not None and base_file(folder).exists():
-        gather(plan, folder)
+    gather_what_is_there(folder)
     return write_report(folder)

@@ -21,8 +21,7 @@ from .measures import difference, value
 from .numbers import NONE, count, format_amount, format_guidances, format_interval, format_number
 from .page import environment
 from .table import Column, Row, Table, TableCell, markdown
-from .tables import ROLES, chosen_on
-from .verdict import judge
+from .tables import ROLES, chosen_on, difference_cell
 
 Named = tuple[str, Comparison]
 """A comparison and what it is called: its folder."""
@@ -126,7 +125,8 @@ def _task_table(group: Sequence[Named]) -> Table:
         [*columns, *(Column(head) for head in heads)],
         ordered,
         about="Best in domain first. Under a value: the 95 % interval for these adapters and new prompts. Gains are "
-        "over the untrained base of the same comparison at its best guidance, picture by picture.",
+        "over the untrained base of the same comparison at its best guidance, picture by picture; under one that "
+        "interval, the one for a new run from five seeds on, and what both show.",
     )
 
 
@@ -136,15 +136,16 @@ def _row(name: str, comparison: Comparison, entry: str) -> Row:
     cells = []
     for role in ROLES:
         found = value(comparison, entry, role, task.headline)
-        gained = None if entry == BASE else difference(comparison, entry, BASE, role, task.headline)
-        cells.append(_cell(None if found is None else (found.mean, format_interval(found.prompts)), False))
-        if gained is None:
+        cells.append(
+            TableCell(NONE, "not measured")
+            if found is None
+            else TableCell(format_number(found.mean), format_interval(found.prompts))
+        )
+        if entry == BASE:
             cells.append(TableCell(NONE))
-            continue
-        gain = gained if comparison.sign > 0 else gained.reversed()
-        judged = judge(gain, task.margin if role == "out_of_domain" else None)
-        note = "; ".join(part for part in (format_interval(gained.prompts, signed=True), judged) if part)
-        cells.append(_cell((gained.mean, note), True))
+        else:
+            gained = difference(comparison, entry, BASE, role, task.headline)
+            cells.append(difference_cell(results.metrics, task, gained, task.headline, role))
     places, metric = comparison.finished(entry), results.metrics[task.headline]
     ends = [cell.checkpoints[-1] for cell in results.cells_of(entry).values() if cell.checkpoints]
     cost = np.mean([end.denoiser_evaluations for end in ends]) if ends else 0
@@ -160,10 +161,6 @@ def _row(name: str, comparison: Comparison, entry: str) -> Row:
     ]
     control = entry != BASE and results.entries[entry].kind == "control"
     return Row(comparison.label(entry), [*cells, *map(TableCell, texts)], "control" if control else "")
-
-
-def _cell(found: tuple[float, str] | None, signed: bool) -> TableCell:
-    return TableCell(NONE, "not measured") if found is None else TableCell(format_number(found[0], signed), found[1])
 
 
 def _improvement_table(tasks: Sequence[Sequence[Named]]) -> Table | None:

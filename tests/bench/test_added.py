@@ -139,6 +139,12 @@ def test_gathering_again_keeps_it_with_the_very_pictures_that_it_was_computed_of
     assert add(copied, own(copied)).exit_code == 2
 
 
+def test_a_comparison_that_was_stopped_is_gathered_first(copied: Path) -> None:
+    (copied / "results.json").unlink()
+    assert add(copied, own(copied)).exit_code == 0
+    assert "mine.py:red" in read_results(copied / "results.json").metrics
+
+
 def test_diversity_is_that_of_each_prompts_own_pictures(copied: Path) -> None:
     """As it was computed with the others, though it is asked for under another name."""
     live = read_pictures(copied / PICTURES_FILE).metrics["diversity"]
