@@ -47,10 +47,11 @@ def _caption(name: str, comparison: Comparison) -> str:
             span = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
             done.append(f"{span} iterations of {record.label}")
     commits = [each[:7] for each in results.git_hash.split(", ")]
+    named = " and ".join(filter(None, [", ".join(commits[:-1]), commits[-1]]))
     machine = f"{results.machine['cpu']}, {results.machine['cores']} cores, {results.sampling.precision}"
     return (
         f"**[`{name}`](bench/results/{name})**: `{results.command}`, {results.created[:10]}, "
-        f"commit{'s' if len(commits) > 1 else ''} {' and '.join(commits)}, {machine}. "
+        f"commit{'s' if len(commits) > 1 else ''} {named}, {machine}. "
         f"{results.budget} of training a run: {', '.join(done)}."
     )
 

@@ -100,13 +100,17 @@ def _clause(comparison: Comparison, other: str, role: Role) -> str:
     if role == "out_of_domain":
         phrases["not clear"] = f"a loss of more than {task.margin:g} cannot be ruled out"
     judged = phrases[judge(gain, task.margin if role == "out_of_domain" else None)]
-    intervals = [
+    bounds = "; ".join([format_number(found.mean, signed=True), *_intervals(found)])
+    return f"{judged} {where}, {metric}{format_number(first.mean)} against {format_number(second.mean)} ({bounds})"
+
+
+def _intervals(found: Estimate) -> list[str]:
+    """The intervals that an estimate has, each with what it is for."""
+    return [
         f"95 % interval {format_interval(interval, signed=True)} {about}"
         for interval, about in ((found.prompts, "for new prompts"), (found.runs, "for a new run"))
         if interval is not None
     ]
-    bounds = "; ".join([format_number(found.mean, signed=True), *intervals])
-    return f"{judged} {where}, {metric}{format_number(first.mean)} against {format_number(second.mean)} ({bounds})"
 
 
 def _both(comparison: Comparison, other: str, role: Role) -> tuple[Estimate | None, Estimate | None]:
@@ -231,7 +235,7 @@ def hindsight(comparison: Comparison) -> str:
     left = gain_over_base(comparison, list(ours.values()), best, "in_domain", headline)
     if means[best] == means[chosen] or left is None:
         return ""
-    bounds = f" (95 % interval {format_interval(left.prompts, signed=True)})" if left.prompts is not None else ""
+    bounds = f" ({intervals})" if (intervals := "; ".join(_intervals(left))) else ""
     return (
         f"On the test prompts themselves the base is better at guidance {best:g} than at {chosen:g}, which validation "
         f"prompts chose: {format_number(means[best])} against {format_number(means[chosen])}; over that "

@@ -23,14 +23,17 @@ def normalize(rewards: Tensor, std: AdvantageStd, limit: float = LIMIT) -> Tenso
 
     Args:
         rewards: (P, G), finite, or NaN where there is none.
-        std: of each ``group``, or of all rewards of the ``iteration``; both without Bessel's correction.
+        std: of each ``group``, or of all rewards of the ``iteration``, both without Bessel's correction; with ``none``
+            nothing is divided by it, nor by EPSILON (Dr. GRPO, arXiv 2503.20783).
 
     Returns:
         (P, G); a group whose rewards are all equal, or with fewer than two of them, has only zeros.
     """
     mean, group_std = group_statistics(rewards)
-    spread = group_std if std == "group" else _iteration_std(rewards)
-    advantages = ((rewards - mean) / (spread + EPSILON)).clamp(-limit, limit)
+    advantages = rewards - mean
+    if std != "none":
+        advantages = advantages / ((group_std if std == "group" else _iteration_std(rewards)) + EPSILON)
+    advantages = advantages.clamp(-limit, limit)
     # A constant group's mean can differ from its rewards in the last bit; that is no preference.
     return advantages.masked_fill(constant_groups(rewards) | rewards.isnan(), 0.0)
 
@@ -43,7 +46,8 @@ def aggregate(parts: Tensor, weights: Tensor, std: AdvantageStd, how: Literal["r
     Args:
         how: ``rewards`` normalises their weighted sum; ``advantages`` normalises each reward by itself, so that none
             drowns another by its scale, and divides the weighted sum of those by its spread over the iteration
-            (GDPO, arXiv 2601.05242: each group's mean is 0 already, so there is no other mean to take away).
+            (GDPO, arXiv 2601.05242: each group's mean is 0 already, so there is no other mean to take away); with
+            ``none`` neither is done, and it is the sum that ``rewards`` makes too.
     """
     if how == "rewards":
         return normalize((parts * weights).sum(2), std)
@@ -51,8 +55,9 @@ def aggregate(parts: Tensor, weights: Tensor, std: AdvantageStd, how: Literal["r
     scored = parts.masked_fill(missing[..., None], math.nan)
     each = [weight * normalize(part, std, math.inf) for weight, part in zip(weights, scored.unbind(2), strict=True)]
     total: Tensor = sum(each[1:], each[0])
-    spread = _iteration_std(total.masked_fill(missing, math.nan))
-    return (total / (spread + EPSILON)).clamp(-LIMIT, LIMIT)
+    if std != "none":
+        total = total / (_iteration_std(total.masked_fill(missing, math.nan)) + EPSILON)
+    return total.clamp(-LIMIT, LIMIT)
 
 
 def group_statistics(rewards: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,10 +31,11 @@ Schedule = Literal["dpm", "native"]
 """Noise levels of DPM-Solver++'s own scheduler, or of the pipeline's."""
 OdeSampler = Literal["euler", "dpm-solver++"]
 AdvantageStd = Annotated[
-    Literal["group", "iteration"],
+    Literal["group", "iteration", "none"],
     Field(
-        description="Whose rewards' standard deviation advantages are divided by: the prompt group's, or the "
-        "iteration's."
+        description="Whose rewards' standard deviation advantages are divided by: the prompt group's, the "
+        "iteration's, or none, so that a group of near-equal rewards says little; weights beside them, as kl_weight, "
+        "then mean something else."
     ),
 ]
 

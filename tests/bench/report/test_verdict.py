@@ -73,7 +73,7 @@ def test_a_guidance_that_would_have_suited_the_base_better_is_told() -> None:
     world = World({("ours", 0): [0.3, 0.45]}, base={1.0: 0.3, 3.0: 0.3, 4.5: 0.5})
     assert cautions(synthetic(world, base_guidance=3.0))[0] == (
         "On the test prompts themselves the base is better at guidance 4.5 than at 3, which validation prompts chose: "
-        "0.500 against 0.300; over that OURS has -0.050 (95 % interval -0.050 to -0.050)."
+        "0.500 against 0.300; over that OURS has -0.050 (95 % interval -0.050 to -0.050 for new prompts)."
     )
     assert not any("themselves" in line for line in cautions(synthetic(world, base_guidance=4.5)))
 

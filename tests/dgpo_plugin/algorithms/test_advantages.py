@@ -15,7 +15,7 @@ from dgpo_plugin.config.fields import AdvantageStd
 pytestmark = pytest.mark.fast
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
-MODES: tuple[AdvantageStd, ...] = ("group", "iteration")
+MODES: tuple[AdvantageStd, ...] = ("group", "iteration", "none")
 modes = st.sampled_from(MODES)
 Array = NDArray[np.float64]
 
@@ -37,8 +37,8 @@ def oracle(rewards: Array, mode: AdvantageStd, limit: float = 5.0) -> Array:
     """docs/architecture.md, section 4, group by group; numpy's std is the population's."""
     rows = []
     for group in rewards:
-        spread = np.std(group) if mode == "group" else np.std(rewards)
-        rows.append([min(max((r - np.mean(group)) / (spread + 1e-4), -limit), limit) for r in group])
+        divisor = {"group": np.std(group) + 1e-4, "iteration": np.std(rewards) + 1e-4, "none": 1.0}[mode]
+        rows.append([min(max((r - np.mean(group)) / divisor, -limit), limit) for r in group])
     return np.array(rows)
 
 
@@ -114,8 +114,9 @@ def test_bounded(rewards: Array, mode: AdvantageStd, limit: float) -> None:
 def test_the_bound_is_five_and_is_reached() -> None:
     outlier = np.array([[1.0] + [0.0] * 49])  # (1 - 1/50) / 0.14 = 7 standard deviations
     for mode in MODES:
-        assert normalize(torch.tensor(outlier), mode).max() == 5
-        assert normalize(-torch.tensor(outlier), mode).min() == -5
+        rewards = torch.tensor(outlier) * (7 if mode == "none" else 1)
+        assert normalize(rewards, mode).max() == 5
+        assert normalize(-rewards, mode).min() == -5
     assert advantages_of(outlier, "group", limit=10).max() == pytest.approx(0.98 / (0.14 + 1e-4))
 
 
@@ -151,10 +152,10 @@ def test_a_single_reward_of_weight_one_is_itself(rewards: Array, mode: Advantage
 def test_decoupled_advantages_match_the_formula(
     rewards: Array, mode: AdvantageStd, seed: int, first: float, second: float
 ) -> None:
-    """GDPO: each reward's own advantage, unclipped; their weighted sum over its spread in the iteration."""
+    """GDPO: each reward's own advantage, unclipped; their weighted sum over its spread in the iteration, if any."""
     other = np.random.default_rng(seed).normal(size=rewards.shape).round(2) * 1000
     total = first * oracle(rewards, mode, np.inf) + second * oracle(other, mode, np.inf)
-    expected = np.clip(total / (np.std(total) + 1e-4), -5, 5)
+    expected = np.clip(total / (1 if mode == "none" else np.std(total) + 1e-4), -5, 5)
     parts = torch.tensor(np.stack([rewards, other], axis=-1))
     ours = aggregate(parts, torch.tensor([first, second], dtype=torch.float64), mode, "advantages")
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-8, atol=1e-8)

@@ -15,7 +15,7 @@ from dgpo_plugin.config.fields import AdvantageStd
 pytestmark = pytest.mark.fast
 
 NAN = math.nan
-MODES: tuple[AdvantageStd, ...] = ("group", "iteration")
+MODES: tuple[AdvantageStd, ...] = ("group", "iteration", "none")
 
 
 def oracle(rewards: list[list[float]], mode: AdvantageStd) -> list[list[float]]:
@@ -27,7 +27,7 @@ def oracle(rewards: list[list[float]], mode: AdvantageStd) -> list[list[float]]:
         if len(set(scored)) < 2:
             rows.append([0.0] * len(row))
             continue
-        spread = np.std(scored if mode == "group" else everyone) + 1e-4
+        spread = 1.0 if mode == "none" else np.std(scored if mode == "group" else everyone) + 1e-4
         rows.append([0.0 if math.isnan(r) else float(np.clip((r - np.mean(scored)) / spread, -5, 5)) for r in row])
     return rows
 
