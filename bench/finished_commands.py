@@ -85,9 +85,10 @@ def add_metric(folder: Path, metrics: tuple[str, ...]) -> None:
     from .added import add_metrics
     from .meter import Meter
     from .records import RESULTS_FILE
+    from .sweep_records import SWEEP_FILE
 
     console = Console()
-    if not (folder / RESULTS_FILE).exists():  # a comparison that was stopped
+    if not ((folder / RESULTS_FILE).exists() or (folder / SWEEP_FILE).exists()):  # it was stopped
         gather_what_is_there(folder)
     with Meter(console, "scoring", "pictures") as meter:
         add_metrics(folder, metrics, meter)
@@ -95,27 +96,34 @@ def add_metric(folder: Path, metrics: tuple[str, ...]) -> None:
 
 
 def gather_what_is_there(folder: Path) -> None:
-    """Put together what the cells of a comparison have found so far, once its base is measured."""
+    """Put together what a comparison's cells, or a sweep, have found so far, once there is anything."""
     from .claim import plan_of
     from .gather import gather
     from .plan import base_file
+    from .sweep import gather_sweep
+    from .sweep_records import sweep_plan_of
 
+    if is_sweep(folder):
+        swept = sweep_plan_of(folder)
+        if swept is not None:
+            gather_sweep(swept, folder)
+        return
     plan = plan_of(folder)
     if plan is not None and base_file(folder).exists():
         gather(plan, folder)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's, finished or not, and no comparison's."""
+    from .sweep_records import START_FILE, SWEEP_FILE
+
+    return (folder / SWEEP_FILE).exists() or (folder / START_FILE).exists()
 
 
 def draw_again(folder: Path) -> Path:
     """Gather what is there, and draw the page of a comparison or of a sweep."""
     from .report.page import write_report
     from .report.sweep_page import write_sweep_report
-    from .sweep import gather_sweep
-    from .sweep_records import START_FILE, SWEEP_FILE, sweep_plan_of
 
-    if (folder / SWEEP_FILE).exists() or (folder / START_FILE).exists():
-        swept = sweep_plan_of(folder)
-        if swept is not None:
-            gather_sweep(swept, folder)
-        return write_sweep_report(folder)
     gather_what_is_there(folder)
-    return write_report(folder)
+    return write_sweep_report(folder) if is_sweep(folder) else write_report(folder)
