@@ -68,6 +68,12 @@ def leave(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
+def _leave_once(number: int, frame: object) -> None:
+    """As :func:`leave`; told again meanwhile, by a signal to the whole group and by the comparison, it is on its way."""
+    signal.signal(number, signal.SIG_IGN)
+    leave(number, frame)
+
+
 class _PipeListener:
     """A listener that sends what it is told to the comparison's process."""
 
@@ -104,7 +110,7 @@ def serve(
     # A terminal's Ctrl-C reaches all, and so does its end; the comparison ends its workers.
     for number in known(["SIGINT", "SIGHUP", "SIGUSR1"]):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, _leave_once)
     threading.Thread(target=_end_with_comparison, name="parent", daemon=True).start()
     quieten()
     os.environ.update(place)

@@ -170,12 +170,18 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize(
-    ("number", "processes"),
-    [(signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGINT, 2)],
-    ids=["term", "kill", "ctrl-c"],
+    ("number", "processes", "group"),
+    [(signal.SIGTERM, 1, False), (signal.SIGTERM, 1, True), (signal.SIGKILL, 1, False), (signal.SIGINT, 2, False)],
+    ids=["term", "term-to-all", "kill", "ctrl-c"],
 )
-def test_no_worker_outlives_its_comparison(number: signal.Signals, processes: int, tmp_path: Path) -> None:
-    """Not even one that has nothing to say; and none of its semaphores is left, which would be told of at the end."""
+def test_no_worker_outlives_its_comparison(
+    number: signal.Signals, processes: int, *, group: bool, tmp_path: Path
+) -> None:
+    """Not even one that has nothing to say; and none of its semaphores is left, which would be told of at the end.
+
+    Args:
+        group: whether the signal goes to the workers too, as that of a cluster's scheduler does.
+    """
     script = tmp_path / "main.py"
     script.write_text("""
 if __name__ == "__main__":  # the workers import this file too
@@ -196,6 +202,7 @@ if __name__ == "__main__":  # the workers import this file too
         env={**os.environ, "PYTHONPATH": str(root)},
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         end = time.monotonic() + 120
@@ -205,9 +212,10 @@ if __name__ == "__main__":  # the workers import this file too
             time.sleep(0.05)
         pids = [int(file.stem) for file in began]
         assert all(map(alive, pids))
-        process.send_signal(number)
+        os.killpg(process.pid, number) if group else process.send_signal(number)
         said = process.communicate(timeout=60)[1]
         assert "leaked" not in said
+        assert "atexit" not in said
         end = time.monotonic() + 60
         while any(map(alive, pids)):
             assert time.monotonic() < end, "a worker is still there"
