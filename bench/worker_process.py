@@ -69,7 +69,7 @@ def leave(number: int, _frame: object) -> None:
 
 
 def _leave_once(number: int, frame: object) -> None:
-    """As :func:`leave`; told again meanwhile, by a signal to the whole group and by the comparison, it is on its way."""
+    """As :func:`leave`, once: a signal to the whole group comes from the comparison a second time."""
     signal.signal(number, signal.SIG_IGN)
     leave(number, frame)
 
