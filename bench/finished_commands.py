@@ -100,10 +100,11 @@ def gather_what_is_there(folder: Path) -> None:
     from .claim import plan_of
     from .gather import gather
     from .plan import base_file
-    from .sweep import gather_sweep
-    from .sweep_records import sweep_plan_of
 
     if is_sweep(folder):
+        from .sweep import gather_sweep  # and with it diffusers, which a comparison's page has no use for
+        from .sweep_records import sweep_plan_of
+
         swept = sweep_plan_of(folder)
         if swept is not None:
             gather_sweep(swept, folder)

@@ -5,8 +5,7 @@ The public names are imported on first use, so that ``import dgpo_plugin`` costs
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from dgpo_plugin.common.on_first_use import on_first_use
 
 __version__ = "0.1.0"
 
@@ -28,8 +27,4 @@ _PUBLIC = {
 }
 __all__ = [*_PUBLIC, "__version__"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+__getattr__ = on_first_use(__name__, _PUBLIC)

@@ -6,23 +6,22 @@ wait for.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dgpo_plugin.common.on_first_use import on_first_use
 
 if TYPE_CHECKING:
     from dgpo_plugin.models.base import Model
     from dgpo_plugin.models.conditioning import Conditioning
     from dgpo_plugin.models.load import load_model
 
-_PUBLIC = {
-    "Conditioning": "dgpo_plugin.models.conditioning",
-    "Model": "dgpo_plugin.models.base",
-    "load_model": "dgpo_plugin.models.load",
-}
 __all__ = ["Conditioning", "Model", "load_model"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "Conditioning": "dgpo_plugin.models.conditioning",
+        "Model": "dgpo_plugin.models.base",
+        "load_model": "dgpo_plugin.models.load",
+    },
+)

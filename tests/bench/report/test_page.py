@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -324,3 +326,18 @@ def test_a_real_browser_shows_it_on_a_phone_and_in_the_dark(folder: Path) -> Non
             assert tab.evaluate(visible) == ["at-0 at-1 at-2", "at-2", "at-2"]
             tab.evaluate("document.querySelector('label[for=stop-1]').click()")
             assert tab.evaluate(visible) == ["at-0 at-1 at-2", "at-1", "at-1"]
+
+
+DRAW = """
+import sys
+from pathlib import Path
+from dgpo_bench.finished_commands import draw_again
+draw_again(Path(sys.argv[1]))
+print(*(module for module in ("diffusers", "transformers", "peft") if module in sys.modules))
+"""
+
+
+def test_drawing_a_comparisons_page_imports_neither_diffusers_nor_transformers(tmp_path: Path) -> None:
+    write_synthetic(tmp_path, World(CURVES))
+    done = subprocess.run([sys.executable, "-c", DRAW, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
