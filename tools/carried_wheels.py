@@ -3,13 +3,14 @@
 PRESENT lists what that machine has, a package a line (`pip freeze`'s output, or bare names, whose versions are taken to
 do). What this project needs beside them is read from the packages that are installed here, in their versions, and
 fetched for that machine's Python; torch never is. Together with the tree, which has to be carried too, they must stay
-below a limit, so what is large and optional (bitsandbytes) is left to the machine.
+below a limit, so of bitsandbytes, which nobody has to have, only the library for one CUDA is carried, if it is named.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 NEVER = {"torch", "torchvision", "torchaudio", "triton"}
 OPTIONAL = ("torchao",)
 """Wanted for a measurement of ours, though no dependency of the package."""
+BITSANDBYTES = "bitsandbytes==0.50.2"
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
 
 
@@ -62,19 +64,39 @@ def tree_bytes() -> int:
     return sum((ROOT / name).stat().st_size for name in names if name and (ROOT / name).is_file())
 
 
+def keep_one_cuda(wheel: Path, cuda: str) -> None:
+    """Take the libraries for other GPUs out of bitsandbytes' wheel; ``cuda`` is a version such as ``13.0``."""
+    kept = f"libbitsandbytes_cuda{cuda.replace('.', '')}.so"
+    smaller = wheel.with_suffix(".smaller")
+    with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(smaller, "w", zipfile.ZIP_DEFLATED) as part:
+        if f"bitsandbytes/{kept}" not in whole.namelist():
+            raise click.ClickException(f"{wheel.name} has no {kept}")
+        for item in whole.infolist():
+            library = item.filename.startswith("bitsandbytes/lib") and item.filename.endswith(".so")
+            if not library or Path(item.filename).name in (kept, "libbitsandbytes_cpu.so"):
+                part.writestr(item, whole.read(item))
+    smaller.replace(wheel)
+
+
 @click.command()
 @click.argument("present", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--python", default="3.12", show_default=True, help="Of that machine.")
+@click.option("--cuda", help="Of that machine's torch, such as 13.0: carries bitsandbytes for it.")
 @click.option("--limit", default=64.0, show_default=True, help="MiB of wheels and tree together.")
-def main(present: Path, folder: Path, python: str, limit: float) -> None:
+def main(present: Path, folder: Path, python: str, cuda: str | None, limit: float) -> None:
     """Fetch what a machine lacks."""
     names = missing(read_present(present), python)
+    if cuda is not None:
+        names.append(BITSANDBYTES)
     fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     fetch += ["--python-version", python, "--implementation", "cp", "--dest", str(folder)]
     for platform in PLATFORMS:
         fetch += ["--platform", f"{platform}_x86_64"]
     subprocess.run([*fetch, *names], check=True)
+    for wheel in folder.glob("bitsandbytes-*.whl"):
+        if cuda is not None:
+            keep_one_cuda(wheel, cuda)
     wheels = sum(file.stat().st_size for file in folder.glob("*.whl"))
     total = (wheels + tree_bytes()) / 2**20
     for name in names:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from torch import Tensor
 
-from dgpo_plugin.adapters.load import apply_adapter
+from dgpo_plugin.adapters.load import apply_adapter, read_adapter
 from dgpo_plugin.adapters.save import TrainingFacts, export_adapter
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import StopNow, Stopped, UserError
+from dgpo_plugin.config.load import load_config
 from dgpo_plugin.models.load import load_model
 from dgpo_plugin.models.memory import shard
+from dgpo_plugin.training.run import resume, train
 
 from ..timing import wait_for
 from .card import peak_memory
@@ -138,6 +145,50 @@ def ranks(*, tiny: bool) -> Measured:
     found["works"] = len(sums) == 2 and all(value == 2 for _, value, _ in sums)
     found["messages"] = sorted({message for _, _, message in sums if message})
     return found
+
+
+class _Halfway:
+    """Ends a run after some iterations, for another process or another day to go on with."""
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+
+    def __call__(self, _trainer: object, record: dict[str, float] | None) -> None:
+        if record is not None and record["iteration"] == self.iterations:
+            raise StopNow
+
+
+def resumed(*, tiny: bool) -> Measured:
+    """Train the embedded world whole, whole again, and stopped in the middle and gone on with: are the bits the same?
+
+    Float32 and bf16 each; the differences are of the adapters' weights, in parts of what was trained.
+    """
+    silent = Console(file=io.StringIO())
+    found: Measured = {"iterations": 4 if tiny else 10}
+    few = ["training.prompts_per_iteration=2", "training.group_size=4"] if tiny else []
+    for precision in ("fp32",) if tiny else ("fp32", "bf16"):
+        settings = [f"training.iterations={found['iterations']}", "evaluation.images=8", f"model.precision={precision}"]
+        config = load_config("shapes", [*settings, *few])
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            whole, again = (read_adapter(train(config, folder / run, silent)).tensors for run in ("whole", "again"))
+            with contextlib.suppress(Stopped):
+                train(config, folder / "cut", silent, watch=_Halfway(found["iterations"] // 2))
+            gone_on = read_adapter(resume(folder / "cut", silent)).tensors
+        one = {"again": _apart(again, whole), "resumed": _apart(gone_on, whole)}
+        found[precision] = {f"{way}_difference": apart for way, apart in one.items()}
+        found[precision]["seconds"] = time.perf_counter() - started
+    found["same_bits"] = not any(found[p][f"{w}_difference"] for p in ("fp32", "bf16") if p in found for w in one)
+    return found
+
+
+def _apart(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """How far one adapter is from another, in parts of that one's norm; 0 only if every bit is the same."""
+    if all(torch.equal(ours[key], reference[key]) for key in reference):
+        return 0.0
+    both = [torch.cat([table[key].double().flatten() for key in reference]) for table in (ours, reference)]
+    return float((both[0] - both[1]).norm() / both[1].norm())
 
 
 def comparison(row: Row, folder: Path, *, tiny: bool) -> Measured:

@@ -9,7 +9,18 @@ from typing import Any, Literal
 from dgpo_plugin.common.errors import UserError, did_you_mean
 
 Kind = Literal[
-    "card", "iteration", "rates", "profile", "numerics", "attention", "adapter", "shard", "ranks", "load", "comparison"
+    "card",
+    "iteration",
+    "rates",
+    "profile",
+    "numerics",
+    "attention",
+    "adapter",
+    "shard",
+    "resumed",
+    "ranks",
+    "load",
+    "comparison",
 ]
 
 
@@ -42,6 +53,8 @@ class Row:
     algorithm: Mapping[str, Any] = field(default_factory=lambda: DGPO)
 
 
+FAST = {"name": "flow-grpo-fast", "noise_level": 0.8, "clip": 1e-5, "kl_weight": 0, "guidance": 1, "keep_graphs": True}
+KEEPING = {"training.gradient_checkpointing": True}
 SAVING = {"model.offload": True, "training.gradient_checkpointing": True, "training.micro_batch_size": 4}
 LARGE = {
     "training.gradient_checkpointing": True,
@@ -59,6 +72,7 @@ ROWS = (
     Row("sd35/plain-norms", "rates", "with diffusers' RMSNorm", "sd35", options={"sizes": [8], "plain_norms": True}),
     Row("sd35/compile", "rates", "with model.compile", "sd35", {"model.compile": True}, {"sizes": [8]}, 3),
     Row("sd35/flow-grpo", "iteration", "Flow-GRPO, the same group", "sd35", algorithm=GRPO),
+    Row("sd35/keep-graphs", "iteration", "Flow-GRPO-Fast, keep_graphs, checkpointing", "sd35", KEEPING, algorithm=FAST),
     Row("sd35/12-gib", "iteration", "DGPO, offload, checkpointing, micro-batch 4", "sd35", SAVING, {"aim": 12}),
     Row("sd35/profile-compile", "profile", "kernels with model.compile", "sd35", {"model.compile": True}, minutes=3),
     Row("sd35/dgpo-compile", "iteration", "DGPO with model.compile", "sd35", {"model.compile": True}, minutes=3),
@@ -81,6 +95,7 @@ ROWS = (
         {"sizes": [8]},
     ),
     Row("sd35/shard", "shard", "FSDP2, a mesh of one process", "sd35"),
+    Row("resumed", "resumed", "a run of the embedded world, whole and stopped in the middle"),
     Row("ranks", "ranks", "two NCCL processes on one card", minutes=1),
     Row("flux1/dgpo", "iteration", "DGPO without guidance, a group of 8, 512 pixels", "flux1", LARGE),
     Row("sdxl/dgpo", "iteration", "DGPO, 1024 pixels", "sdxl", {"training.micro_batch_size": 4}),

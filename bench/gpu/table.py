@@ -95,8 +95,10 @@ def _of_numbers(measured: Mapping[str, Any]) -> list[str]:
     if "applied_difference" in measured:
         off = measured["applied_difference"]
         return [f"the adapter applied is the adapter trained, to {off:.1e} of its change"]
-    if "finite" in measured:
-        return ["finite" if measured["finite"] else "not finite"]
+    if "finite" in measured or "same_bits" in measured:
+        found = ["finite" if measured["finite"] else "not finite"] if "finite" in measured else []
+        same = measured.get("same_bits")
+        return found + ([] if same is None else ["the same bits again" if same else "not the same bits again"])
     if "works" in measured:
         messages = [*([measured["note"]] if "note" in measured else []), *measured["messages"]]
         return ["works" if measured["works"] else "refused: " + "; ".join(messages)]

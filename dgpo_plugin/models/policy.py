@@ -15,9 +15,9 @@ from torch.utils.hooks import RemovableHandle
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.config.fields import LoraConfig
+from dgpo_plugin.models.attention import attention_to_differentiate
 from dgpo_plugin.models.base import Model, guided_velocity
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.speed import attention_to_differentiate
 
 ADAPTER = "policy"
 
@@ -107,9 +107,9 @@ class Policy:
             lora = peft.LoraConfig(
                 r=config.rank, lora_alpha=config.alpha, target_modules=found, init_lora_weights=start
             )
-            if all(type(model.denoiser.get_submodule(name)) is nn.Linear for name in found):
-                # peft has no public way for a single kind of layer.
-                lora._register_custom_module({nn.Linear: AdapterLinear})  # noqa: SLF001
+            # peft has no public way for a single kind of layer. Packed ones are of this kind too: with peft's own they
+            # would be trained with other roundings than :func:`attach` applies the adapter with.
+            lora._register_custom_module({nn.Linear: AdapterLinear})  # noqa: SLF001
             peft.inject_adapter_in_model(lora, model.denoiser, adapter_name=ADAPTER)
         trainable = {name: p for name, p in model.denoiser.named_parameters() if p.requires_grad}
         for parameter in trainable.values():

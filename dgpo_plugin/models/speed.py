@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
-
 import torch
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-FEW_PLACES = 1024
-"""Of latents: 256 pixels squared, with the usual VAE."""
 
 
 def fuse_norms(denoiser: nn.Module) -> None:
@@ -43,22 +36,6 @@ def contiguous_tokens(denoiser: nn.Module) -> None:
 
 def _contiguous(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.contiguous() for x in given)
-
-
-def attention_to_differentiate(latents: Tensor, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """The attention kernel of passes that are differentiated, or compared with such: torch's choice but on some CPUs.
-
-    On a CPU torch's kernel for half precision takes several times as long backwards as the products written out, which
-    are computed in float32, and keep all their weights: only small pictures can afford that.
-
-    Args:
-        latents: (N, channels, ...), all but the first two its places.
-        dtype: the denoiser's.
-    """
-    slow = latents.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
-    if slow and latents[0, 0].numel() <= FEW_PLACES:
-        return sdpa_kernel(SDPBackend.MATH)
-    return contextlib.nullcontext()
 
 
 def compile_blocks(denoiser: nn.Module) -> None:

@@ -18,6 +18,7 @@ from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.device import runs_on_cpu
 from dgpo_plugin.distributed.processes import Processes, join_processes
 from dgpo_plugin.models import load_model
+from dgpo_plugin.models.attention import checkpoint_blocks
 from dgpo_plugin.models.base import Model, refuse_seams
 from dgpo_plugin.models.generate import BATCH_SIZE
 from dgpo_plugin.models.load import settled_model
@@ -77,7 +78,7 @@ def build_trainer(
     if config.model.compile:
         compile_blocks(model.denoiser)
     if training.gradient_checkpointing:
-        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        checkpoint_blocks(model.denoiser)
     size, called = training.micro_batch_size, call_prompts(prompts, sets.get("prompts.held_out"))
     algorithm = algorithm_of(config.algorithm)(config.algorithm, policy, processes, size, accelerator.backward)
     optimizer = torch.optim.AdamW(

@@ -23,6 +23,7 @@ from dgpo_plugin.algorithms import algorithm_of
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.names import FAMILIES
 from dgpo_plugin.config.fields import ModelConfig, RunConfig
+from dgpo_plugin.models.attention import checkpoint_blocks
 from dgpo_plugin.models.base import DTYPES, Model, refuse_seams
 from dgpo_plugin.models.load import model_skeleton
 from dgpo_plugin.models.memory import can_offload_denoiser
@@ -161,7 +162,7 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
             weights["VAE and text encoders"] = sum(map(_bytes, [model.vae, *model.encoders]))
         policy = Policy(model, config.lora, seed=0, unconditional=model.blank_conditioning(1))
         if config.training.gradient_checkpointing:
-            model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            checkpoint_blocks(model.denoiser)
         trainable = sum(p.numel() for p in policy.parameters.values())
         # The adapter, its gradient, AdamW's two moments, the average; the algorithm's own copies.
         weights["adapter and optimizer"] = (5 + cost.adapter_copies) * 4 * trainable

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
@@ -10,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers import CLIPTextModel, T5EncoderModel
 
+from dgpo_plugin.config.fields import ModelConfig
+from dgpo_plugin.models.attention import even_gradients
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
 
@@ -27,6 +31,11 @@ class FluxModel(PipelineModel):
     lora_targets = ATTENTION
     kohya_version = "flux1"
     text_readers = ("text_encoder_2",)
+
+    def __init__(self, pipeline: Any, config: ModelConfig, folder: Path, device: torch.device) -> None:
+        super().__init__(pipeline, config, folder, device)
+        # The single blocks put attention's output beside their other half, and so get a slice of a gradient back.
+        even_gradients(self.denoiser)
 
     def variant(self) -> tuple[str, str]:
         """kohya's rule (sd-scripts, ``flux_utils``): what is told no guidance is schnell."""

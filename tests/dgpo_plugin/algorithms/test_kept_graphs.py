@@ -16,6 +16,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.models import load_model
+from dgpo_plugin.models.attention import checkpoint_blocks
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.checkpoint import load_checkpoint, save_checkpoint
@@ -234,7 +235,7 @@ def test_as_much_memory_is_planned_as_they_take(settings: list[str]) -> None:
     config = config_for("flow-grpo", KEEP, f"training.prompts_per_iteration={GROUPS}", *settings)
     policy = Policy(load_model(config.model), config.lora, seed=0)
     if config.training.gradient_checkpointing:
-        policy.model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        checkpoint_blocks(policy.model.denoiser)
     with MemoryCount() as count:
         count.leave_out(policy.model.denoiser)
         rollout = sampled(config, policy)
