@@ -43,7 +43,7 @@ NOISY_FROM, NOISY_TO = 0.3, 0.9
 """The sigmas between which the rollout's steps end that draw noise."""
 
 
-def log_likelihood(error: Tensor, sigma: float, kind: Likelihood) -> Tensor:
+def log_likelihood(error: Tensor, sigma: float | Tensor, kind: Likelihood) -> Tensor:
     """What stands for the log-probability of each image, (N,), from its matching error (N,).
 
     ``root`` is -(sigma / p) ((d + 1e-10)^p - (1e-10)^p) with p = 1/4 (there ``ghuber``), whose slope grows where d is

@@ -25,7 +25,6 @@ from dgpo_plugin.algorithms.flow_times import FlowTime, stratified_steps
 from dgpo_plugin.algorithms.forward import (
     KL,
     Noised,
-    NoisedApart,
     OdeForwardConfig,
     forward_cost,
     matching_error,
@@ -156,7 +155,7 @@ class CRD(GroupAlgorithm[CRDConfig, _Frozen]):
         return Totals(device, "loss", "kl", *growth)
 
     @torch.no_grad()
-    def frozen(self, noised: Noised | NoisedApart, rows: Tensor) -> _Frozen:
+    def frozen(self, noised: Noised, rows: Tensor) -> _Frozen:
         base = None
         with self.policy.with_weights(self.old_weights):
             old_error = normalized_error(noised.predict(self.policy, rows), noised.target[rows], 1.0)

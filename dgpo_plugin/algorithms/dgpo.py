@@ -16,7 +16,7 @@ It follows the authors' released code, which is not their paper:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,7 +28,6 @@ from dgpo_plugin.algorithms.base import GROWTH, Cost, Metric, Random, Totals, lo
 from dgpo_plugin.algorithms.flow_times import FlowTime, noisiest_steps, uniform_times
 from dgpo_plugin.algorithms.forward import (
     Noised,
-    NoisedApart,
     OdeForwardConfig,
     forward_cost,
     matching_error,
@@ -213,9 +212,9 @@ class DGPO(GroupAlgorithm[DGPOConfig, _Frozen]):
             raise UserError(f"algorithm.t_min {config.t_min}: the rollout starts at {sigmas[0]:.4f}; set it lower")
         return uniform_times(sigmas[0], config.t_min, config.timesteps, random)
 
-    def noised(self, rollout: Rollout, number: int, sigma: float, random: Random) -> Noised:
+    def noised(self, rollout: Rollout, number: int, sigmas: float | Sequence[float], random: Random) -> Noised:
         """As in the family; the texts that are dropped are drawn by the number too."""
-        noised = super().noised(rollout, number, sigma, random)
+        noised = super().noised(rollout, number, sigmas, random)
         share = self.config.text_dropout
         if share == 0:
             return noised
@@ -269,7 +268,7 @@ class DGPO(GroupAlgorithm[DGPOConfig, _Frozen]):
         return loss
 
     @torch.no_grad()
-    def frozen(self, noised: Noised | NoisedApart, rows: Tensor) -> _Frozen:
+    def frozen(self, noised: Noised, rows: Tensor) -> _Frozen:
         """Matching errors under the reference and the old policy; forwards whose result is known are skipped."""
         config, policy, target = self.config, self.policy, noised.target[rows]
         old_error = base_velocity = base_log_norm = None

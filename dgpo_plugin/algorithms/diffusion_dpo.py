@@ -34,9 +34,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dgpo_plugin.algorithms.base import GROWTH, Cost, Metric, Random, Totals, log_norm
-from dgpo_plugin.algorithms.flow_times import FlowTime, drawn_levels
-from dgpo_plugin.algorithms.forward import Noised, NoisedApart, OdeForwardConfig, matching_error
-from dgpo_plugin.algorithms.forward_groups import GROUP_PASS, GroupAlgorithm, needs_group_pass, rounds_of
+from dgpo_plugin.algorithms.flow_times import FlowTime, drawn_levels, rounds_of
+from dgpo_plugin.algorithms.forward import Noised, OdeForwardConfig, matching_error
+from dgpo_plugin.algorithms.forward_groups import GROUP_PASS, GroupAlgorithm, needs_group_pass
 from dgpo_plugin.algorithms.rollout import Batch, Layout, Rollout, micro_batches
 from dgpo_plugin.config.fields import AlgorithmConfig, RunConfig
 from dgpo_plugin.config.learned_from import PAIR, PREFERRED, Need
@@ -189,7 +189,7 @@ class _PairAlgorithm(GroupAlgorithm[_Shared, _Reference]):
         return Totals(device, "loss", ACCURACY, "preference_margin", "velocity_growth")
 
     @torch.no_grad()
-    def frozen(self, noised: Noised | NoisedApart, rows: Tensor) -> _Reference:
+    def frozen(self, noised: Noised, rows: Tensor) -> _Reference:
         with self.policy.as_reference():
             velocity = noised.predict(self.policy, rows)
         return _Reference(matching_error(velocity, noised.target[rows]), log_norm(velocity))

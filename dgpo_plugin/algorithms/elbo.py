@@ -27,7 +27,6 @@ from dgpo_plugin.algorithms.flow_times import FlowTime, noisiest_steps, one_of_e
 from dgpo_plugin.algorithms.forward import (
     KL,
     ForwardAlgorithm,
-    Noised,
     OdeForwardConfig,
     Seen,
     forward_cost,
@@ -173,14 +172,12 @@ class Elbo(ForwardAlgorithm[ElboConfig]):
             noised = self.noised(rollout, time.number, time.sigma, random)
             for rows in micro_batches(torch.arange(len(difference), device=difference.device), self.micro_batch_size):
                 with self.policy.with_weights(self.old_weights):
-                    old = self._error(noised.predict(self.policy, rows), noised, rows)
-                difference[rows] += (old - self._error(noised.predict(self.policy, rows), noised, rows)).to(difference)
+                    old = self._surrogate(noised.predict(self.policy, rows), noised.target[rows], time.sigma)
+                new = self._surrogate(noised.predict(self.policy, rows), noised.target[rows], time.sigma)
+                difference[rows] += (old - new).to(difference)
         return torch.exp(difference / len(times))
 
-    def _error(self, predicted: Tensor, noised: Noised, rows: Tensor) -> Tensor:
-        return self._surrogate(predicted, noised.target[rows], noised.sigma)
-
-    def _surrogate(self, predicted: Tensor, target: Tensor, sigma: float) -> Tensor:
+    def _surrogate(self, predicted: Tensor, target: Tensor, sigma: float | Tensor) -> Tensor:
         """l of each image, (N,), which stands for minus its log-likelihood."""
         if self.config.normalized:
             return normalized_error(predicted, target, sigma)

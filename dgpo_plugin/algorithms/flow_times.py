@@ -81,6 +81,11 @@ def own_steps(
     return [FlowTime(step, sigmas[step], torch.tensor(rows, dtype=torch.int64)) for step, rows in enumerate(at)]
 
 
+def rounds_of(times: Sequence[FlowTime]) -> list[list[FlowTime]]:
+    """Flow times of one number, which are those of a sample's pass each, together; numbers follow each other."""
+    return [list(run) for _, run in itertools.groupby(times, key=lambda time: time.number)]
+
+
 def everywhere(time: FlowTime, samples: int) -> FlowTime:
     """The same with all samples going along, for processes that have to run the denoiser equally often."""
     assert time.rows is not None
@@ -88,14 +93,18 @@ def everywhere(time: FlowTime, samples: int) -> FlowTime:
 
 
 def noisy_times(sample_ids: Tensor, layout: Layout, count: int, random: Random) -> list[FlowTime]:
-    """``count`` times with the density 2 s on (0, 1] for each prompt group: square roots of uniform numbers."""
+    """``count`` times with the density 2 s on (0, 1] for each prompt group: square roots of uniform numbers.
+
+    One of each group after the other.
+    """
     groups = layout.groups_of(sample_ids).tolist()
-    times = []
-    for group in sorted(set(groups)):
-        rows = torch.tensor([row for row, its in enumerate(groups) if its == group], dtype=torch.int64)
-        drawn = random.uniform(count, "timesteps", group)
-        times += [FlowTime(number, math.sqrt(1 - u), rows) for number, u in enumerate(drawn)]
-    return times
+    rows = {group: torch.tensor([n for n, own in enumerate(groups) if own == group]) for group in sorted(set(groups))}
+    drawn = {group: random.uniform(count, "timesteps", group) for group in rows}
+    return [
+        FlowTime(number, math.sqrt(1 - drawn[group][number]), its)
+        for number in range(count)
+        for group, its in rows.items()
+    ]
 
 
 def drawn_levels(

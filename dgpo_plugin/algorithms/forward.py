@@ -19,10 +19,11 @@ from pydantic import Field
 from torch import Tensor
 
 from dgpo_plugin.algorithms.base import Algorithm, Backward, Cost, Metric, Random, Totals, initial_noise, log_norm
-from dgpo_plugin.algorithms.flow_times import FlowTime
+from dgpo_plugin.algorithms.flow_times import FlowTime, rounds_of
 from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
 from dgpo_plugin.config.fields import AlgorithmConfig, OdeSampler, RunConfig, Schedule
 from dgpo_plugin.distributed.processes import Processes
+from dgpo_plugin.models.base import Sigma
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.copies import move_towards
 from dgpo_plugin.samplers.ode import Velocity, sample_ode
@@ -44,7 +45,7 @@ def absolute_error(predicted: Tensor, target: Tensor) -> Tensor:
     return (target - predicted.detach()).abs().flatten(1).mean(1)
 
 
-def normalized_error(predicted: Tensor, target: Tensor, sigma: float) -> Tensor:
+def normalized_error(predicted: Tensor, target: Tensor, sigma: float | Tensor) -> Tensor:
     """How far off the clean picture is, divided by its own size, (N,): mean e^2 / mean |e| of e = sigma (v - target).
 
     The clean picture that a velocity predicts is x - sigma v, so its error is sigma times the velocity's. No gradient
@@ -83,50 +84,33 @@ class OdeForwardConfig(ForwardConfig):
 
 @dataclass(frozen=True)
 class Noised:
-    """This process's samples at one flow time, N of them.
+    """This process's samples, N of them, all at one flow time or each at its own.
 
     Attributes:
         latents: noisy, (N, ...).
         target: the velocity to predict, times ``unit``, (N, ...).
+        sigma: the flow time of all, or of each, (N,).
+        level: the same as the model takes it.
         unit: the error of the model's own prediction over that of its velocity, of which the matching error is the
-            square.
+            square; of all, or of each, (N, 1, ...).
     """
 
     latents: Tensor
     target: Tensor
-    sigma: float
-    unit: float
+    sigma: float | Tensor
+    level: Sigma
+    unit: float | Tensor
     conditioning: Conditioning
 
     def predict(self, policy: Policy, rows: Tensor, guidance: float = 1.0) -> Tensor:
         """The velocity of some rows under the weights in place, times ``unit``."""
-        return self.unit * policy.velocity(self.latents[rows], self.sigma, self.conditioning[rows], guidance)
+        velocity = policy.velocity(self.latents[rows], _of(self.level, rows), self.conditioning[rows], guidance)
+        return _of(self.unit, rows) * velocity
 
 
-@dataclass(frozen=True)
-class NoisedApart:
-    """This process's samples, whose prompt groups are at flow times of their own; used as :class:`Noised` is.
-
-    Attributes:
-        target: the velocities to predict, (N, ...), each in its own unit.
-        parts: samples of one flow time each.
-        places: of each of the N samples its part and its row there.
-    """
-
-    target: Tensor
-    parts: Sequence[Noised]
-    places: Sequence[tuple[int, int]]
-
-    def predict(self, policy: Policy, rows: Tensor, guidance: float = 1.0) -> Tensor:
-        """As :meth:`Noised.predict`, with a pass for each flow time among the rows."""
-        wanted = [self.places[row] for row in rows.tolist()]  # read once
-        predicted, order = [], list[int]()
-        for number in sorted({part for part, _ in wanted}):
-            at = [n for n, (part, _) in enumerate(wanted) if part == number]
-            own = torch.tensor([wanted[n][1] for n in at], device=rows.device)
-            predicted.append(self.parts[number].predict(policy, own, guidance))
-            order += at
-        return torch.cat(predicted)[torch.tensor(order, device=rows.device).argsort()]
+def _of(value: float | Tensor, rows: Tensor) -> float | Tensor:
+    """What some rows have of a number that all share, or of one for each."""
+    return value[rows] if isinstance(value, Tensor) else value
 
 
 @dataclass(frozen=True)
@@ -134,14 +118,14 @@ class Seen:
     """A micro-batch at one flow time, n samples; velocities are (n, ...), times the noised samples' ``unit``.
 
     Attributes:
-        sigma: the flow time.
+        sigma: the flow time of all, or of each, (n,).
         target: what is to be predicted.
         predicted: by the policy, with its graph.
         old: by the old copy; None where the loss does not ask for it.
         base: by the frozen base, likewise.
     """
 
-    sigma: float
+    sigma: float | Tensor
     target: Tensor
     predicted: Tensor
     old: Tensor | None
@@ -203,30 +187,26 @@ class Forward(Algorithm[F, Rollout], Generic[F]):
         assert isinstance(self.config, OdeForwardConfig)
         return sample_ode(velocity, noise, batch.sigmas, self.config.sampler)
 
-    def noised(self, rollout: Rollout, number: int, sigma: float, random: Random) -> Noised:
-        """The rollout's samples at a flow time, by the number that its noise is drawn with."""
+    def noised(self, rollout: Rollout, number: int, sigmas: float | Sequence[float], random: Random) -> Noised:
+        """The rollout's samples at a flow time, or each at its own, by the number that their noise is drawn with."""
         ids, layout, clean = rollout.sample_ids, rollout.layout, rollout.latents
         draw = random.group_noise if self.group_noise else random.sample_noise
         noise = draw(clean.shape[1:], ids, layout, "training noise", number).to(clean)
+        model = self.policy.model
+        sigma: float | Tensor
+        level: Sigma
+        unit: float | Tensor
         # The matching error is that of the model's own prediction: its velocity's, times a weight.
-        unit = self.policy.model.error_weight(sigma) ** 0.5
-        noisy, target = (1 - sigma) * clean + sigma * noise, unit * (noise - clean)
-        return Noised(noisy, target, sigma, unit, rollout.conditioning)
-
-    def noised_apart(self, rollout: Rollout, times: Sequence[FlowTime], random: Random) -> NoisedApart:
-        """The rollout's samples, each at the one of some flow times that has its row."""
-        places = [(0, 0)] * len(rollout.sample_ids)
-        parts, target = list[Noised](), torch.zeros_like(rollout.latents)
-        for time in times:
-            assert time.rows is not None
-            if not len(time.rows):
-                continue
-            part = self.noised(rollout.select(time.rows), time.number, time.sigma, random)
-            for row, place in enumerate(time.rows.tolist()):
-                places[place] = (len(parts), row)
-            target[time.rows.to(target.device)] = part.target
-            parts.append(part)
-        return NoisedApart(target, parts, places)
+        if isinstance(sigmas, float):
+            sigma, level, unit = sigmas, sigmas, model.error_weight(sigmas) ** 0.5
+            noisy = (1 - sigma) * clean + sigma * noise
+        else:
+            rows = [(own, 1 - own, model.error_weight(own) ** 0.5) for own in sigmas]
+            spread = clean.new_tensor(rows).view(-1, 3, *[1] * (clean.dim() - 1))
+            each, rest, unit = spread.unbind(1)
+            sigma, level = each.flatten(), model.levels(sigmas)
+            noisy = rest * clean + each * noise
+        return Noised(noisy, unit * (noise - clean), sigma, level, unit, rollout.conditioning)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         return {"old": self.old_weights} if self.KEEPS_OLD else {}
@@ -262,13 +242,13 @@ class ForwardAlgorithm(Forward[F], Generic[F]):
         of_base = ("velocity_growth",) if self.base_guidance is not None else ()
         totals = Totals(device, "loss", "kl", *of_base)
         count = self.trained_times(len(rollout.sigmas) - 1) * advantages.numel()
-        for time in self.flow_times(rollout, random):
-            part = rollout if time.rows is None else rollout.select(time.rows)
+        for times in rounds_of(self.flow_times(rollout, random)):
+            part, sigma = of_round(rollout, times)
             own = advantages.flatten()[part.positions.to(device)]
-            noised = self.noised(part, time.number, time.sigma, random)
+            noised = self.noised(part, times[0].number, sigma, random)
             for rows in micro_batches(torch.arange(len(own), device=device), self.micro_batch_size):
                 seen = self.look(noised, rows)
-                counts = 1.0 if time.counts is None else time.counts.to(device)[rows]
+                counts = 1.0 if times[0].counts is None else times[0].counts.to(device)[rows]
                 losses = (self.losses(seen, own[rows]) * counts).sum()
                 totals.add("loss", losses.detach())
                 if seen.base is not None:
@@ -287,7 +267,22 @@ class ForwardAlgorithm(Forward[F], Generic[F]):
         if self.base_guidance is not None:
             with policy.as_reference():
                 base = noised.predict(policy, rows, self.base_guidance)
-        return Seen(noised.sigma, noised.target[rows], noised.predict(policy, rows), old, base)
+        return Seen(_of(noised.sigma, rows), noised.target[rows], noised.predict(policy, rows), old, base)
+
+
+def of_round(rollout: Rollout, times: Sequence[FlowTime]) -> tuple[Rollout, float | list[float]]:
+    """A round's samples, each there once, and the flow time of all or of each."""
+    if len(times) == 1:
+        (time,) = times
+        return (rollout if time.rows is None else rollout.select(time.rows)), time.sigma
+    own: dict[int, float] = {}
+    for time in times:
+        assert time.rows is not None
+        assert time.counts is None
+        own.update(dict.fromkeys(time.rows.tolist(), time.sigma))
+    rows = sorted(own)
+    part = rollout if len(rows) == len(rollout.sample_ids) else rollout.select(torch.tensor(rows, dtype=torch.int64))
+    return part, [own[row] for row in rows]
 
 
 def forward_cost(config: RunConfig, times: int, passes: int, copies: int = 1, *, sampling: int | None = None) -> Cost:

@@ -7,7 +7,6 @@ else a first pass without gradient is for it alone. The result is the same.
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dgpo_plugin.algorithms.base import Metric, Random, Totals
-from dgpo_plugin.algorithms.flow_times import FlowTime
-from dgpo_plugin.algorithms.forward import Forward, Noised, NoisedApart
+from dgpo_plugin.algorithms.flow_times import FlowTime, rounds_of
+from dgpo_plugin.algorithms.forward import Forward, Noised, of_round
 from dgpo_plugin.algorithms.rollout import Rollout, holds_whole_groups, micro_batches
 from dgpo_plugin.config.fields import AlgorithmConfig, RunConfig
 
@@ -42,7 +41,7 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
     """K of :meth:`summary`."""
 
     @abstractmethod
-    def frozen(self, noised: Noised | NoisedApart, rows: Tensor) -> S:
+    def frozen(self, noised: Noised, rows: Tensor) -> S:
         """What is measured of a micro-batch without gradient, under other weights than the policy's."""
 
     @abstractmethod
@@ -74,11 +73,11 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
         """Over how many images of all processes a loss is a mean, of (P, G)."""
         return advantages.numel()
 
-    def noised_round(self, rollout: Rollout, times: Sequence[FlowTime], random: Random) -> Noised | NoisedApart:
+    def noised_round(self, rollout: Rollout, times: Sequence[FlowTime], random: Random) -> Noised:
         """Every sample of the update once: at one flow time, or each prompt group at its own."""
-        if times[0].rows is None:
-            return self.noised(rollout, times[0].number, times[0].sigma, random)
-        return self.noised_apart(rollout, times, random)
+        part, sigma = of_round(rollout, times)
+        assert len(part.sample_ids) == len(rollout.sample_ids)
+        return self.noised(part, times[0].number, sigma, random)
 
     def gradient(self, rollout: Rollout, advantages: Tensor, random: Random) -> dict[str, float]:
         device = rollout.latents.device
@@ -96,7 +95,7 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
 
     def _one_pass(
         self,
-        noised: Noised | NoisedApart,
+        noised: Noised,
         batches: tuple[Tensor, ...],
         positions: Tensor,
         advantages: Tensor,
@@ -117,7 +116,7 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
 
     def _gathered(
         self,
-        noised: Noised | NoisedApart,
+        noised: Noised,
         batches: tuple[Tensor, ...],
         positions: Tensor,
         advantages: Tensor,
@@ -139,7 +138,7 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
     @torch.no_grad()
     def _group_numbers(
         self,
-        noised: Noised | NoisedApart,
+        noised: Noised,
         batches: tuple[Tensor, ...],
         frozen: list[S],
         only: Tensor | None,
@@ -175,11 +174,6 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
         """Whether no process can have more than one micro-batch."""
         share = -(-advantages.numel() // self.processes.count)
         return self.micro_batch_size is None or share <= self.micro_batch_size
-
-
-def rounds_of(times: Sequence[FlowTime]) -> list[list[FlowTime]]:
-    """Flow times of one number, which are those of a sample's pass each, together; numbers follow each other."""
-    return [list(run) for _, run in itertools.groupby(times, key=lambda time: time.number)]
 
 
 def needs_group_pass(config: RunConfig) -> bool:

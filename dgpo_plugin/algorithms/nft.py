@@ -43,7 +43,9 @@ def optimality(advantages: Tensor) -> Tensor:
     return (advantages / (2 * SCALE) + 0.5).clamp(0, 1)
 
 
-def nft_loss(predicted: Tensor, old: Tensor, target: Tensor, advantages: Tensor, mix: float, sigma: float) -> Tensor:
+def nft_loss(
+    predicted: Tensor, old: Tensor, target: Tensor, advantages: Tensor, mix: float, sigma: float | Tensor
+) -> Tensor:
     """5 (r l+ + (1 - r) l-) / mix for each image, (N,).
 
     l+ is the error of mix v + (1 - mix) v_old, l- that of (1 + mix) v_old - mix v, each over its own size

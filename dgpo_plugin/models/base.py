@@ -15,6 +15,8 @@ from dgpo_plugin.config.fields import ModelConfig, Schedule
 from dgpo_plugin.models.base_identity import BaseIdentity
 from dgpo_plugin.models.conditioning import Conditioning
 
+Sigma = float | Tensor
+"""A noise level, in [0, 1], of all images; or of each, a row of what :meth:`Model.levels` makes of them."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -103,11 +105,19 @@ class Model(ABC):
         """What :meth:`encode` would return for so many texts, of zeros."""
 
     @abstractmethod
-    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         """The denoiser's velocity, (N, C, H, W) like ``latents``, float32.
 
         Args:
+            sigma: of all of them, or N rows of :meth:`levels`.
             conditioning: N rows.
+        """
+
+    @abstractmethod
+    def levels(self, sigmas: Sequence[float]) -> Tensor:
+        """What :meth:`velocity` makes of noise levels, a row for each, (N, K), float32, on the model's device.
+
+        So that images at several of them go through the denoiser together, and nothing is sent there in every pass.
         """
 
     def guided(self, without: Tensor, with_prompt: Tensor, guidance: float) -> Tensor:
@@ -195,7 +205,7 @@ class Model(ABC):
 def guided_velocity(
     model: Model,
     latents: Tensor,
-    sigma: float,
+    sigma: Sigma,
     conditioning: Conditioning,
     unconditional: Conditioning,
     guidance: float,
@@ -204,6 +214,7 @@ def guided_velocity(
 
     Args:
         latents: (N, C, H, W).
+        sigma: of all of them, or N rows of :meth:`Model.levels`.
         conditioning: N rows.
         unconditional: one row, the empty prompt's.
     """
@@ -211,7 +222,8 @@ def guided_velocity(
         return model.velocity(latents, sigma, conditioning)
     empty = unconditional[torch.zeros(len(latents), dtype=torch.int64, device=latents.device)]
     both = Conditioning.concatenate([empty, conditioning])
-    without, with_prompt = model.velocity(torch.cat([latents, latents]), sigma, both).chunk(2)
+    twice = torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) else sigma
+    without, with_prompt = model.velocity(torch.cat([latents, latents]), twice, both).chunk(2)
     return model.guided(without, with_prompt, guidance)
 
 

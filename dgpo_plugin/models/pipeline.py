@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.config.fields import ModelConfig, Schedule
-from dgpo_plugin.models.base import DTYPES, Model, TextLengths, dtype_of
+from dgpo_plugin.models.base import DTYPES, Model, Sigma, TextLengths, dtype_of
 from dgpo_plugin.models.base_identity import BaseIdentity, identity_of_parts
 from dgpo_plugin.models.conditioning import Conditioning, finite
 from dgpo_plugin.models.decoded import PictureCheck, blame, checked_latents
@@ -114,6 +114,10 @@ class PipelineModel(Model):
         self._check_pictures = PictureCheck(blame(config))
 
     # ---- what a family says, besides `velocity`
+
+    @abstractmethod
+    def timestep(self, sigma: float) -> float:
+        """What the denoiser is told of a noise level."""
 
     @abstractmethod
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
@@ -331,6 +335,13 @@ class PipelineModel(Model):
             pixels = ((2 * picture.to(self.device) - 1).to(self.vae.dtype) for picture in pictures.split(1))
             encoded = [self.scaled(self.encode_pixels(each).float()) for each in pixels]
         return checked_latents(torch.cat(encoded), self.config)
+
+    def levels(self, sigmas: Sequence[float]) -> Tensor:
+        return torch.tensor([[self.timestep(sigma)] for sigma in sigmas], dtype=torch.float32, device=self.device)
+
+    def timesteps(self, sigma: Sigma, latents: Tensor) -> Tensor:
+        """What the denoiser is told of each image's noise level, (N,), float32."""
+        return sigma[:, 0] if isinstance(sigma, Tensor) else per_image(self.timestep(sigma), latents)
 
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
         if schedule == "dpm":

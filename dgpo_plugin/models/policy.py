@@ -16,7 +16,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.config.fields import LoraConfig
 from dgpo_plugin.models.attention import attention_to_differentiate
-from dgpo_plugin.models.base import Model, guided_velocity
+from dgpo_plugin.models.base import Model, Sigma, guided_velocity
 from dgpo_plugin.models.conditioning import Conditioning
 
 ADAPTER = "policy"
@@ -130,11 +130,12 @@ class Policy:
         return self.model.device
 
     def velocity(
-        self, latents: Tensor, sigma: float, conditioning: Conditioning, guidance: float = 1.0, *, keep: bool = False
+        self, latents: Tensor, sigma: Sigma, conditioning: Conditioning, guidance: float = 1.0, *, keep: bool = False
     ) -> Tensor:
         """The (guided) velocity under whichever weights are in place, (N, ...) float32.
 
         Args:
+            sigma: of all of them, or N rows of the model's ``levels``.
             keep: with a graph for later, or never: its backward is counted by :meth:`count_kept`.
         """
         passes = _passes(latents, guidance)

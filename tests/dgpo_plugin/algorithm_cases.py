@@ -21,6 +21,8 @@ from dgpo_plugin.common.pictures import to_image
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.config.load import load_config
 from dgpo_plugin.distributed.processes import Processes
+from dgpo_plugin.models.base import Sigma
+from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.worlds.shapes.render import render
 from dgpo_plugin.worlds.shapes.scenes import train_prompts
@@ -97,14 +99,14 @@ def in_float64(policy: Policy) -> None:
     policy.model.denoiser.double()
     velocity = policy.model.velocity
 
-    def double_velocity(latents: Tensor, sigma: float, conditioning: object) -> Tensor:
-        model = policy.model
-        tensors = conditioning.tensors  # type: ignore[attr-defined]
+    def double_velocity(latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
+        model: Any = policy.model
+        tensors = conditioning.tensors
         return model.denoiser(
             hidden_states=latents.double(),
             encoder_hidden_states=tensors["context"].double(),
             pooled_projections=tensors["pooled"].double(),
-            timestep=torch.full((len(latents),), sigma * 1000).double(),
+            timestep=model.timesteps(sigma, latents.float()).double(),
             return_dict=False,
         )[0]
 

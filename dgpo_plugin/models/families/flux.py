@@ -14,8 +14,9 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from dgpo_plugin.config.fields import ModelConfig
 from dgpo_plugin.models.attention import even_gradients
+from dgpo_plugin.models.base import Sigma
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel
 
 
 class FluxModel(PipelineModel):
@@ -58,7 +59,10 @@ class FluxModel(PipelineModel):
         context = (self.config.max_sequence_length, dims.joint_attention_dim)
         return {"context": context, "pooled": (dims.pooled_projection_dim,)}
 
-    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+    def timestep(self, sigma: float) -> float:
+        return sigma
+
+    def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         tensors = conditioning.tensors
         dtype, device = tensors["context"].dtype, latents.device
         height, width = latents.shape[2] // 2, latents.shape[3] // 2
@@ -68,7 +72,7 @@ class FluxModel(PipelineModel):
         positions = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1)
         predicted: Tensor = self.denoiser(
             hidden_states=pack(latents).to(dtype),
-            timestep=per_image(sigma, latents).to(dtype),
+            timestep=self.timesteps(sigma, latents).to(dtype),
             guidance=self.embedded_guidance(latents),
             pooled_projections=tensors["pooled"],
             encoder_hidden_states=tensors["context"],

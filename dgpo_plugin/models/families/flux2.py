@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers import AutoTokenizer, Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
+from dgpo_plugin.models.base import Sigma
 from dgpo_plugin.models.conditioning import Conditioning, as_chat
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel
 
 
 class _Flux2Model(PipelineModel):
@@ -38,7 +39,10 @@ class _Flux2Model(PipelineModel):
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"context": (self.config.max_sequence_length, self.denoiser.config.joint_attention_dim)}
 
-    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+    def timestep(self, sigma: float) -> float:
+        return sigma
+
+    def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         context = conditioning.tensors["context"]
         count, channels, height, width = latents.shape
         # A position is (time, row, column, position in the text).
@@ -49,7 +53,7 @@ class _Flux2Model(PipelineModel):
         text[:, 3] = torch.arange(context.shape[1])
         predicted: Tensor = self.denoiser(
             hidden_states=latents.flatten(2).transpose(1, 2).to(context.dtype),
-            timestep=per_image(sigma, latents).to(context.dtype),
+            timestep=self.timesteps(sigma, latents).to(context.dtype),
             guidance=self.embedded_guidance(latents),
             encoder_hidden_states=context,
             txt_ids=text.to(latents.device).expand(count, -1, -1),

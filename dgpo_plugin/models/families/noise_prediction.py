@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import ModelConfig, Schedule
+from dgpo_plugin.models.base import Sigma
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.pipeline import PipelineModel
 
@@ -70,23 +72,28 @@ class NoisePredictingModel(PipelineModel):
         return f"lora_{self.prefix}_{module.replace('.', '_')}.{kohya_matrix}.weight"
 
     @abstractmethod
-    def predict(self, noisy: Tensor, timestep: float, tensors: dict[str, Tensor]) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """The U-Net's own output for x_t, (N, C, H, W).
 
         Args:
             noisy: x_t, (N, C, H, W).
+            timesteps: (N,).
             tensors: the conditioning's, N rows each.
         """
 
-    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        a, s = amplitudes(sigma)
-        tensors = conditioning.tensors
+    def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
+        tensors, timesteps = conditioning.tensors, self.timesteps(sigma, latents)
+        a, s = sigma[:, 1:].view(-1, 2, 1, 1, 1).unbind(1) if isinstance(sigma, Tensor) else amplitudes(sigma)
         noisy = latents * (a + s)
-        predicted = self.predict(noisy.to(tensors["context"].dtype), self._timestep(sigma), tensors).float()
+        predicted = self.predict(noisy.to(tensors["context"].dtype), timesteps, tensors).float()
         if self.prediction == "epsilon":
             return predicted - (noisy - s * predicted) / a
         # v = a eps - s x0
         return (a * predicted + s * noisy) - (a * noisy - s * predicted)
+
+    def levels(self, sigmas: Sequence[float]) -> Tensor:
+        rows = [(self.timestep(sigma), *amplitudes(sigma)) for sigma in sigmas]
+        return torch.tensor(rows, dtype=torch.float32, device=self.device)
 
     def sigmas(self, steps: int, shift: float | None = None, schedule: Schedule = "native") -> list[float]:
         if shift is not None:
@@ -120,7 +127,7 @@ class NoisePredictingModel(PipelineModel):
             scheduler = DDIMScheduler.from_config(scheduler.config)
         return sigma_table(scheduler)
 
-    def _timestep(self, sigma: float) -> float:
+    def timestep(self, sigma: float) -> float:
         """The timestep of a sigma: the inverse of the table, between its entries along straight lines."""
         table = self._sigma_table
         if table[-1] == 1:  # from almost pure noise on, where other schedulers' tables end, it is the last one

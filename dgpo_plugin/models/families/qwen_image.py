@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from dgpo_plugin.models.base import Sigma
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.families.flux import pack, unpack
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel
 
 
 class QwenImageModel(PipelineModel):
@@ -51,7 +52,10 @@ class QwenImageModel(PipelineModel):
         length = self.config.max_sequence_length
         return {"context": (length, self.denoiser.config.joint_attention_dim), "mask": (length,)}
 
-    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+    def timestep(self, sigma: float) -> float:
+        return sigma
+
+    def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         tensors = conditioning.tensors
         context, mask = tensors["context"], tensors["mask"]
         padded = False
@@ -62,7 +66,7 @@ class QwenImageModel(PipelineModel):
         height, width = latents.shape[2] // 2, latents.shape[3] // 2
         predicted: Tensor = self.denoiser(
             hidden_states=pack(latents).to(context.dtype),
-            timestep=per_image(sigma, latents).to(context.dtype),
+            timestep=self.timesteps(sigma, latents).to(context.dtype),
             guidance=self.embedded_guidance(latents),
             encoder_hidden_states=context,
             encoder_hidden_states_mask=mask if padded else None,

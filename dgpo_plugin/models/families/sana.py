@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import Gemma2Model
 
 from dgpo_plugin.config.fields import Schedule
+from dgpo_plugin.models.base import Sigma
 from dgpo_plugin.models.conditioning import Conditioning
-from dgpo_plugin.models.pipeline import PipelineModel, per_image
+from dgpo_plugin.models.pipeline import PipelineModel
 
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 """What the pipeline puts before every prompt but the empty one."""
@@ -69,15 +70,17 @@ class SanaModel(PipelineModel):
         length = self.config.max_sequence_length
         return {"context": (length, self.denoiser.config.caption_channels), "mask": (length,)}
 
-    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+    def timestep(self, sigma: float) -> float:
+        # Whole ones, cut off as the pipeline's scheduler does.
+        return float(int(round(sigma * 1000, 2))) * float(self.denoiser.config.timestep_scale)
+
+    def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         tensors = conditioning.tensors
-        # Whole timesteps, cut off as the pipeline's scheduler does.
-        timestep = float(int(round(sigma * 1000, 2))) * self.denoiser.config.timestep_scale
         predicted: Tensor = self.denoiser(
             latents.to(self.denoiser.dtype),
             encoder_hidden_states=tensors["context"].to(self.denoiser.dtype),
             encoder_attention_mask=tensors["mask"],
-            timestep=per_image(timestep, latents),
+            timestep=self.timesteps(sigma, latents),
             return_dict=False,
         )[0]
         return predicted.float()

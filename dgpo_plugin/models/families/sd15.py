@@ -10,7 +10,6 @@ from transformers import CLIPTextModel
 
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.families.noise_prediction import NoisePredictingModel
-from dgpo_plugin.models.pipeline import per_image
 
 
 class SD15Model(NoisePredictingModel):
@@ -49,8 +48,8 @@ class SD15Model(NoisePredictingModel):
         tokens = self.encoders[0].config.max_position_embeddings
         return {"context": (tokens, self.denoiser.config.cross_attention_dim)}
 
-    def predict(self, noisy: Tensor, timestep: float, tensors: dict[str, Tensor]) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         predicted: Tensor = self.denoiser(
-            noisy, per_image(timestep, noisy), encoder_hidden_states=tensors["context"], return_dict=False
+            noisy, timesteps, encoder_hidden_states=tensors["context"], return_dict=False
         )[0]
         return predicted

@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from dgpo_plugin.common.public_names import public_name
+from dgpo_plugin.models.base import Sigma
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.families.sd3_names import sd3_names
-from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel, per_image
+from dgpo_plugin.models.pipeline import ATTENTION, PipelineModel
 
 
 class SD3Model(PipelineModel):
@@ -68,13 +69,16 @@ class SD3Model(PipelineModel):
         dims = self.denoiser.config
         return {"context": (tokens, dims.joint_attention_dim), "pooled": (dims.pooled_projection_dim,)}
 
-    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+    def timestep(self, sigma: float) -> float:
+        return sigma * 1000
+
+    def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         tensors = conditioning.tensors
         predicted: Tensor = self.denoiser(
             hidden_states=latents.to(tensors["context"].dtype),
             encoder_hidden_states=tensors["context"],
             pooled_projections=tensors["pooled"],
-            timestep=per_image(sigma * 1000, latents),
+            timestep=self.timesteps(sigma, latents),
             return_dict=False,
         )[0]
         return predicted.float()

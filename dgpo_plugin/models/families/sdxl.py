@@ -11,7 +11,6 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.families.noise_prediction import NoisePredictingModel
-from dgpo_plugin.models.pipeline import per_image
 
 
 class SDXLModel(NoisePredictingModel):
@@ -67,7 +66,7 @@ class SDXLModel(NoisePredictingModel):
         tokens, width = self.encoders[0].config.max_position_embeddings, self.denoiser.config.cross_attention_dim
         return {"context": (tokens, width), "pooled": (self.encoders[1].config.projection_dim,)}
 
-    def predict(self, noisy: Tensor, timestep: float, tensors: dict[str, Tensor]) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         # Original size, crop's corner, target size, each the height first (StableDiffusionXLPipeline.__call__): a
         # picture of this size, not cropped. Written on the device: sent there, they would be waited for in every pass.
         sizes = torch.zeros(len(noisy), 6, device=noisy.device, dtype=noisy.dtype)
@@ -75,7 +74,7 @@ class SDXLModel(NoisePredictingModel):
         sizes[:, 1::4].fill_(float(self.width))
         predicted: Tensor = self.denoiser(
             noisy,
-            per_image(timestep, noisy),
+            timesteps,
             encoder_hidden_states=tensors["context"],
             added_cond_kwargs={"text_embeds": tensors["pooled"], "time_ids": sizes},
             return_dict=False,

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Qwen3Model
 
+from dgpo_plugin.models.base import Sigma
 from dgpo_plugin.models.conditioning import Conditioning, as_chat
-from dgpo_plugin.models.pipeline import PipelineModel, per_image
+from dgpo_plugin.models.pipeline import PipelineModel
 
 
 class ZImageModel(PipelineModel):
@@ -46,13 +47,16 @@ class ZImageModel(PipelineModel):
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"context": (self.config.max_sequence_length, self.denoiser.config.cap_feat_dim), "length": ()}
 
-    def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+    def timestep(self, sigma: float) -> float:
+        return 1 - sigma
+
+    def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         tensors = conditioning.tensors
         context, lengths = tensors["context"], tensors["length"]
         # Read once: each number asked for would wait for the device.
         counts = [context.shape[1]] * len(context) if lengths.device.type == "meta" else lengths.tolist()
         rows = [row[:n] for row, n in zip(context, counts, strict=True)]
         # The pipeline's time runs the other way, and so does its velocity.
-        time = per_image(1 - sigma, latents)
+        time = self.timesteps(sigma, latents)
         predicted = self.denoiser(list(latents.to(context.dtype).unsqueeze(2)), time, rows, return_dict=False)[0]
         return -torch.stack([each.float() for each in predicted]).squeeze(2)

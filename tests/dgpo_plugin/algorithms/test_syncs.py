@@ -123,6 +123,7 @@ def test_the_count_sees_what_waits(waits: Callable[[torch.Tensor], object]) -> N
         ("awm", []),
         ("ram", []),
         ("crd", []),
+        ("online-dpo", ["algorithm.beta=10"]),
     ],
 )
 def test_waits_do_not_grow_with_micro_batches(policy: Policy, algorithm: str, extra: list[str]) -> None:
@@ -136,6 +137,24 @@ def test_waits_do_not_grow_with_micro_batches(policy: Policy, algorithm: str, ex
             trained.gradient(rollout, advantages, Random(0, 0))
         counts[size] = syncs.count
     assert len(set(counts.values())) == 1, counts
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "extra", "kinds", "images"), [("ram", [], 3, 8), ("online-dpo", ["algorithm.beta=10"], 2, 4)]
+)
+def test_groups_at_flow_times_of_their_own_go_through_the_denoiser_together(
+    policy: Policy, algorithm: str, extra: list[str], kinds: int, images: int
+) -> None:
+    """One pass of each kind (old, base, differentiated) for each of three times, and not one for each group."""
+    config = config_for(algorithm, "algorithm.timesteps=3", *extra)
+    rollout, advantages = rollout_and_advantages(config, policy)
+    sizes: list[int] = []
+    handle = policy.model.denoiser.register_forward_pre_hook(
+        lambda _, given, named: sizes.append(len(named["hidden_states"])), with_kwargs=True
+    )
+    make_algorithm(config, policy).gradient(rollout, advantages, Random(0, 0))
+    handle.remove()
+    assert sizes == [images] * 3 * kinds
 
 
 def test_an_optimizer_steps_waits_do_not_grow_with_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:

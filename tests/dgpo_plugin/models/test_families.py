@@ -138,6 +138,21 @@ def by_diffusers(model: Any, velocity: Callable[[Tensor, float], Tensor], noise:
     return x
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_each_picture_may_have_a_noise_level_of_its_own(family: tuple[Family, Path], guidance: float) -> None:
+    """As in passes of their own; every picture's text has its own length."""
+    model = load_model(settings(*family))
+    levels = (model.sigmas(4)[0], 0.5, 0.5, 0.05)
+    latents, asked, empty = torch.randn(4, *model.latent_shape), model.encode([*PROMPTS, *PROMPTS]), model.encode([""])
+    together = guided_velocity(model, latents, model.levels(levels), asked, empty, guidance)
+    alone = [
+        guided_velocity(model, latents[row : row + 1], level, asked[[row]], empty, guidance)
+        for row, level in enumerate(levels)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together, guided_velocity(model, latents, 0.5, asked, empty, guidance), rtol=0.01)
+
+
 @pytest.mark.parametrize("size", [SQUARE, WIDE, HIGH], ids=["square", "wide", "high"])
 def test_pictures_have_the_size_asked_for(family: tuple[Family, Path], size: Size) -> None:
     model = load_model(settings(*family, size))
