@@ -51,6 +51,18 @@ def expected_cost(config: RunConfig) -> IterationCost:
     return IterationCost(images * (cost.sampling + cost.training), images * 3 * cost.trained_steps * guided)
 
 
+def check_budgets(size: Size, configs: Mapping[str, RunConfig], flops: Flops) -> None:
+    """Refuse a budget that is too small for one iteration, as expected, of any of several entries.
+
+    Raises:
+        UserError: it is.
+    """
+    for entry, config in configs.items():
+        spent = expected_cost(config).spends(size, flops)
+        if spent > size.budget:
+            raise _too_small(size, entry, spent)
+
+
 def check_budget(size: Size, entry: str, record: Mapping[str, float], flops: Flops) -> None:
     """Refuse a budget that the first iteration is too much for.
 
@@ -59,5 +71,9 @@ def check_budget(size: Size, entry: str, record: Mapping[str, float], flops: Flo
     """
     spent = cost_of(record).spends(size, flops)
     if record["iteration"] == 1 and spent > size.budget:
-        told = f"{spent:.0f}" if size.flops is None else f"{spent:.3g}"
-        raise UserError(f"{size.budget_option}: one iteration of {entry} takes {told}; give at least ten times that")
+        raise _too_small(size, entry, spent)
+
+
+def _too_small(size: Size, entry: str, spent: float) -> UserError:
+    told = f"{spent:.0f}" if size.flops is None else f"{spent:.3g}"
+    return UserError(f"{size.budget_option}: one iteration of {entry} takes {told}; give at least ten times that")

@@ -95,7 +95,10 @@ def check_task(plan: Plan) -> None:
 
 
 def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listener: Listener) -> None:
-    """Time each algorithm and say what the cells will take, measure the base and do them, whenever a worker is free.
+    """Time one algorithm and say what the cells will take, measure the base and do them, whenever a worker is free.
+
+    The budget is one of operations, and the algorithms do about as many a second: timing each would say little more,
+    and took as long as a cell's whole overhead.
 
     Raises:
         UserError: the base or a timing that was refused, or whose process died.
@@ -104,13 +107,12 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
     if not base_file(folder).exists() and not run_folder(folder, *missing[0]).parent.exists():
         (folder / MISSING_FILE).unlink(missing_ok=True)  # nothing was measured yet, so what is there counts now
     wanted = dict(missing)
-    timed = [entry for entry in plan.entries if entry in wanted and entry not in CONTROLS] or [plan.entries[0]]
-    first = [*(Job("timing", entry) for entry in timed), *base]
+    algorithms = [entry for entry in plan.entries if entry in wanted and entry not in CONTROLS] or [plan.entries[0]]
+    timed = plan.preset.challenger if plan.preset.challenger in algorithms else algorithms[0]
+    first = [Job("timing", timed), *base]
     jobs = [*first, *(Job("cell", entry, seed) for entry, seed in missing)]
     with start_workers(plan, folder, min(plan.jobs, max(len(missing), len(first)))) as workers:
-        from .forecast import Timing, forecast  # which takes the seconds that the workers need for it too
-
-        timings: dict[str, Timing] = {}
+        from .forecast import forecast  # which takes the seconds that the workers need for it too
 
         def failed(job: Job, reason: str) -> None:
             lines = reason.strip().splitlines()
@@ -124,9 +126,7 @@ def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listen
 
         def done(job: Job, result: Any) -> None:
             if job.kind == "timing":
-                timings[job.entry] = result
-                if len(timings) == len(timed):
-                    listener.expect(forecast(plan, missing, timings, base=bool(base)))
+                listener.expect(forecast(plan, missing, result, base=bool(base)))
 
         run_jobs(workers, jobs, listener, done, failed, died, needed=first)
 

@@ -14,12 +14,23 @@ PARTS = ("encoding", "rollout", "decode", "reward_wait", "training")
 """Of an iteration's time, as ``metrics.jsonl`` names them, without ``_seconds``."""
 
 
+_counted: dict[tuple[str, str], Flops] = {}
+"""By model and adapter: the cells of one comparison have the same, and a process does several."""
+
+
 def count_flops(trainer: Trainer) -> Flops:
     """The operations of one image's passes through a run's own denoiser and adapter, counted on it once.
 
     A quantized, compiled or sharded denoiser runs kernels that the counter does not know; what they compute is counted
     on the model's shapes.
     """
+    key = (trainer.config.model.model_dump_json(), trainer.config.lora.model_dump_json())
+    if key not in _counted:
+        _counted[key] = _count(trainer)
+    return _counted[key]
+
+
+def _count(trainer: Trainer) -> Flops:
     config = trainer.config.model
     if config.quantization is not None or config.compile or config.shard:
         return skeleton_flops(config, trainer.config.lora)

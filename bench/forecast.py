@@ -1,4 +1,4 @@
-"""How long a comparison will take on this machine: each algorithm is timed on it, nothing is guessed."""
+"""How long a comparison will take on this machine: its challenger is timed, and the others taken to be as fast."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dgpo_plugin.training.checks import prompt_sets
 from dgpo_plugin.training.guard import guard_prompts
 
 from .base import evaluator_of
-from .budget import check_budget, cost_of
+from .budget import check_budget, check_budgets, cost_of
 from .cost import count_flops
 from .evaluate import Subject
 from .plan import Forecast, Plan
 from .prompt_sets import TEST, VALIDATION, SampledSet, sampled_sets
 from .records import passes
-from .size import BEST_OF, CONTROLS
+from .size import BEST_OF
 
 TIMED_ITERATIONS = 2
 TIMED_PROMPTS = 4
@@ -52,7 +52,7 @@ def time_entry(plan: Plan, entry: str) -> Timing:
     """Train for two iterations and take the quicker, then measure a few of the test prompts.
 
     Raises:
-        UserError: the budget does not cover the first iteration.
+        UserError: the budget does not cover the first iteration, or one of another entry.
     """
     started = time.perf_counter()
     trainer = build_trainer(plan.run_config(entry, plan.seeds[0]))
@@ -62,6 +62,8 @@ def time_entry(plan: Plan, entry: str) -> Timing:
     records = list(itertools.islice(trainer.iterations(share_done=lambda: 0.0), TIMED_ITERATIONS))
     flops = count_flops(trainer)
     check_budget(plan.size, entry, records[0], flops)
+    others = [other for other in plan.entries if other != entry]
+    check_budgets(plan.size, {other: plan.run_config(other, plan.seeds[0]) for other in others}, flops)
     iterations = int(plan.size.budget // cost_of(records[0]).spends(plan.size, flops))
     few = range(min(TIMED_PROMPTS, len(sets[TEST].prompts)))
     trained = time.perf_counter()
@@ -164,23 +166,20 @@ def pictures_of(sets: Mapping[str, SampledSet]) -> tuple[int, int]:
     return validation, sum(counts.values()) - validation
 
 
-def forecast(plan: Plan, missing: list[tuple[str, int]], timings: dict[str, Timing], *, base: bool = False) -> Forecast:
-    """Forecast what the missing cells will take, from each algorithm's timing.
+def forecast(plan: Plan, missing: list[tuple[str, int]], timing: Timing, *, base: bool = False) -> Forecast:
+    """Forecast what the missing cells will take, from the timing of one algorithm.
 
     Args:
         missing: (entry, seed) of each, at least one.
-        timings: by entry; a control takes what the challenger does, or the first that was timed.
         base: whether the base is still to be measured, beside the cells.
     """
-    usual = timings.get(plan.preset.challenger, next(iter(timings.values())))
-    each = [timings.get(entry, usual) if entry not in CONTROLS else usual for entry, _ in missing]
-    seconds = sum(t.start + t.training * t.evaluations(plan) + t.sampling * t.evaluating for t in each)
+    cell = timing.start + timing.training * timing.evaluations(plan) + timing.sampling * timing.evaluating
+    seconds = len(missing) * cell
     if base:
-        seconds += usual.start + usual.sampling * base_evaluations(plan, sampled_sets(plan.task, plan.size))
-    count = len(timings)
+        seconds += timing.start + timing.sampling * base_evaluations(plan, sampled_sets(plan.task, plan.size))
     return Forecast(
         runs=len(missing),
         seconds=seconds / min(plan.jobs, len(missing)),
-        training=1000 * sum(timing.training for timing in timings.values()) / count,
-        sampling=1000 * sum(timing.sampling for timing in timings.values()) / count,
+        training=1000 * timing.training,
+        sampling=1000 * timing.sampling,
     )

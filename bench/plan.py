@@ -203,7 +203,7 @@ class Listener(Protocol):
     """Whoever shows a comparison to a person."""
 
     def expect(self, forecast: Forecast) -> None:
-        """Take the forecast, once, as soon as every algorithm was timed."""
+        """Take the forecast, once, as soon as an algorithm was timed."""
 
     def listen(self, event: Event) -> None:
         """Take an event, whenever a run moved on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -46,6 +47,7 @@ def keys(prompt: Prompt) -> set[Hashable]:
     return found
 
 
+@functools.lru_cache(maxsize=4096)  # of the names of things, which come again and again
 def folded(text: str) -> str:
     """A text without case, with single spaces, and with one spelling of each accented letter."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dgpo_bench.base import measure_base
-from dgpo_bench.budget import IterationCost, check_budget, cost_of, expected_cost
+from dgpo_bench.budget import IterationCost, check_budget, check_budgets, cost_of, expected_cost
 from dgpo_bench.cell import run_cell
 from dgpo_bench.cost import count_flops
 from dgpo_bench.gpu.flops import Flops, skeleton_flops
@@ -83,6 +83,17 @@ def test_a_budget_for_no_iteration_is_told_in_its_own_unit() -> None:
         check_budget(Size(flops=4000), "dgpo", RECORD, FLOPS)
     with pytest.raises(UserError, match=r"^--evaluations 49: one iteration of dgpo takes 50; give"):
         check_budget(Size(evaluations=49), "dgpo", RECORD, FLOPS)
+
+
+@pytest.mark.fast
+def test_a_budget_for_no_iteration_of_another_entry_is_told_before_any_is_trained() -> None:
+    preset, task = load_preset("shapes")
+    configs = {entry: preset.run_config(task, entry, 0, {}) for entry in ("dgpo", "flow-grpo")}
+    costs = {entry: expected_cost(config).evaluations for entry, config in configs.items()}
+    assert costs["dgpo"] < costs["flow-grpo"]
+    check_budgets(Size(evaluations=int(costs["flow-grpo"])), configs, FLOPS)
+    with pytest.raises(UserError, match=rf"one iteration of flow-grpo takes {costs['flow-grpo']:.0f}; give at least"):
+        check_budgets(Size(evaluations=int(costs["dgpo"])), configs, FLOPS)
 
 
 def in_operations(folder: Path, iterations: float) -> tuple[Plan, IterationCost, Flops]:

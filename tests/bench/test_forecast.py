@@ -27,14 +27,15 @@ def two_seeds() -> Plan:
 
 
 def test_a_forecast_adds_up_what_was_timed() -> None:
-    """4 cells of 1,000 evaluations, two at once: (5 + 1 + .2) for dgpo and its control, (5 + 2 + .2) for flow-grpo."""
-    timings = {
-        "dgpo": Timing(start=5, training=0.001, sampling=0.0005, evaluating=400),
-        "flow-grpo": Timing(start=5, training=0.002, sampling=0.0005, evaluating=400),
-    }
-    found = forecast(two_seeds(), [("dgpo", 0), ("flow-grpo", 0), ("zero", 0), ("dgpo", 1)], timings)
-    assert found.seconds == pytest.approx((6.2 + 7.2 + 6.2 + 6.2) / 2)
-    assert (found.runs, found.training, found.sampling) == (4, pytest.approx(1.5), pytest.approx(0.5))
+    """4 cells of 1,000 evaluations, two at once, 5 + 1 + .2 each; the base, whose pictures are known, besides."""
+    timing, plan = Timing(start=5, training=0.001, sampling=0.0005, evaluating=400), two_seeds()
+    missing = [("dgpo", 0), ("flow-grpo", 0), ("zero", 0), ("dgpo", 1)]
+    found = forecast(plan, missing, timing)
+    assert found.seconds == pytest.approx(4 * 6.2 / 2)
+    assert (found.runs, found.training, found.sampling) == (4, pytest.approx(1), pytest.approx(0.5))
+    of_base = base_evaluations(plan, sampled_sets(plan.task, plan.size))
+    with_base = forecast(plan, missing, timing, base=True)
+    assert with_base.seconds - found.seconds == pytest.approx((5 + 0.0005 * of_base) / 2)
 
 
 def test_evaluations_of_measuring_are_counted_by_picture_step_and_guidance() -> None:
