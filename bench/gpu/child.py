@@ -82,6 +82,7 @@ def _measure(task: Task, *, tiny: bool) -> Answer:
     row = task.row
     without_model: dict[str, Callable[[], dict[str, Any]]] = {
         "card": lambda: measures.card(tiny=tiny),
+        "layouts": lambda: measures.layouts(row, tiny=tiny),
         "resumed": lambda: other_measures.resumed(tiny=tiny),
         "ranks": lambda: other_measures.ranks(tiny=tiny),
         "comparison": lambda: other_measures.comparison(row, task.folder / "comparison", tiny=tiny),

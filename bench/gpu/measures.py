@@ -30,6 +30,7 @@ from ..timing import median_seconds, wait_for
 from .card import MOST_SECONDS, measure_card, peak_memory
 from .flops import Flops
 from .random_model import random_conditioning
+from .rows import Row
 from .setting import PROMPTS, Setting
 
 Measured = dict[str, Any]
@@ -301,6 +302,38 @@ def attention(setting: Setting) -> Measured:
             }
         except RuntimeError as error:
             found[name.lower()] = str(error).splitlines()[0]
+    return found
+
+
+def layouts(row: Row, *, tiny: bool) -> Measured:
+    """How far attention's gradients are from the products written out, where its own gradient comes in two layouts.
+
+    As in FLUX.1: a slice of a wider tensor first, then one of its own; each of both, by the kernel that torch chooses.
+    Made contiguous (:func:`dgpo_plugin.models.attention.even_gradients`) they are in one.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from dgpo_plugin.distributed.device import best_device
+
+    device, heads, places, width = best_device(), 2 if tiny else 24, 80 if tiny else 1152, 32 if tiny else 128
+    torch.manual_seed(0)
+    dtype = torch.float32 if tiny else torch.bfloat16
+    query, key, value = (torch.randn(4, places, heads, width, device=device, dtype=dtype) for _ in range(3))
+    wide = torch.randn(4, places, 5 * heads * width, device=device, dtype=dtype)
+    slopes = {"slice": wide[..., : heads * width], "whole": wide[..., : heads * width].contiguous()}
+
+    def gradients(slope: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2).detach().requires_grad_() for x in (query, key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        if row.options["even"]:
+            slope = slope.contiguous()
+        return torch.cat([g.flatten().double() for g in torch.autograd.grad(out, (q, k, v), slope)])
+
+    with sdpa_kernel(SDPBackend.MATH):
+        exact = gradients(slopes["whole"])
+    found: Measured = {}
+    for name, slope in slopes.items():
+        found[f"{name}_relative_difference"] = _relative(gradients(slope), exact)
     return found
 
 

@@ -15,6 +15,7 @@ Kind = Literal[
     "profile",
     "numerics",
     "attention",
+    "layouts",
     "adapter",
     "shard",
     "resumed",
@@ -66,6 +67,8 @@ SIZES = [1, 2, 4, 8, 12, 16, 24]
 
 ROWS = (
     Row("card", "card", "matrix products and a copy", minutes=1),
+    Row("layouts/one", "layouts", "attention's gradients made contiguous", options={"even": True}, minutes=1),
+    Row("layouts/two", "layouts", "the same in FLUX.1's two layouts", options={"even": False}, minutes=1),
     Row("sd35/dgpo", "iteration", "DGPO, a group of 24, 512 pixels", "sd35"),
     Row("sd35/rates", "rates", "the denoiser by micro-batch", "sd35", options={"sizes": SIZES}),
     Row("sd35/profile", "profile", "its kernels' time by kind", "sd35"),

@@ -39,6 +39,10 @@ def test_the_rehearsal_runs_every_row(tmp_path: Path) -> None:
     assert "bitsandbytes" in results["sd35/nf4"].reason
     assert results["ranks"].measured["works"]
     assert 0 < results["sd35/numerics"].measured["gradient_relative_difference"] < 1e-4
+    for row in ("layouts/one", "layouts/two"):
+        assert max(results[row].measured.values()) < 1e-5
+    assert results["resumed"].measured["same_bits"]
+    assert results["sd35/numerics"].measured["same_bits"]
     assert results["sd35/shard"].measured["relative_difference"] == 0
     assert results["sd35/int8"].measured["applied_difference"] < 1e-3
     assert results["comparison"].measured["runs"] == 3
