@@ -12,7 +12,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ from torch.utils.hooks import RemovableHandle
 from dgpo_plugin.adapters.kinds import ALPHA, LORA, Layer, by_kind, counted, is_for_text, lora_layers
 from dgpo_plugin.adapters.scale import alpha_scales
 from dgpo_plugin.common.errors import UserError, in_one_line
-from dgpo_plugin.models.base import Model
-from dgpo_plugin.models.policy import attach
+from dgpo_plugin.models.low_rank import attach
+
+if TYPE_CHECKING:
+    from dgpo_plugin.models.base import Model
 
 PREFIXES = (
     "{prefix}.",
@@ -213,7 +215,7 @@ def _shaped(module: nn.Module | None, down: Tensor, up: Tensor) -> tuple[Tensor,
 
 
 def _attach_convolution(layer: nn.Conv2d, down: Tensor, up: Tensor, scale: float) -> RemovableHandle:
-    """As :func:`~dgpo_plugin.models.policy.attach` for a convolution: down with its stride and padding, up pointwise.
+    """As :func:`~dgpo_plugin.models.low_rank.attach` for a convolution: down with its stride and padding, up pointwise.
 
     As peft (peft/tuners/lora/layer.py, ``Conv2d``) and kohya (networks/lora.py) do it.
     """

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors
 import torch
@@ -21,8 +22,10 @@ from dgpo_plugin.adapters.scale import DIFFUSERS_HEADER, OWN_ALPHA, ScaledTensor
 from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.files import read_text
 from dgpo_plugin.common.first_bytes import what_instead
-from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.base_identity import base_from_text, compared_part, compared_parts
+
+if TYPE_CHECKING:
+    from dgpo_plugin.models.base import Model
 
 STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """The types of numbers that an adapter may be stored in."""

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import save
 from torch import Tensor
@@ -22,7 +23,9 @@ from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.common.public_names import public_name, without_folders
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.models.base_identity import base_as_text
-from dgpo_plugin.models.policy import Policy
+
+if TYPE_CHECKING:
+    from dgpo_plugin.models.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from dgpo_plugin.algorithms.flow_times import FlowTime, rounds_of
 from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
 from dgpo_plugin.config.fields import AlgorithmConfig, OdeSampler, RunConfig, Schedule
 from dgpo_plugin.distributed.processes import Processes
-from dgpo_plugin.models.base import Sigma
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.copies import move_towards
 from dgpo_plugin.samplers.ode import Velocity, sample_ode
 
 if TYPE_CHECKING:
+    from dgpo_plugin.models.base import Sigma
     from dgpo_plugin.models.policy import Policy
 
 FLOOR = 1e-5

@@ -16,12 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import safetensors
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from dgpo_plugin.common.content import ReadingProgress, path_hash, remembered
 from dgpo_plugin.common.errors import UserError
@@ -157,6 +155,8 @@ def _types_stored(marks: Mapping[bytes, Mark]) -> dict[bytes, int]:
 
 
 def _part(folder: Path, part: Any) -> PartIdentity:
+    from transformers import PreTrainedTokenizerBase  # seconds, which whoever only reads an identity is spared
+
     if isinstance(part, PreTrainedTokenizerBase):
         return _tokenizer(part)
     config = getattr(part, "config", {})  # diffusers' and transformers' classes
@@ -198,7 +198,9 @@ def weight_files(folder: Path, module: nn.Module) -> list[Path]:
     diffusers (``ModelMixin.from_pretrained``) takes an index of shards before a single file, transformers
     (``_get_resolved_checkpoint_files``) the other way round; both take safetensors first.
     """
-    ours = isinstance(module, diffusers.ModelMixin)
+    from diffusers import ModelMixin
+
+    ours = isinstance(module, ModelMixin)
     stem, other = ("diffusion_pytorch_model",) * 2 if ours else ("model", "pytorch_model")
     for name in (f"{stem}.safetensors", f"{other}.bin"):
         single, index = folder / name, folder / f"{name}.index.json"

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import peft
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.seeding import derive_seed
@@ -18,6 +17,7 @@ from dgpo_plugin.config.fields import LoraConfig
 from dgpo_plugin.models.attention import attention_to_differentiate
 from dgpo_plugin.models.base import Model, Sigma, guided_velocity
 from dgpo_plugin.models.conditioning import Conditioning
+from dgpo_plugin.models.low_rank import updated
 
 ADAPTER = "policy"
 
@@ -34,34 +34,7 @@ class AdapterLinear(peft.tuners.lora.Linear):  # type: ignore[misc]
         out: Tensor = self.base_layer(x)
         if self._disable_adapters:
             return out
-        return _updated(out, x, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight, self.scaling[ADAPTER])
-
-
-def _updated(out: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """out + scale up down x, in the type of x."""
-    inner = nn.functional.linear(x, down.to(x.dtype))
-    return torch.addmm(out.flatten(0, -2), inner.flatten(0, -2), up.to(x.dtype).t(), alpha=scale).view(out.shape)
-
-
-def attach(layer: nn.Linear, down: Tensor, up: Tensor, scale: float) -> RemovableHandle:
-    """Have a linear layer add scale up down x to what it gives, beside its own weights, whatever they are packed in.
-
-    The numbers are those of training. Merged instead, a small update would be lost in half-precision weights, and
-    packed ones cannot take any.
-
-    Args:
-        down, up: (r, inputs) and (outputs, r).
-
-    Returns:
-        What takes it away again.
-    """
-    down, up = down.to(layer.weight.device), up.to(layer.weight.device)
-
-    def add(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        x = given[0].to(out.dtype)
-        return _updated(out, x, down.to(x.device), up.to(x.device), scale)
-
-    return layer.register_forward_hook(add)
+        return updated(out, x, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight, self.scaling[ADAPTER])
 
 
 @dataclass(eq=False)
@@ -108,7 +81,7 @@ class Policy:
                 r=config.rank, lora_alpha=config.alpha, target_modules=found, init_lora_weights=start
             )
             # peft has no public way for a single kind of layer. Packed ones are of this kind too: with peft's own they
-            # would be trained with other roundings than :func:`attach` applies the adapter with.
+            # would be trained with other roundings than :mod:`~dgpo_plugin.models.low_rank` applies the adapter with.
             lora._register_custom_module({nn.Linear: AdapterLinear})  # noqa: SLF001
             peft.inject_adapter_in_model(lora, model.denoiser, adapter_name=ADAPTER)
         trainable = {name: p for name, p in model.denoiser.named_parameters() if p.requires_grad}
