@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.common.files import atomic_path, cache_folder
+from dgpo_plugin.common.files import atomic_path, cache_folder, read_text
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.prompts.files import read_prompts
 
@@ -18,6 +20,7 @@ SECONDS, MOST_BYTES = 30, 100_000_000
 GITHUB = "https://raw.githubusercontent.com"
 FLOW_GRPO = f"{GITHUB}/yifan123/flow_grpo/879042cf5707f8b90daa98d147d7deac2317c5da/dataset"
 GENEVAL2 = f"{GITHUB}/facebookresearch/GenEval2/a6e82d2289e8d418f27f0adee77908b07060eea3"
+ELLA = f"{GITHUB}/TencentQQGYLab/ELLA/025f650e9b36b9603d606042635d98da09e870de"
 T2I = f"{GITHUB}/Karine-Huang/T2I-CompBench/fc2c9b9f8ec357dcf1bb1b382c0df017afe9cd8c/examples/dataset"
 
 
@@ -26,16 +29,18 @@ class Fetched:
     """Where a list is and under which terms it may be used.
 
     Attributes:
-        url: of a ``.txt`` or ``.jsonl`` file at a fixed commit.
+        url: of a ``.txt`` or ``.jsonl`` file, or of a table, at a fixed commit.
         license: its repository's, or that none is known.
         about: what it is, in a line.
         sha256: of the file, where it is known; else the commit in the URL alone says which file it is.
+        columns: of a table, those that say which prompt a row is of, and the prompt; it is there with its first row.
     """
 
     url: str
     license: str
     about: str
     sha256: str = ""
+    columns: tuple[str, str] | None = None
 
 
 FETCHED = {
@@ -69,6 +74,13 @@ FETCHED = {
         "GenEval 2",
         "09233adbc9f877fba205f1a20efa4a8640e7e62a91dfd55893562bed8a928e43",
     ),
+    # A row a question of its scorer (compute_dpg_bench.py there), of which a prompt has several.
+    "dpg-bench": Fetched(
+        f"{ELLA}/dpg_bench/dpg_bench.csv",
+        "Apache-2.0",
+        "DPG-Bench, dense prompts of some eighty words",
+        columns=("item_id", "text"),
+    ),
     "t2i-compbench/3d_spatial": Fetched(f"{T2I}/3d_spatial_val.txt", "MIT", "T2I-CompBench, things before and behind"),
     "t2i-compbench/numeracy": Fetched(f"{T2I}/numeracy_val.txt", "MIT", "T2I-CompBench, numbers of things"),
 }
@@ -86,7 +98,23 @@ def fetch_prompts(name: str) -> list[Prompt]:
         _download(name, source, file)
     if source.sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != source.sha256:
         raise UserError(f"prompt set {name}: {file} is not the published file; delete it to fetch it again")
-    return read_prompts(file)
+    return read_prompts(file) if source.columns is None else _table_prompts(name, file, *source.columns)
+
+
+def _table_prompts(name: str, file: Path, key: str, text: str) -> list[Prompt]:
+    """The prompts of a table's rows, each once, with what it is called there in its metadata."""
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(file, encoding="utf-8-sig"), newline=""))
+        found: dict[str, Prompt] = {}
+        for row in rows:
+            found.setdefault(row[key], Prompt(row[text].strip(), {key: row[key]}, place=f"{file}:{rows.line_num}"))
+    except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
+        raise UserError(
+            f"prompt set {name}: {file} is not the published table, with {key} and {text}; delete it to fetch it again"
+        ) from error
+    if not found or not all(prompt.text for prompt in found.values()):
+        raise UserError(f"prompt set {name}: {file} has no prompts, or an empty one; delete it to fetch it again")
+    return list(found.values())
 
 
 def _file(name: str) -> Path:

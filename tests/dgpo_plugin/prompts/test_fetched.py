@@ -64,6 +64,34 @@ def test_a_list_is_fetched_once(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [file.name for file in (cache / "prompts").iterdir()] == ["flow-grpo-ocr-train.txt"]
 
 
+COLUMNS = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple"
+DPG = f"""{COLUMNS},question_natural_language
+0,"A red fox, ""asleep"",
+on a rug. ",,1,0,entity,whole,entity - whole (fox),Is there a fox?
+0,"A red fox, ""asleep"",
+on a rug. ",,2,1,attribute,color,attribute - color (red),Is the fox red?
+vg25,Two mugs.,,1,0,entity,whole,entity - whole (mugs),Are there mugs?
+"""
+"""As DPG-Bench's scorer reads its table: a row a question."""
+
+
+def test_a_table_has_each_prompt_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    web(monkeypatch, DPG.encode())
+    found = load_prompts("dpg-bench")
+    assert [prompt.text for prompt in found] == ['A red fox, "asleep",\non a rug.', "Two mugs."]
+    assert [dict(prompt.metadata) for prompt in found] == [{"item_id": "0"}, {"item_id": "vg25"}]
+    assert [file.name for file in (cache / "prompts").iterdir()] == ["dpg-bench.csv"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"a,b\n1,2\n", b"", b"item_id,text\n", b"item_id,text\n1\n", b"item_id,text\n1,\n", b"\xff"]
+)
+def test_another_table_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    web(monkeypatch, content)
+    with pytest.raises(UserError, match=r"^prompt set dpg-bench: .*dpg-bench.csv .*; delete it to fetch it again$"):
+        load_prompts("dpg-bench")
+
+
 def test_another_file_is_refused_and_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     web(monkeypatch, CONTENT)
     with pytest.raises(UserError, match="^prompt set flow-grpo/ocr-train: https://.* is not the published file"):
@@ -99,6 +127,6 @@ def test_every_list_has_a_fixed_place_and_terms() -> None:
         assert source.url.startswith("https://raw.githubusercontent.com/"), name
         assert len(source.url.split("/")[5]) == 40, name  # a commit, not a branch
         assert source.license, name
-        assert source.url.endswith((".txt", ".jsonl")), name
+        assert source.url.endswith(".csv" if source.columns else (".txt", ".jsonl")), name
     listed = CliRunner().invoke(main, ["list", "prompts", "geneval2"]).output
     assert listed.splitlines() == ["geneval2", "    GenEval 2", "    fetched; license: CC BY-NC 4.0"]
