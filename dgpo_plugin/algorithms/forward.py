@@ -115,7 +115,7 @@ def _of(value: float | Tensor, rows: Tensor) -> float | Tensor:
 
 @dataclass(frozen=True)
 class Seen:
-    """A micro-batch at one flow time, n samples; velocities are (n, ...), times the noised samples' ``unit``.
+    """A micro-batch, n samples; velocities are (n, ...), times the noised samples' ``unit``.
 
     Attributes:
         sigma: the flow time of all, or of each, (n,).
