@@ -97,8 +97,8 @@ def check_task(plan: Plan) -> None:
 def run_missing(plan: Plan, folder: Path, missing: list[tuple[str, int]], listener: Listener) -> None:
     """Time one algorithm and say what the cells will take, measure the base and do them, whenever a worker is free.
 
-    The budget is one of operations, and the algorithms do about as many a second: timing each would say little more,
-    and took as long as a cell's whole overhead.
+    All have the same budget, and do about as much of it a second: timing each of them would say little more, for some
+    seconds each.
 
     Raises:
         UserError: the base or a timing that was refused, or whose process died.

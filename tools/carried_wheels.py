@@ -94,8 +94,8 @@ def main(present: Path, folder: Path, python: str, cuda: str | None, limit: floa
     for platform in PLATFORMS:
         fetch += ["--platform", f"{platform}_x86_64"]
     subprocess.run([*fetch, *names], check=True)
-    for wheel in folder.glob("bitsandbytes-*.whl"):
-        if cuda is not None:
+    if cuda is not None:
+        for wheel in folder.glob("bitsandbytes-*.whl"):
             keep_one_cuda(wheel, cuda)
     wheels = sum(file.stat().st_size for file in folder.glob("*.whl"))
     total = (wheels + tree_bytes()) / 2**20

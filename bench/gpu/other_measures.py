@@ -176,10 +176,9 @@ def resumed(*, tiny: bool) -> Measured:
             with contextlib.suppress(Stopped):
                 train(config, folder / "cut", silent, watch=_Halfway(found["iterations"] // 2))
             gone_on = read_adapter(resume(folder / "cut", silent)).tensors
-        one = {"again": _apart(again, whole), "resumed": _apart(gone_on, whole)}
-        found[precision] = {f"{way}_difference": apart for way, apart in one.items()}
-        found[precision]["seconds"] = time.perf_counter() - started
-    found["same_bits"] = not any(found[p][f"{w}_difference"] for p in ("fp32", "bf16") if p in found for w in one)
+        apart = {"again_difference": _apart(again, whole), "resumed_difference": _apart(gone_on, whole)}
+        found[precision] = {**apart, "seconds": time.perf_counter() - started}
+        found["same_bits"] = found.get("same_bits", True) and not any(apart.values())
     return found
 
 

@@ -116,10 +116,6 @@ class PipelineModel(Model):
     # ---- what a family says, besides `velocity`
 
     @abstractmethod
-    def timestep(self, sigma: float) -> float:
-        """What the denoiser is told of a noise level."""
-
-    @abstractmethod
     def encode_texts(self, texts: Sequence[str]) -> Conditioning:
         """The text encoders' output for one batch of texts, one row a text; the encoders are on the model's device."""
 
@@ -335,6 +331,10 @@ class PipelineModel(Model):
             pixels = ((2 * picture.to(self.device) - 1).to(self.vae.dtype) for picture in pictures.split(1))
             encoded = [self.scaled(self.encode_pixels(each).float()) for each in pixels]
         return checked_latents(torch.cat(encoded), self.config)
+
+    def timestep(self, sigma: float) -> float:
+        """What the denoiser is told of a noise level: that, unless a family says otherwise."""
+        return sigma
 
     def levels(self, sigmas: Sequence[float]) -> Tensor:
         return torch.tensor([[self.timestep(sigma)] for sigma in sigmas], dtype=torch.float32, device=self.device)

@@ -97,7 +97,6 @@ def whole_batch(config: RunConfig, policy: Policy, texts: Sequence[str], group_s
 def in_float64(policy: Policy) -> None:
     """Run the denoiser in float64, so that the order of summation cannot hide or explain a difference."""
     policy.model.denoiser.double()
-    velocity = policy.model.velocity
 
     def double_velocity(latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         model: Any = policy.model
@@ -110,7 +109,6 @@ def in_float64(policy: Policy) -> None:
             return_dict=False,
         )[0]
 
-    del velocity
     policy.model.velocity = double_velocity  # type: ignore[method-assign]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,18 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from dgpo_plugin.config.load import preset_names
+from tests.imports import imported_by
 
 pytestmark = pytest.mark.fast
-
-SLOW = ("diffusers", "transformers", "peft")
-
-
-def imported_by(code: str, *arguments: str) -> tuple[str, list[str]]:
-    """What a process printed, and which of the slow modules it imported."""
-    told = f"import sys\n{code}\nprint(*(module for module in {SLOW!r} if module in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", told, *arguments], capture_output=True, text=True, check=True)
-    *printed, modules = done.stdout.splitlines()
-    return "\n".join(printed), modules.split()
 
 
 def test_reading_configurations() -> None:

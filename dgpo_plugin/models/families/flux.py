@@ -59,9 +59,6 @@ class FluxModel(PipelineModel):
         context = (self.config.max_sequence_length, dims.joint_attention_dim)
         return {"context": context, "pooled": (dims.pooled_projection_dim,)}
 
-    def timestep(self, sigma: float) -> float:
-        return sigma
-
     def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         tensors = conditioning.tensors
         dtype, device = tensors["context"].dtype, latents.device

@@ -39,9 +39,6 @@ class _Flux2Model(PipelineModel):
     def conditioning_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"context": (self.config.max_sequence_length, self.denoiser.config.joint_attention_dim)}
 
-    def timestep(self, sigma: float) -> float:
-        return sigma
-
     def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         context = conditioning.tensors["context"]
         count, channels, height, width = latents.shape

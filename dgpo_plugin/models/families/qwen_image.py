@@ -52,9 +52,6 @@ class QwenImageModel(PipelineModel):
         length = self.config.max_sequence_length
         return {"context": (length, self.denoiser.config.joint_attention_dim), "mask": (length,)}
 
-    def timestep(self, sigma: float) -> float:
-        return sigma
-
     def velocity(self, latents: Tensor, sigma: Sigma, conditioning: Conditioning) -> Tensor:
         tensors = conditioning.tensors
         context, mask = tensors["context"], tensors["mask"]
