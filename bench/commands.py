@@ -94,13 +94,16 @@ def compare(
     PRESET is a shipped comparison's name or a YAML file. The budget is counted in denoiser evaluations, or in measured
     operations; both mean the same on every machine. How long it takes here is measured and said first.
     """
+    from .workers import importing_ahead, signals_as_exit
+
+    if only is None:
+        click.get_current_context().with_resource(importing_ahead())
     from rich.console import Console
 
     from . import compare as comparing
     from .asked import asked_cell, asked_plan, take_tuning
     from .display import Display
     from .expense import keeping
-    from .workers import signals_as_exit
 
     cell = asked_cell(only)
     plan = asked_plan(preset, algorithms, size, (seeds, evaluations, controls), 1 if only else jobs, processes, flops)
@@ -191,6 +194,9 @@ def tune(
 
     What is drawn is written to tuning.json first; the same command goes on where it was stopped.
     """
+    from .workers import importing_ahead
+
+    click.get_current_context().with_resource(importing_ahead())
     from rich.console import Console
 
     from .asked import asked_plan, split

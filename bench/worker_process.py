@@ -98,7 +98,13 @@ class Unheard:
 
 
 def serve(
-    pipe: Any, plan: Plan, folder: Path, bf16_is_ready: bool, worker: int | None, place: Mapping[str, str]
+    pipe: Any,
+    plan: Plan,
+    folder: Path,
+    bf16_is_ready: bool,
+    worker: int | None,
+    place: Mapping[str, str],
+    environment: Mapping[str, str],
 ) -> None:
     """Do one job after another that comes through a pipe, until the comparison is gone.
 
@@ -106,6 +112,7 @@ def serve(
         bf16_is_ready: whether the comparison has found that bf16 works here.
         worker: whose GPUs are this one's; None on a CPU.
         place: among the processes of its run, for the environment; nothing for the only one.
+        environment: the comparison's, which may have changed since what this process was forked from was started.
     """
     # A terminal's Ctrl-C reaches all, and so does its end; the comparison ends its workers.
     for number in known(["SIGINT", "SIGHUP", "SIGUSR1"]):
@@ -113,7 +120,7 @@ def serve(
     signal.signal(signal.SIGTERM, _leave_once)
     threading.Thread(target=_end_with_comparison, name="parent", daemon=True).start()
     quieten()
-    os.environ.update(place)
+    os.environ.update({**environment, **place})
     if worker is not None:
         pin(worker, plan.processes)
     import torch

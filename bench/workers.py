@@ -13,8 +13,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from dgpo_plugin.common.signals import ENDING, handled, heeded
 from .devices import gpu_count
 from .plan import Event, Listener, Plan
 from .worker_process import KEPT, LEAVING, Job, Outcome, leave, perform, serve
+
+_start_method: ContextVar[str] = ContextVar("start_method", default="spawn")
+"""How processes are started, in multiprocessing's words."""
 
 
 class ProcessDied(UserError):
@@ -78,11 +82,29 @@ class Worker:
 
 
 @contextlib.contextmanager
+def importing_ahead() -> Iterator[None]:
+    """Have a process import what workers need, while this one goes on: those started in the block are forked from it.
+
+    Without it each imports for itself, which takes seconds, and only once it is known what it is to do. A process that
+    has looked for GPUs must not be forked, so workers with GPUs of their own are started anew.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods() or gpu_count():
+        yield
+        return
+    _set_threads(1)  # of what is not torch's, which is told by each worker
+    multiprocessing.set_forkserver_preload([f"{__package__}.worker_imports"])
+    forkserver.ensure_running()
+    token = _start_method.set("forkserver")
+    try:
+        yield
+    finally:
+        _start_method.reset(token)
+
+
+@contextlib.contextmanager
 def start_workers(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]]:
     """Start ``count`` workers for the block; whatever happens in it, none outlives it."""
-    # Read by OpenMP and MKL when a process starts, so they must be set before it does.
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(plan.threads)
+    _set_threads(plan.threads)
     workers: list[Worker] = []
     with signals_as_exit():
         try:
@@ -92,6 +114,12 @@ def start_workers(plan: Plan, folder: Path, count: int) -> Iterator[list[Worker]
             yield workers
         finally:
             end_processes(workers)
+
+
+def _set_threads(count: int) -> None:
+    """Have processes that start from now on compute with so many threads, as OpenMP and MKL read when they start."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(count)
 
 
 def end_processes(workers: Sequence[Worker]) -> None:
@@ -237,12 +265,13 @@ def _start(plan: Plan, folder: Path, number: int) -> tuple[list[Rank], Any]:
     """Start the processes of one worker."""
     from dgpo_plugin.distributed.processor import bf16_is_ready
 
-    context, gpu = multiprocessing.get_context("spawn"), number if gpu_count() else None
+    context: Any = multiprocessing.get_context(_start_method.get())
+    gpu = number if gpu_count() else None
     meeting, places = _meeting_place(plan.processes)
     ranks = []
     for place in places:
         ours, theirs = context.Pipe()
-        given = (theirs, plan, folder, bf16_is_ready(), gpu, place)
+        given = (theirs, plan, folder, bf16_is_ready(), gpu, place, dict(os.environ))
         process = context.Process(target=serve, args=given, daemon=True)
         process.start()
         theirs.close()  # or its end would not be seen here

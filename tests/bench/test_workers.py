@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -50,6 +53,9 @@ def plan(**changes: object) -> Plan:
     return Plan(preset_name="shapes", preset=preset, task=task, size_name="quick", size=size, **values)
 
 
+AHEAD = pytest.mark.parametrize("ahead", [False, True], ids=["each-imports", "imported-ahead"])
+
+
 class Ear:
     """A listener that notes."""
 
@@ -68,9 +74,15 @@ def do_all(
     monkeypatch: pytest.MonkeyPatch,
     happens: str,
     failed: Callable[[workers.Job, str], None] | None = None,
+    *,
+    ahead: bool = False,
     **changes: object,
 ) -> list[Event]:
-    """All runs of a plan, in real processes that do something else than train: a module in the place of ``cell``."""
+    """All runs of a plan, in real processes that do something else than train: a module in the place of ``cell``.
+
+    Args:
+        ahead: they are forked from one that has imported what they need.
+    """
     stand_in = folder / "stand_in"
     stand_in.mkdir(parents=True)
     (stand_in / "other_cell.py").write_text(RUN % happens)
@@ -89,9 +101,27 @@ sys.meta_path.insert(0, Finder())
         monkeypatch.setenv(name, "1")
     chosen, ear = plan(**changes), Ear()
     jobs = [workers.Job("cell", entry, seed) for entry, seed in chosen.cells]
-    with workers.start_workers(chosen, folder, min(chosen.jobs, len(jobs))) as started:
+    with (
+        imported_ahead() if ahead else contextlib.nullcontext(),
+        workers.start_workers(chosen, folder, min(chosen.jobs, len(jobs))) as started,
+    ):
+        assert {type(rank.process).__name__ == "ForkServerProcess" for each in started for rank in each.ranks} == {
+            ahead
+        }
         workers.run_jobs(started, jobs, ear, lambda *_: None, failed)
     return ear.heard
+
+
+@contextlib.contextmanager
+def imported_ahead() -> Iterator[None]:
+    """As the command does it, from a process that has this test's environment and ends with it."""
+    server: Any = forkserver._forkserver  # noqa: SLF001 - kept as long as Python runs
+    server._stop()  # noqa: SLF001
+    try:
+        with workers.importing_ahead():
+            yield
+    finally:
+        server._stop()  # noqa: SLF001
 
 
 def done(folder: Path) -> set[str]:
@@ -99,8 +129,9 @@ def done(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_all_runs_are_done_and_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard = do_all(tmp_path, monkeypatch, "pass")
+@AHEAD
+def test_all_runs_are_done_and_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
+    heard = do_all(tmp_path, monkeypatch, "pass", ahead=ahead)
     names = {"dgpo-seed0", "dgpo-seed1", "flow-grpo-seed0", "flow-grpo-seed1"}
     assert done(tmp_path) == {event.run for event in heard} == names
     pids = [file.read_text() for file in tmp_path.glob("runs/*/began")]
@@ -116,12 +147,13 @@ def test_all_runs_are_done_and_heard_of(tmp_path: Path, monkeypatch: pytest.Monk
         ("os._exit(7)", "ended with exit code 7"),
     ],
 )
+@AHEAD
 def test_a_worker_that_dies_is_one_line(
-    happens: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    happens: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
 ) -> None:
     happens = f"import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n    if seed == 1: {happens}"
     with pytest.raises(UserError) as refused:
-        do_all(tmp_path, monkeypatch, happens, entries=["dgpo"], jobs=1)
+        do_all(tmp_path, monkeypatch, happens, entries=["dgpo"], jobs=1, ahead=ahead)
     line = str(refused.value)
     assert line.startswith("dgpo, seed 1: its process ")
     assert message in line
@@ -174,8 +206,9 @@ def alive(pid: int) -> bool:
     [(signal.SIGTERM, 1, False), (signal.SIGTERM, 1, True), (signal.SIGKILL, 1, False), (signal.SIGINT, 2, False)],
     ids=["term", "term-to-all", "kill", "ctrl-c"],
 )
+@AHEAD
 def test_no_worker_outlives_its_comparison(
-    number: signal.Signals, processes: int, *, group: bool, tmp_path: Path
+    number: signal.Signals, processes: int, *, group: bool, tmp_path: Path, ahead: bool
 ) -> None:
     """Not even one that has nothing to say; and none of its semaphores is left, which would be told of at the end.
 
@@ -192,13 +225,13 @@ if __name__ == "__main__":  # the workers import this file too
     from tests.bench.test_workers import do_all
     happens = "import time; from tqdm import tqdm; list(tqdm([1], file=open(os.devnull, 'w')))"
     happens += "; (folder / f'{os.getpid()}.pid').touch(); time.sleep(600)"
-    processes = int(sys.argv[2])
-    do_all(Path(sys.argv[1]), pytest.MonkeyPatch(), happens, processes=processes, jobs=2 // processes)
+    processes, ahead = int(sys.argv[2]), sys.argv[3] == "True"
+    do_all(Path(sys.argv[1]), pytest.MonkeyPatch(), happens, ahead=ahead, processes=processes, jobs=2 // processes)
 """)
     root = Path(__file__).parents[2]
     folder = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, str(script), str(folder), str(processes)],
+        [sys.executable, str(script), str(folder), str(processes), str(ahead)],
         env={**os.environ, "PYTHONPATH": str(root)},
         stderr=subprocess.PIPE,
         text=True,
