@@ -12,6 +12,8 @@ It follows the authors' released code, which is not their paper:
 6. The old policy's decay rises to 0.3 over 300 steps; the paper's is 0.3 from the switch on.
 7. Advantages are clipped to +-5, and their spread may be that of the whole iteration (``advantage_std``).
 8. The reference may be the old policy (``reference``), which is TDM-R1's (arXiv 2603.07700).
+9. The velocities in the loss may be guided as the rollout's are (``training_guidance``, ``reference_guidance``); there
+   as in the paper they are not.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from torch import Tensor
 from dgpo_plugin.algorithms.base import GROWTH, Cost, Metric, Random, Totals, log_norm
 from dgpo_plugin.algorithms.flow_times import FlowTime, noisiest_steps, uniform_times
 from dgpo_plugin.algorithms.forward import (
+    GuidedForwardConfig,
     Noised,
-    OdeForwardConfig,
     forward_cost,
     matching_error,
 )
@@ -65,7 +67,7 @@ def dgpo_loss(error: Tensor, weight: Tensor, advantages: Tensor, is_clipped: Ten
     return weight.detach() * advantages * kept
 
 
-class DGPOConfig(OdeForwardConfig):
+class DGPOConfig(GuidedForwardConfig):
     """DGPO; the defaults are its GenEval setting with a guided rollout."""
 
     name: Literal["dgpo"] = "dgpo"
@@ -108,9 +110,6 @@ class DGPOConfig(OdeForwardConfig):
         "base", description="What d_ref is measured under: the frozen base, or the old policy (TDM-R1)."
     )
     rollout_guidance: float = Field(4.5, ge=1, description="Classifier-free guidance of the rollout; 1 is none.")
-    reference_guidance: float = Field(
-        1.0, ge=1, description="Classifier-free guidance of the frozen base's velocity; 1 is none."
-    )
 
     def check_rollout(self, steps: int, schedule: Schedule) -> None:
         if self.t_min is None and steps < self.noisiest_steps:
@@ -177,13 +176,13 @@ class DGPO(GroupAlgorithm[DGPOConfig, _Frozen]):
     def cost(config: RunConfig) -> Cost:
         algorithm = config.algorithm
         assert isinstance(algorithm, DGPOConfig)
-        passes = 3
+        passes = algorithm.differentiated_passes
         if algorithm.reference == "base" or algorithm.kl_weight > 0:
-            passes += 2 if algorithm.reference_guidance > 1 else 1
+            passes += algorithm.base_passes
         if algorithm.reference == "old_policy" or algorithm.clip is not None:
-            passes += 1
+            passes += algorithm.passes
         if needs_group_pass(config):
-            passes += 1
+            passes += algorithm.passes
         return forward_cost(config, algorithm.timesteps, passes)
 
     _steps_done = 0
@@ -275,9 +274,9 @@ class DGPO(GroupAlgorithm[DGPOConfig, _Frozen]):
         needs_old = config.clip is not None or config.reference == "old_policy"
         if needs_old and not self._old_is_policy:
             with policy.with_weights(self.old_weights):
-                old_error = matching_error(noised.predict(policy, rows), target)
+                old_error = matching_error(self.predict(noised, rows), target)
         elif config.reference == "old_policy":
-            old_error = matching_error(noised.predict(policy, rows), target)
+            old_error = matching_error(self.predict(noised, rows), target)
         if config.reference == "base" or config.kl_weight > 0:
             with policy.as_reference():
                 base_velocity = noised.predict(policy, rows, config.reference_guidance)

@@ -27,7 +27,7 @@ from dgpo_plugin.algorithms.flow_times import FlowTime, noisiest_steps, one_of_e
 from dgpo_plugin.algorithms.forward import (
     KL,
     ForwardAlgorithm,
-    OdeForwardConfig,
+    GuidedForwardConfig,
     Seen,
     forward_cost,
     matching_error,
@@ -53,7 +53,7 @@ def ratio_weights(ratio: Tensor, advantages: Tensor, clip: float) -> tuple[Tenso
     return (advantages * ratio).masked_fill(out, 0), out
 
 
-class ElboConfig(OdeForwardConfig):
+class ElboConfig(GuidedForwardConfig):
     """A policy gradient on the ELBO; the defaults are V-GRPO's with FLUX.1."""
 
     name: Literal["elbo"] = "elbo"
@@ -75,9 +75,6 @@ class ElboConfig(OdeForwardConfig):
     noisiest_steps: int = Field(5, ge=1, description="Steps that they are drawn from, with steps: noisiest.")
     kl_weight: float = Field(
         0.0, ge=0, description="Weight of the squared distance between the policy's and the frozen base's velocity."
-    )
-    reference_guidance: float = Field(
-        1.0, ge=1, description="Classifier-free guidance of the frozen base's velocity; 1 is none."
     )
     old_weight: float = Field(
         0.0, ge=0, description="Weight of the squared distance between the policy's and the old policy's clean picture."
@@ -127,9 +124,10 @@ class Elbo(ForwardAlgorithm[ElboConfig]):
     def cost(config: RunConfig) -> Cost:
         algorithm = config.algorithm
         assert isinstance(algorithm, ElboConfig)
-        base = 0 if algorithm.kl_weight == 0 else 2 if algorithm.reference_guidance > 1 else 1
+        base = algorithm.base_passes if algorithm.kl_weight > 0 else 0
         ratio = 2 if algorithm.ratio_clip is not None and config.training.updates_per_iteration > 1 else 0
-        return forward_cost(config, algorithm.timesteps, 3 + base + (algorithm.old_weight > 0) + ratio)
+        others = algorithm.passes * ((algorithm.old_weight > 0) + ratio)
+        return forward_cost(config, algorithm.timesteps, algorithm.differentiated_passes + base + others)
 
     @property
     def base_guidance(self) -> float | None:
@@ -172,8 +170,8 @@ class Elbo(ForwardAlgorithm[ElboConfig]):
             noised = self.noised(rollout, time.number, time.sigma, random)
             for rows in micro_batches(torch.arange(len(difference), device=difference.device), self.micro_batch_size):
                 with self.policy.with_weights(self.old_weights):
-                    old = self._surrogate(noised.predict(self.policy, rows), noised.target[rows], time.sigma)
-                new = self._surrogate(noised.predict(self.policy, rows), noised.target[rows], time.sigma)
+                    old = self._surrogate(self.predict(noised, rows), noised.target[rows], time.sigma)
+                new = self._surrogate(self.predict(noised, rows), noised.target[rows], time.sigma)
                 difference[rows] += (old - new).to(difference)
         return torch.exp(difference / len(times))
 

@@ -12,7 +12,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from dgpo_plugin.models.base import Sigma
     from dgpo_plugin.models.policy import Policy
 
+Half = Literal["both", "conditional", "unconditional"]
+"""What of a guided velocity has a gradient: both of its passes, or that with or without the prompt."""
 FLOOR = 1e-5
 """Below it no mean absolute error is divided by."""
 
@@ -82,6 +84,40 @@ class OdeForwardConfig(ForwardConfig):
         return "dpm" if self.sampler == "dpm-solver++" else "native"
 
 
+class GuidedForwardConfig(OdeForwardConfig):
+    """What those are told that may have guided velocities in their loss."""
+
+    reference_guidance: float = Field(
+        1.0, ge=1, description="Classifier-free guidance of the frozen base's velocity; 1 is none."
+    )
+    training_guidance: float = Field(
+        1.0,
+        ge=1,
+        description="Classifier-free guidance of the policy's and the old policy's velocity in the loss; 1 is none, as "
+        "published.",
+    )
+    differentiated_half: Half = Field(
+        "both",
+        description="What of a guided velocity in the loss has a gradient: its passes with and without the prompt, or "
+        "one of them.",
+    )
+
+    @property
+    def base_passes(self) -> int:
+        """Denoiser evaluations of the base's velocity."""
+        return 2 if self.reference_guidance > 1 else 1
+
+    @property
+    def passes(self) -> int:
+        """Denoiser evaluations of the policy's velocity in the loss."""
+        return 2 if self.training_guidance > 1 else 1
+
+    @property
+    def differentiated_passes(self) -> int:
+        """The same where it has a gradient: three for a pass that has one."""
+        return 3 * self.passes if self.differentiated_half == "both" else 2 + self.passes
+
+
 @dataclass(frozen=True)
 class Noised:
     """This process's samples, N of them, all at one flow time or each at its own.
@@ -102,9 +138,10 @@ class Noised:
     unit: float | Tensor
     conditioning: Conditioning
 
-    def predict(self, policy: Policy, rows: Tensor, guidance: float = 1.0) -> Tensor:
+    def predict(self, policy: Policy, rows: Tensor, guidance: float = 1.0, half: Half = "both") -> Tensor:
         """The velocity of some rows under the weights in place, times ``unit``."""
-        velocity = policy.velocity(self.latents[rows], _of(self.level, rows), self.conditioning[rows], guidance)
+        given = self.latents[rows], _of(self.level, rows), self.conditioning[rows], guidance
+        velocity = policy.velocity(*given) if half == "both" or guidance == 1 else policy.half_guided(*given, half)
         return _of(self.unit, rows) * velocity
 
 
@@ -208,6 +245,13 @@ class Forward(Algorithm[F, Rollout], Generic[F]):
             noisy = rest * clean + each * noise
         return Noised(noisy, unit * (noise - clean), sigma, level, unit, rollout.conditioning)
 
+    def predict(self, noised: Noised, rows: Tensor) -> Tensor:
+        """The velocity in the loss under the weights in place, guided if the configuration says so."""
+        config = self.config
+        if not isinstance(config, GuidedForwardConfig):
+            return noised.predict(self.policy, rows)
+        return noised.predict(self.policy, rows, config.training_guidance, config.differentiated_half)
+
     def state(self) -> dict[str, dict[str, Tensor]]:
         return {"old": self.old_weights} if self.KEEPS_OLD else {}
 
@@ -263,11 +307,11 @@ class ForwardAlgorithm(Forward[F], Generic[F]):
         policy, old, base = self.policy, None, None
         if self.looks_at_old:
             with policy.with_weights(self.old_weights):
-                old = noised.predict(policy, rows)
+                old = self.predict(noised, rows)
         if self.base_guidance is not None:
             with policy.as_reference():
                 base = noised.predict(policy, rows, self.base_guidance)
-        return Seen(_of(noised.sigma, rows), noised.target[rows], noised.predict(policy, rows), old, base)
+        return Seen(_of(noised.sigma, rows), noised.target[rows], self.predict(noised, rows), old, base)
 
 
 def of_round(rollout: Rollout, times: Sequence[FlowTime]) -> tuple[Rollout, float | list[float]]:
@@ -297,6 +341,9 @@ def forward_cost(config: RunConfig, times: int, passes: int, copies: int = 1, *,
     algorithm = config.algorithm
     assert isinstance(algorithm, ForwardConfig)
     guided = 2 if algorithm.rollout_guidance > 1 else 1
+    in_loss = 1.0
+    if isinstance(algorithm, GuidedForwardConfig) and algorithm.differentiated_half == "both":
+        in_loss = algorithm.training_guidance
     return Cost(
         sampling=config.rollout.steps * guided if sampling is None else sampling,
         training=times * passes,
@@ -304,5 +351,5 @@ def forward_cost(config: RunConfig, times: int, passes: int, copies: int = 1, *,
         adapter_copies=copies,
         latents=4,  # clean, noise, noisy, target
         rollout_guidance=algorithm.rollout_guidance,
-        training_guidance=1.0,
+        training_guidance=in_loss,
     )

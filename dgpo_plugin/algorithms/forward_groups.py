@@ -107,7 +107,7 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
         own = advantages.flatten()[positions]
         for rows in batches:
             frozen = self.frozen(noised, rows)
-            predicted, target = noised.predict(self.policy, rows), noised.target[rows]
+            predicted, target = self.predict(noised, rows), noised.target[rows]
             with torch.no_grad():
                 summary = self.summary(predicted, target, frozen).T.reshape(-1, len(rows) // size, size)
                 numbers = self.group_number(summary, own[rows].view(-1, size)).repeat_interleave(size)
@@ -127,10 +127,10 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
         own, groups = advantages.flatten()[positions], positions // advantages.shape[1]
         frozen = [self.frozen(noised, rows) for rows in batches]
         # A single micro-batch saves the first pass by using the one that it differentiates.
-        only = noised.predict(self.policy, batches[0]) if len(batches) == 1 else None
+        only = self.predict(noised, batches[0]) if len(batches) == 1 else None
         numbers = self._group_numbers(noised, batches, frozen, only, positions, advantages)[groups]
         for rows, measured in zip(batches, frozen, strict=True):
-            predicted = noised.predict(self.policy, rows) if only is None else only
+            predicted = self.predict(noised, rows) if only is None else only
             given = (numbers[rows], own[rows])
             self.backward(self.loss(predicted, noised.target[rows], measured, *given, totals) / count)
         self.add_number(totals, numbers)
@@ -152,7 +152,7 @@ class GroupAlgorithm(Forward[F], Generic[F, S]):
         """
         parts = noised.target.new_zeros(len(positions), self.SUMMARY)
         for rows, measured in zip(batches, frozen, strict=True):
-            predicted = noised.predict(self.policy, rows) if only is None else only
+            predicted = self.predict(noised, rows) if only is None else only
             parts[rows] = self.summary(predicted, noised.target[rows], measured).to(parts)
         everyone = self.processes.assemble(parts, positions, advantages.numel())
         return self.group_number(everyone.T.reshape(self.SUMMARY, *advantages.shape), advantages)

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import peft
 import torch
@@ -119,6 +120,23 @@ class Policy:
         kernel = attention_to_differentiate(latents, self._dtype) if graphs else contextlib.nullcontext()
         with torch.set_grad_enabled(keep or torch.is_grad_enabled()), kernel:
             return guided_velocity(self.model, latents, sigma, conditioning, self.unconditional, guidance)
+
+    def half_guided(
+        self,
+        latents: Tensor,
+        sigma: Sigma,
+        conditioning: Conditioning,
+        guidance: float,
+        half: Literal["conditional", "unconditional"],
+    ) -> Tensor:
+        """The guided velocity, (N, ...) float32, with a gradient through its pass with or without the prompt alone."""
+        empty = self.unconditional[torch.zeros(len(latents), dtype=torch.int64, device=latents.device)]
+        graph = torch.is_grad_enabled()
+        with torch.set_grad_enabled(graph and half == "unconditional"):
+            without = self.velocity(latents, sigma, empty)
+        with torch.set_grad_enabled(graph and half == "conditional"):
+            with_prompt = self.velocity(latents, sigma, conditioning)
+        return self.model.guided(without, with_prompt, guidance)
 
     def count_kept(self, velocity: Tensor, guidance: float) -> None:
         """Count that a velocity's graph, which was kept, is differentiated."""
