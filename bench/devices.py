@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from dgpo_plugin.common.errors import UserError
+
+GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""One of which a Linux has that can give CUDA (or ROCm) a GPU: of NVIDIA's driver, of Windows' underneath, of AMD's."""
+
+
+def may_have_gpus() -> bool:
+    """Whether there may be GPUs, told without importing torch, which takes a second; False is certain on Linux."""
+    return sys.platform != "linux" or any(map(os.path.exists, GPU_FILES))
 
 
 def gpu_count() -> int:

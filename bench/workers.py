@@ -23,7 +23,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.faults import how_it_ended
 from dgpo_plugin.common.signals import ENDING, handled, heeded
 
-from .devices import gpu_count
+from .devices import gpu_count, may_have_gpus
 from .plan import Event, Listener, Plan
 from .worker_process import KEPT, LEAVING, Job, Outcome, leave, perform, serve
 
@@ -86,9 +86,9 @@ def importing_ahead() -> Iterator[None]:
     """Have a process import what workers need, while this one goes on: those started in the block are forked from it.
 
     Without it each imports for itself, which takes seconds, and only once it is known what it is to do. A process that
-    has looked for GPUs must not be forked, so workers with GPUs of their own are started anew.
+    has looked for GPUs must not be forked, so workers that may have GPUs of their own are started anew.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods() or gpu_count():
+    if "forkserver" not in multiprocessing.get_all_start_methods() or may_have_gpus():
         yield
         return
     _set_threads(1)  # of what is not torch's, which is told by each worker

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 
+from dgpo_bench import devices, workers
 from dgpo_bench.devices import pin, runs_at_once
 from dgpo_plugin.common.errors import UserError
 
@@ -72,3 +75,30 @@ def test_each_worker_sees_its_own_gpu_alone(
         pin(worker)
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert seen == expected
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_nothing_is_imported_ahead_where_there_may_be_gpus(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has looked for GPUs must not be forked."""
+    if there:
+        (tmp_path / "driver").touch()
+    monkeypatch.setattr(devices, "GPU_FILES", (str(tmp_path / "none"), str(tmp_path / "driver")))
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    started: list[bool] = []
+    monkeypatch.setattr(forkserver, "ensure_running", lambda: started.append(True))
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")
+    with workers.importing_ahead():
+        assert bool(started) is not there
+
+
+def test_other_systems_may_have_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "GPU_FILES", ())
+    monkeypatch.setattr(devices.sys, "platform", "darwin")
+    assert devices.may_have_gpus()
+
+
+def test_a_machine_without_gpus_has_none_to_count() -> None:
+    assert devices.may_have_gpus() or devices.gpu_count() == 0
