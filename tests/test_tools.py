@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,16 @@ def test_profile_of_an_iteration() -> None:
     assert done.returncode == 0, done.stderr
     assert "overhead" in done.stdout
     assert "denoiser forward" in done.stdout
+
+
+@pytest.mark.slow
+def test_both_loops_have_as_many_passes() -> None:
+    """It ends with an error if they have not."""
+    command = [sys.executable, str(ROOT / "tools" / "beside_released_loop.py"), "--iterations", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if ": rollout " in line]) == 12
 
 
 @pytest.mark.slow

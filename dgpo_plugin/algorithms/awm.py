@@ -142,7 +142,8 @@ class AWM(ForwardAlgorithm[AWMConfig]):
     def looks_at_old(self) -> bool:
         return self.config.old_weight > 0
 
-    def trained_times(self, steps: int) -> int:
+    @property
+    def trained_times(self) -> int:
         return self.config.timesteps
 
     def flow_times(self, rollout: Rollout, random: Random) -> list[FlowTime]:

@@ -137,7 +137,8 @@ class Elbo(ForwardAlgorithm[ElboConfig]):
     def looks_at_old(self) -> bool:
         return self.config.old_weight > 0
 
-    def trained_times(self, steps: int) -> int:
+    @property
+    def trained_times(self) -> int:
         return self.config.timesteps
 
     def flow_times(self, rollout: Rollout, random: Random) -> list[FlowTime]:

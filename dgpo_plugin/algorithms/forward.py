@@ -273,9 +273,10 @@ class ForwardAlgorithm(Forward[F], Generic[F]):
         """Guidance of the frozen base's velocity in the loss; None where the loss does not look at it."""
         return 1.0
 
+    @property
     @abstractmethod
-    def trained_times(self, steps: int) -> int:
-        """Flow times that each sample is trained on, of a rollout of so many sampler steps."""
+    def trained_times(self) -> int:
+        """Flow times that each sample is trained on."""
 
     @abstractmethod
     def losses(self, seen: Seen, advantages: Tensor) -> Tensor:
@@ -285,7 +286,7 @@ class ForwardAlgorithm(Forward[F], Generic[F]):
         device = rollout.latents.device
         of_base = ("velocity_growth",) if self.base_guidance is not None else ()
         totals = Totals(device, "loss", "kl", *of_base)
-        count = self.trained_times(len(rollout.sigmas) - 1) * advantages.numel()
+        count = self.trained_times * advantages.numel()
         for times in rounds_of(self.flow_times(rollout, random)):
             part, sigma = of_round(rollout, times)
             own = advantages.flatten()[part.positions.to(device)]

@@ -124,7 +124,8 @@ class NFT(ForwardAlgorithm[NFTConfig]):
     def rollout_weights(self) -> Mapping[str, Tensor] | None:
         return self.old_weights
 
-    def trained_times(self, steps: int) -> int:
+    @property
+    def trained_times(self) -> int:
         return self.config.timesteps
 
     def flow_times(self, rollout: Rollout, random: Random) -> list[FlowTime]:

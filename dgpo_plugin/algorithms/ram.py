@@ -89,7 +89,8 @@ class RAM(ForwardAlgorithm[RAMConfig]):
     def looks_at_old(self) -> bool:
         return self.config.bend_with == "old_policy"
 
-    def trained_times(self, steps: int) -> int:
+    @property
+    def trained_times(self) -> int:
         return self.config.timesteps
 
     def flow_times(self, rollout: Rollout, random: Random) -> list[FlowTime]:
