@@ -7,12 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgpo_plugin.adapters.load import apply_adapter, read_adapter
+from dgpo_plugin.adapters.load import apply_adapter, load_base, read_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.device import best_device
-from dgpo_plugin.models import load_model
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 
@@ -84,7 +83,7 @@ def _missing(plan: Plan, folder: Path) -> list[str]:
 def _measure(plan: Plan, folder: Path, entry: str, config: RunConfig, evaluator: Evaluator) -> None:
     """One adapter's rows, pictures and record, at its true scale."""
     started, cell = time.perf_counter(), run_folder(folder, entry, SEED)
-    model = load_model(config.model, best_device())
+    model = load_base(config.model, best_device())
     apply_adapter(model, Path(plan.adapters[entry]))
     # An untrained LoRA beside it, which is switched off.
     policy, subject = Policy(model, config.lora, SEED), Subject(entry, SEED, 1)

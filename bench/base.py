@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dgpo_plugin.adapters.load import match_adapter
+from dgpo_plugin.adapters.load import load_base, match_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import atomic_path
 from dgpo_plugin.common.folder_lock import HeldFolder, only_process
@@ -17,7 +17,6 @@ from dgpo_plugin.common.pictures import image_grid
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.distributed.device import best_device
 from dgpo_plugin.distributed.processes import Processes, join_processes
-from dgpo_plugin.models import load_model
 from dgpo_plugin.models.generate import BATCH_SIZE
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
@@ -108,7 +107,7 @@ def _check_adapters(plan: Plan) -> None:
         UserError: one is for another base, or matches no weight of it.
     """
     if plan.adapters:
-        model = load_model(plan.base_config().model, best_device())
+        model = load_base(plan.base_config().model, best_device())
         for path in plan.adapters.values():
             match_adapter(model, Path(path))
 

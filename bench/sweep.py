@@ -16,13 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from dgpo_plugin.adapters.layers import Update, attached
-from dgpo_plugin.adapters.load import base_notes, match_adapter, read_adapter
+from dgpo_plugin.adapters.load import base_notes, load_base, match_adapter, read_adapter
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.folder_lock import HeldFolder, only_process
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.common.provenance import package_versions
 from dgpo_plugin.distributed.device import best_device
-from dgpo_plugin.models import load_model
 from dgpo_plugin.models.generate import BATCH_SIZE, fixed_noise, generate
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.models.text_cache import EncodedTexts
@@ -98,7 +97,7 @@ def sweep(plan: SweepPlan, folder: Path, meter: Meter) -> SweepRecord:
     check_task(plan.plan)
     config = plan.plan.base_config()
     # Compiled blocks would not see an adapter that comes and goes.
-    model = load_model(config.model.model_copy(update={"compile": False}), best_device())
+    model = load_base(config.model.model_copy(update={"compile": False}), best_device())
     file, updates = match_adapter(model, Path(plan.adapter))
     cautions = base_notes(file, model)
     if file.usable.doubt:

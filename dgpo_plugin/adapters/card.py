@@ -10,7 +10,7 @@ import torch
 
 from dgpo_plugin.adapters.hashes import KOHYA, MODELSPEC
 from dgpo_plugin.adapters.kinds import ALPHA, LORA, by_kind, is_down, is_matrix
-from dgpo_plugin.adapters.load import STORED, AdapterFile
+from dgpo_plugin.adapters.load import ON_TOP_OF, STORED, AdapterFile
 from dgpo_plugin.adapters.scale import OWN_ALPHA
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.models.base_identity import base_from_text
@@ -30,6 +30,7 @@ class AdapterCard:
     title: str
     base_model: str
     base_weights: str
+    on_top_of: str
     architecture: str
     algorithm: str
     reward: str
@@ -61,6 +62,7 @@ class AdapterCard:
             title=stated("modelspec.title"),
             base_model=header.get("dgpo.base_model", stated("ss_base_model_version")),
             base_weights=_base_note(header),
+            on_top_of=stated(ON_TOP_OF),
             architecture=stated("modelspec.architecture"),
             algorithm=stated("dgpo.algorithm"),
             reward=stated("dgpo.reward"),

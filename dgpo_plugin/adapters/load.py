@@ -25,6 +25,7 @@ from dgpo_plugin.common.first_bytes import what_instead
 from dgpo_plugin.models.base_identity import base_from_text, compared_part, compared_parts
 
 if TYPE_CHECKING:
+    from dgpo_plugin.config.fields import ModelConfig
     from dgpo_plugin.models.base import Model
 
 STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -35,6 +36,8 @@ PEFT_TENSORS, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 """The two files of an adapter that peft saves: alpha is in the second alone, which most loaders do not read."""
 FOLDER_FILES = ("pytorch_lora_weights.safetensors", PEFT_TENSORS, "adapter.safetensors")
 """The adapter in a folder of diffusers, of peft, or of a run of ours."""
+ON_TOP_OF, ON_TOP_HASH = "dgpo.on_top_of", "dgpo.on_top_of_sha256"
+"""What an adapter's header says of the one that its base wore: its name, and the hash of its tensors."""
 NO_ADAPTER = ("whole-weight", "ControlNet or IP-Adapter", "unknown")
 """Kinds of tensors of which a file may hold any number and be no adapter."""
 
@@ -148,6 +151,29 @@ def read_adapter(path: Path) -> AdapterFile:
         return AdapterFile.read(path)
 
 
+def load_base(config: ModelConfig, device: torch.device | str = "cpu", *, place: bool = True) -> Model:
+    """Load a base model, and have it wear the adapter that its configuration names, if any.
+
+    Args:
+        place: whether the denoiser goes to the device too (:func:`~dgpo_plugin.models.load.load_model`).
+
+    Raises:
+        UserError: the model cannot be loaded, or as :func:`apply_adapter`.
+    """
+    from dgpo_plugin.models.load import load_model  # diffusers, which reading a file does without
+
+    if config.adapter is None:
+        return load_model(config, device, place=place)
+    with prefixed("model"):
+        doubt = read_adapter(Path(config.adapter)).usable.doubt  # before anything large is loaded
+        if doubt and config.adapter_strength is None:
+            told = f"the scale is unknown: {doubt}; give it as model.adapter_strength, 1 for as it is stored"
+            raise UserError(f"adapter {config.adapter}: {told}")
+        model = load_model(config, device, place=place)
+        apply_adapter(model, Path(config.adapter), strength=config.adapter_strength)
+    return model
+
+
 def apply_adapter(model: Model, path: Path, *, strength: float | None = None, any_base: bool = False) -> AdapterFile:
     """Attach an adapter to a model's denoiser, strictly: its layers give W x + strength B A x from here on.
 
@@ -174,6 +200,7 @@ def apply_adapter(model: Model, path: Path, *, strength: float | None = None, an
             )
         for update in updates:
             update.attach(1.0 if strength is None else strength)
+        model.worn = (*model.worn, file.content_hash)
     return file
 
 
@@ -266,6 +293,12 @@ def _refuse_unusable(name: str, tensor: Tensor) -> None:
 
 
 def _refuse_another_base(file: AdapterFile, model: Model) -> None:
+    below = file.header.get(ON_TOP_HASH, "")
+    if below and below not in model.worn:
+        raise UserError(
+            f"was trained on top of {file.header.get(ON_TOP_OF, 'an adapter that it does not name')}, which the model "
+            "does not wear; apply that first, or pass --any-base to try it all the same"
+        )
     then = base_from_text(file.header.get("dgpo.base_parts", ""))
     if model.prefix not in then:
         return

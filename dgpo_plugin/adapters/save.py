@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dgpo_plugin.adapters.hashes import head_of, header_hashes
+from dgpo_plugin.adapters.load import ON_TOP_HASH, ON_TOP_OF
 from dgpo_plugin.common.files import atomic_path
 from dgpo_plugin.common.provenance import creation_date, package_versions
 from dgpo_plugin.common.public_names import public_name, without_folders
@@ -153,6 +154,11 @@ def _own_header(policy: Policy, facts: TrainingFacts) -> dict[str, str]:
         "dgpo.config_hash": hashlib.sha256(dumped.encode()).hexdigest(),
         "dgpo.packages": json.dumps(package_versions()),
     }
+    if config.model.adapter is not None:
+        strength = config.model.adapter_strength
+        at = "" if strength is None else f" at strength {strength:g}"
+        header[ON_TOP_OF] = public_name(config.model.adapter) + at
+        header[ON_TOP_HASH] = model.worn[0]
     if config.training.replanned:
         moves = (f"after iteration {done} its end was moved from {end}" for done, end in config.training.replanned)
         header["dgpo.replanned"] = f"{', '.join(moves)}; now {config.training.iterations}"

@@ -15,8 +15,11 @@ from dgpo_plugin.common.errors import UserError
 @click.argument("model")
 @click.option(
     "--adapter",
+    "adapters",
+    multiple=True,
     type=click.Path(path_type=Path),
-    help="Adapter file, or the folder that diffusers or peft saved; none for the base model.",
+    help="Adapter file, or the folder that diffusers or peft saved; none for the base model. Repeatable: each goes on "
+    "top of those before it.",
 )
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw, repeatable.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="PNG file for the grid.")
@@ -38,15 +41,15 @@ from dgpo_plugin.common.errors import UserError
 @click.option(
     "--strength",
     type=float,
-    help="Multiplies the adapter's effect; 1 is what was trained, 0 the base model.  [default: 1, where the file's "
-    "scale is known]",
+    help="Multiplies the last adapter's effect; 1 is what was trained, 0 nothing.  [default: 1, where the file's scale "
+    "is known]",
 )
 @click.option("--seed", default=0, show_default=True, type=int, help="Seed of the initial noise, the same in each row.")
 @click.option("--any-base", is_flag=True, help="Accept an adapter that was trained on other weights.")
 @reports_user_errors
 def sample(
     model: str,
-    adapter: Path | None,
+    adapters: tuple[Path, ...],
     prompts: tuple[str, ...],
     output: Path,
     count: int,
@@ -59,13 +62,12 @@ def sample(
     any_base: bool,
 ) -> None:
     """Draw pictures. MODEL is a preset's name, a diffusers folder or a hub id."""
-    from dgpo_plugin.adapters.load import apply_adapter, base_notes
+    from dgpo_plugin.adapters.load import apply_adapter, base_notes, load_base
     from dgpo_plugin.common.files import atomic_path
     from dgpo_plugin.common.pictures import image_grid
     from dgpo_plugin.config.fields import EvaluationConfig, ModelConfig
     from dgpo_plugin.config.load import load_config, preset_names
     from dgpo_plugin.distributed.device import best_device
-    from dgpo_plugin.models import load_model
     from dgpo_plugin.models.generate import fixed_noise, generate
 
     if output.suffix.lower() != ".png":
@@ -82,9 +84,10 @@ def sample(
         raise UserError("--width and --height: give both, or neither for the model's own size")
     if width is not None:
         changes |= {"width": width, "height": height}
-    loaded = load_model(base.model_copy(update=changes), best_device())
-    if adapter is not None:
-        file = apply_adapter(loaded, adapter, strength=strength, any_base=any_base)
+    loaded = load_base(base.model_copy(update=changes), best_device())
+    for number, adapter in enumerate(adapters, 1):
+        own = strength if number == len(adapters) else None
+        file = apply_adapter(loaded, adapter, strength=own, any_base=any_base)
         if file.for_text:
             click.echo(f"adapter {adapter}: {len(file.for_text)} tensors for text encoders are left out", err=True)
         for line in base_notes(file, loaded):

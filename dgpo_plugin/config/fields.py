@@ -48,6 +48,16 @@ class ModelConfig(Section):
     """The base model, and how it is held in memory."""
 
     path: str = Field(description="A world's name (`dgpo list worlds`), a local diffusers folder, or a hub id.")
+    adapter: str | None = Field(
+        None,
+        description="A finished adapter that the base wears, frozen: what is trained comes on top of it, and is used "
+        "together with it. A file, or the folder that diffusers or peft saved; null for none.",
+    )
+    adapter_strength: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Of that adapter; null for 1, as it was trained, where the file's scale is known.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "fp32",
         description="Floating-point type of the frozen weights and the forward passes, but the VAE's; the adapter is "
@@ -99,6 +109,14 @@ class ModelConfig(Section):
         if (self.width is None) != (self.height is None):
             given, missing = ("width", "height") if self.height is None else ("height", "width")
             raise ValueError(f"{given} is given without {missing}; give both, or neither for the model's own size")
+        return self
+
+    @model_validator(mode="after")
+    def _strength_has_an_adapter(self) -> ModelConfig:
+        if self.adapter_strength is not None and self.adapter is None:
+            raise ValueError(
+                "adapter_strength is given without adapter, whose strength it is; name that, or leave it out"
+            )
         return self
 
 

@@ -49,6 +49,7 @@ def lost_places(config: RunConfig) -> dict[str, str]:
     """Where the base, prompt files or files of one's own were and nothing is any more, by key; of absolute paths."""
     named = {
         "model.path": config.model.path,
+        "model.adapter": config.model.adapter or "",
         "prompts.train": config.prompts.train,
         "prompts.held_out": config.prompts.held_out or "",
         **pair_places(config),
@@ -117,6 +118,7 @@ def _moved(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
 
     model, training = config.model.path, config.training
     model = named(model) if is_from_file(model) or model in WORLDS else change(model)
+    adapter = None if config.model.adapter is None else change(config.model.adapter)
     moved: dict[str, Any] = {}
     if config.rewards:
         moved["rewards"] = terms(config.rewards)
@@ -131,7 +133,7 @@ def _moved(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
     return config.model_copy(
         update={
             **moved,
-            "model": config.model.model_copy(update={"path": model}),
+            "model": config.model.model_copy(update={"path": model, "adapter": adapter}),
             "prompts": config.prompts.model_copy(
                 update={"train": prompts(config.prompts.train), "held_out": prompts(config.prompts.held_out)}
             ),

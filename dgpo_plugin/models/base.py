@@ -56,6 +56,7 @@ class Model(ABC):
         width, height: of the pictures, in pixels.
         device: where latents and conditioning belong.
         path: as the configuration names it.
+        worn: content hashes of the adapters that its denoiser wears, in their order, besides one that is trained.
     """
 
     prefix: ClassVar[str] = "transformer"
@@ -71,6 +72,7 @@ class Model(ABC):
     height: int
     device: torch.device
     path: str
+    worn: tuple[str, ...] = ()
 
     @property
     @abstractmethod

@@ -27,7 +27,10 @@ def attach(layer: nn.Linear, down: Tensor, up: Tensor, scale: float) -> Removabl
     down, up = down.to(layer.weight.device), up.to(layer.weight.device)
 
     def add(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        nonlocal down, up
         x = given[0].to(out.dtype)
-        return updated(out, x, down.to(x.device), up.to(x.device), scale)
+        if down.device != x.device:  # the layer was placed elsewhere meanwhile
+            down, up = down.to(x.device), up.to(x.device)
+        return updated(out, x, down, up, scale)
 
     return layer.register_forward_hook(add)

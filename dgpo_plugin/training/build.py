@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from dgpo_plugin.adapters.load import load_base
 from dgpo_plugin.algorithms import algorithm_of
 from dgpo_plugin.algorithms.rollout import holds_whole_groups
 from dgpo_plugin.common.errors import UserError, prefixed
@@ -17,7 +18,6 @@ from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.distributed.device import runs_on_cpu
 from dgpo_plugin.distributed.processes import Processes, join_processes
-from dgpo_plugin.models import load_model
 from dgpo_plugin.models.attention import checkpoint_blocks
 from dgpo_plugin.models.base import Model, refuse_seams
 from dgpo_plugin.models.generate import BATCH_SIZE
@@ -61,7 +61,7 @@ def build_trainer(
     rank = processes.rank if processes.count > 1 else None
     scorer = Scorer(rewards, failures, rank)
     config = settle_precision(config, accelerator.device, processes)
-    model = load_model(config.model, accelerator.device, place=False) if model is None else model
+    model = load_base(config.model, accelerator.device, place=False) if model is None else model
     refuse_seams(model, config.model)
     if processes.is_main:
         tell_cut_prompts(model, sets if pairs is None else {**sets, "pairs.train": prompts})

@@ -14,7 +14,7 @@ from dgpo_plugin.rewards import RewardSet
 
 
 def contents_of(config: RunConfig, rewards: RewardSet) -> dict[str, str]:
-    """What the places of an algorithm, of rewards' options and of a guard that stops hold, by the key that names them.
+    """What the places of a base's adapter, an algorithm, rewards' options and a guard that stops hold, by their keys.
 
     That is the SHA-256 of a file or a folder, and of what a server's address leads to what it serves.
 
@@ -25,6 +25,8 @@ def contents_of(config: RunConfig, rewards: RewardSet) -> dict[str, str]:
         UserError: a file cannot be read.
     """
     found = {}
+    if config.model.adapter is not None:
+        found["model.adapter"] = path_hash(Path(config.model.adapter))
     if is_from_file(config.algorithm.name):
         found["algorithm.name"] = loaded_hash([config.algorithm.name])
     for label, term in config.judged_by.items():
