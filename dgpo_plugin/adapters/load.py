@@ -297,7 +297,7 @@ def _refuse_another_base(file: AdapterFile, model: Model) -> None:
     if below and below not in model.worn:
         raise UserError(
             f"was trained on top of {file.header.get(ON_TOP_OF, 'an adapter that it does not name')}, which the model "
-            "does not wear; apply that first, or pass --any-base to try it all the same"
+            "does not wear; name that as model.adapter or before this one, or pass --any-base to try it all the same"
         )
     then = base_from_text(file.header.get("dgpo.base_parts", ""))
     if model.prefix not in then:

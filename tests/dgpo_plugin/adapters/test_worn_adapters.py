@@ -91,7 +91,7 @@ def test_only_the_new_adapter_is_exported_and_says_what_it_is_for(files: tuple[P
 
 def test_it_is_refused_without_the_one_that_it_is_for(files: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = files
-    message = "was trained on top of first.safetensors, which the model does not wear; apply that first"
+    message = "was trained on top of first.safetensors, which the model does not wear; name that as model.adapter"
     with pytest.raises(UserError, match=message):
         apply_adapter(wearing(), second)
     exported(tmp_path / "another" / "first.safetensors", 0.3)  # of the same name, and with other numbers
