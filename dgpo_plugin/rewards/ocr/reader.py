@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import cv2
@@ -131,6 +132,16 @@ class TextReader:
         found = [(score, text.strip()) for score, text in zip(read.scores, read.txts, strict=True)]
         score, text = max((line for line in found if len(found) == 1 or line[1] not in DASHES), default=(0.0, ""))
         return str(text) if score >= LEAST_SCORE else ""
+
+
+@functools.cache
+def reader_of(lang: str) -> TextReader:
+    """The reader of a language, loaded once a process: it keeps nothing of what it has read, so all may use one.
+
+    Raises:
+        UserError: as :class:`TextReader`.
+    """
+    return TextReader(lang)
 
 
 def reading_orders(boxes: NDArray[np.float32]) -> list[list[int]]:

@@ -18,7 +18,7 @@ from dgpo_plugin.rewards.ocr.matching import (
     forgiving_exact,
     published_closeness,
 )
-from dgpo_plugin.rewards.ocr.reader import TextReader
+from dgpo_plugin.rewards.ocr.reader import reader_of
 from dgpo_plugin.rewards.ocr.scripts import unread
 
 Matching = Literal["forgiving", "published"]
@@ -46,7 +46,7 @@ class OcrReward(Reward):
         _known("matching", matching, get_args(Matching))
         _known("texts", texts, get_args(Texts))
         self._matching, self._texts, self._lang = matching, texts, lang
-        self._reader = TextReader(lang)
+        self._reader = reader_of(lang)
         self._readable = frozenset(alike("".join(self._reader.characters)))
         rule = f"forgiving {FORGIVING_VERSION}" if matching == "forgiving" else "published"
         self.title = (

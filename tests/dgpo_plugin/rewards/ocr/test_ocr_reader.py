@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from torch import Tensor
 
 from dgpo_plugin.common.errors import UserError
-from dgpo_plugin.rewards.ocr.reader import TextReader, reading_orders
+from dgpo_plugin.rewards.ocr.reader import TextReader, reader_of, reading_orders
+from dgpo_plugin.rewards.ocr.reward import OcrExactReward, OcrReward
 from tests.dgpo_plugin.rewards.ocr.drawn_words import placed, plainly
 
 pytestmark = pytest.mark.fast
@@ -95,3 +98,26 @@ def test_a_model_that_cannot_be_fetched_is_told_as_such(monkeypatch: pytest.Monk
     monkeypatch.setattr("rapidocr.utils.download_file.requests.get", refuse)
     with pytest.raises(UserError, match=r"^lang korean: its model could not be loaded \(.*fetched on first use"):
         TextReader("korean")
+
+
+def test_rewards_share_a_reader_of_their_language() -> None:
+    """Each takes a third of a second to load and keeps nothing of a picture."""
+    assert reader_of("") is reader_of("")
+    assert OcrReward()._reader is OcrExactReward(texts="all")._reader is reader_of("")  # noqa: SLF001
+
+
+def test_what_a_reader_says_does_not_hang_on_what_it_read_before(reader: TextReader) -> None:
+    words = [plainly("HELLO"), plainly("FRESH BREAD")]
+    first = [reader.read(picture) for picture in words]
+    together: list[list[str]] = [[], []]
+
+    def read(row: int) -> None:
+        for _ in range(3):
+            together[row] = reader.read(words[row])
+
+    threads = [threading.Thread(target=read, args=(row,)) for row in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == first
