@@ -42,7 +42,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def loads(*given: object, **options: object) -> Model:
         raise AssertionError("the model is loaded")
 
-    monkeypatch.setattr("dgpo_plugin.training.build.load_model", loads)
+    monkeypatch.setattr("dgpo_plugin.training.build.load_base", loads)
 
 
 def refused(config: RunConfig) -> str:

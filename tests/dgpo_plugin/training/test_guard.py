@@ -230,7 +230,7 @@ def test_what_is_missing_is_told_before_the_model_is_loaded(
     def load(*_: object, **__: object) -> None:
         raise AssertionError("the model is loaded")
 
-    monkeypatch.setattr("dgpo_plugin.training.build.load_model", load)
+    monkeypatch.setattr("dgpo_plugin.training.build.load_base", load)
     with pytest.raises(UserError) as raised:
         build_trainer(config)
     assert str(raised.value).startswith(told)

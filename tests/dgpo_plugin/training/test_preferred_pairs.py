@@ -101,7 +101,7 @@ def test_a_run_that_nothing_measures_says_nothing_of_it(tmp_path: Path) -> None:
 def test_mistakes_of_both_sets_are_told_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dgpo_plugin.training.build.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("dgpo_plugin.training.build.load_base", lambda *_, **__: pytest.fail("loaded"))
     config = config_for("diffusion-dpo", f"pairs.train={tmp_path / 'gone'}", f"pairs.held_out={tmp_path}")
     with pytest.raises(
         UserError, match=r"pairs\.train: .*gone: no such file or folder.*; pairs\.held_out: .*holds neither"
