@@ -157,7 +157,8 @@ def _own_header(policy: Policy, facts: TrainingFacts) -> dict[str, str]:
     if config.model.adapter is not None:
         strength = config.model.adapter_strength
         at = "" if strength is None else f" at strength {strength:g}"
-        header[ON_TOP_OF] = public_name(config.model.adapter) + at
+        file = Path(config.model.adapter)
+        header[ON_TOP_OF] = public_name(str(file.parent if file.stem == "adapter" else file)) + at
         header[ON_TOP_HASH] = model.worn[0]
     if config.training.replanned:
         moves = (f"after iteration {done} its end was moved from {end}" for done, end in config.training.replanned)

@@ -89,6 +89,13 @@ def test_only_the_new_adapter_is_exported_and_says_what_it_is_for(files: tuple[P
     assert second.header["dgpo.on_top_of_sha256"] == first.content_hash
 
 
+def test_one_that_is_called_like_any_other_is_named_by_its_folder(tmp_path: Path) -> None:
+    first, second = tmp_path / "distilled" / "adapter.safetensors", tmp_path / "second.safetensors"
+    exported(first, 0.1)
+    exported(second, 0.2, adapter=str(first), adapter_strength=0.8)
+    assert read_adapter(second).header["dgpo.on_top_of"] == "distilled at strength 0.8"
+
+
 def test_it_is_refused_without_the_one_that_it_is_for(files: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = files
     message = "was trained on top of first.safetensors, which the model does not wear; name that as model.adapter"
