@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dgpo_bench.preset import load_preset
 from dgpo_bench.tune import nested
+from dgpo_plugin.algorithms.forward import matching_error
 from dgpo_plugin.common.prompt import Prompt
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.models.load import world_pipeline
@@ -148,14 +149,14 @@ class ReleasedLoop:
                             with self.old_weights():
                                 old = self.velocity(noisy, sigma, *given)
                     predicted = self.velocity(noisy, sigma, *given)
-                d, d_base = ((target - v).square().flatten(1).mean(1) for v in (predicted, base))
+                d, d_base = matching_error(predicted, target), matching_error(base, target)
                 with torch.no_grad():
                     score = (10 * own * (d - d_base)).view(-1, SIZE).mean(1).repeat_interleave(SIZE)
                 if self.way.clip:
-                    ratio = torch.exp((target - old).square().flatten(1).mean(1) - d)
+                    ratio = torch.exp(matching_error(old, target) - d)
                     out = torch.where(own > 0, ratio > 1.01, ratio < 0.99)
                     d = torch.where(out, d.detach(), d)
-                kl = (predicted - base).square().flatten(1).mean(1)
+                kl = matching_error(predicted, base)
                 loss = (torch.sigmoid(score) * own * d).mean() + 0.02 * kl.mean()
                 (loss / (len(batches) * TIMES)).backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,13 +164,12 @@ def load_base(config: ModelConfig, device: torch.device | str = "cpu", *, place:
 
     if config.adapter is None:
         return load_model(config, device, place=place)
-    with prefixed("model"):
-        doubt = read_adapter(Path(config.adapter)).usable.doubt  # before anything large is loaded
-        if doubt and config.adapter_strength is None:
-            told = f"the scale is unknown: {doubt}; give it as model.adapter_strength, 1 for as it is stored"
-            raise UserError(f"adapter {config.adapter}: {told}")
-        model = load_model(config, device, place=place)
-        apply_adapter(model, Path(config.adapter), strength=config.adapter_strength)
+    with prefixed(f"model: adapter {config.adapter}"):
+        file = AdapterFile.read(Path(config.adapter))  # before anything large is loaded
+        _refuse_doubt(file, config.adapter_strength, "model.adapter_strength")
+    model = load_model(config, device, place=place)
+    with prefixed(f"model: adapter {config.adapter}"):
+        _wear(model, file, _matched(model, file, any_base=False), config.adapter_strength)
     return model
 
 
@@ -192,16 +191,24 @@ def apply_adapter(model: Model, path: Path, *, strength: float | None = None, an
     with prefixed(f"adapter {path}"):
         if strength is not None and not math.isfinite(strength):
             raise UserError(f"strength {strength} draws no picture; give a number, 1 for as it was trained")
-        file, updates = _matched(model, path, any_base=any_base)
-        doubt = file.usable.doubt
-        if strength is None and doubt:
-            raise UserError(
-                f"the scale is unknown: {doubt}; give it as the strength (--strength), 1 for as it is stored"
-            )
-        for update in updates:
-            update.attach(1.0 if strength is None else strength)
-        model.worn = (*model.worn, file.content_hash)
+        file = AdapterFile.read(path)
+        updates = _matched(model, file, any_base=any_base)
+        _refuse_doubt(file, strength, "the strength (--strength)")
+        _wear(model, file, updates, strength)
     return file
+
+
+def _refuse_doubt(file: AdapterFile, strength: float | None, where: str) -> None:
+    """Refuse a scale that cannot be told, unless a strength is given, which ``where`` names."""
+    if strength is None and (doubt := file.usable.doubt):
+        raise UserError(f"the scale is unknown: {doubt}; give it as {where}, 1 for as it is stored")
+
+
+def _wear(model: Model, file: AdapterFile, updates: Sequence[Update], strength: float | None) -> None:
+    """Attach an adapter's updates for good, and have the model say so."""
+    for update in updates:
+        update.attach(1.0 if strength is None else strength)
+    model.worn = (*model.worn, file.content_hash)
 
 
 def match_adapter(model: Model, path: Path) -> tuple[AdapterFile, list[Update]]:
@@ -215,15 +222,15 @@ def match_adapter(model: Model, path: Path) -> tuple[AdapterFile, list[Update]]:
         UserError: as :func:`apply_adapter`, but for the scale.
     """
     with prefixed(f"adapter {path}"):
-        return _matched(model, path, any_base=False)
+        file = AdapterFile.read(path)
+        return file, _matched(model, file, any_base=False)
 
 
-def _matched(model: Model, path: Path, *, any_base: bool) -> tuple[AdapterFile, list[Update]]:
-    file = AdapterFile.read(path)
+def _matched(model: Model, file: AdapterFile, *, any_base: bool) -> list[Update]:
     usable = file.usable
     if not any_base:
         _refuse_another_base(file, model)
-    return file, updates_for(model, usable.tensors)
+    return updates_for(model, usable.tensors)
 
 
 def _in_folder(folder: Path) -> Path:

@@ -33,6 +33,7 @@ from dgpo_plugin.algorithms.forward import (
 from dgpo_plugin.algorithms.forward_groups import GROUP_PASS, GroupAlgorithm, needs_group_pass
 from dgpo_plugin.algorithms.rollout import Rollout
 from dgpo_plugin.config.fields import AdvantageStd, RunConfig, Schedule
+from dgpo_plugin.models.base import guided_passes
 from dgpo_plugin.models.copies import move_towards
 
 SCALE = 5.0
@@ -139,7 +140,7 @@ class CRD(GroupAlgorithm[CRDConfig, _Frozen]):
     def cost(config: RunConfig) -> Cost:
         algorithm = config.algorithm
         assert isinstance(algorithm, CRDConfig)
-        base = 0 if algorithm.anchor_weight == 0 else 2 if algorithm.reference_guidance > 1 else 1
+        base = guided_passes(algorithm.reference_guidance) if algorithm.anchor_weight > 0 else 0
         passes = 4 + base + needs_group_pass(config)
         return forward_cost(config, algorithm.timesteps, passes, copies=2)
 

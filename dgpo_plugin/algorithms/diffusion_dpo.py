@@ -40,6 +40,7 @@ from dgpo_plugin.algorithms.forward_groups import GROUP_PASS, GroupAlgorithm, ne
 from dgpo_plugin.algorithms.rollout import Batch, Layout, Rollout, micro_batches
 from dgpo_plugin.config.fields import AlgorithmConfig, RunConfig
 from dgpo_plugin.config.learned_from import PAIR, PREFERRED, Need
+from dgpo_plugin.models.base import guided_passes
 
 CHOSEN, REJECTED = 1.0, -1.0
 MEASURED_TIMES = 4
@@ -270,7 +271,7 @@ class OnlineDPO(_PairAlgorithm):
         assert isinstance(algorithm, OnlineDPOConfig)
         # Of each group two are trained on; rounded up where they are not whole evaluations for each.
         passes, size = algorithm.timesteps * 4 * PAIR, config.training.group_size
-        guided = 2 if algorithm.rollout_guidance > 1 else 1
+        guided = guided_passes(algorithm.rollout_guidance)
         return Cost(
             sampling=config.rollout.steps * guided,
             training=-(-passes // size),

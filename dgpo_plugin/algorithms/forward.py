@@ -23,12 +23,12 @@ from dgpo_plugin.algorithms.flow_times import FlowTime, rounds_of
 from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
 from dgpo_plugin.config.fields import AlgorithmConfig, OdeSampler, RunConfig, Schedule
 from dgpo_plugin.distributed.processes import Processes
+from dgpo_plugin.models.base import Sigma, guided_passes
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.copies import move_towards
 from dgpo_plugin.samplers.ode import Velocity, sample_ode
 
 if TYPE_CHECKING:
-    from dgpo_plugin.models.base import Sigma
     from dgpo_plugin.models.policy import Policy
 
 Half = Literal["both", "conditional", "unconditional"]
@@ -105,12 +105,12 @@ class GuidedForwardConfig(OdeForwardConfig):
     @property
     def base_passes(self) -> int:
         """Denoiser evaluations of the base's velocity."""
-        return 2 if self.reference_guidance > 1 else 1
+        return guided_passes(self.reference_guidance)
 
     @property
     def passes(self) -> int:
         """Denoiser evaluations of the policy's velocity in the loss."""
-        return 2 if self.training_guidance > 1 else 1
+        return guided_passes(self.training_guidance)
 
     @property
     def differentiated_passes(self) -> int:
@@ -341,12 +341,11 @@ def forward_cost(config: RunConfig, times: int, passes: int, copies: int = 1, *,
     """
     algorithm = config.algorithm
     assert isinstance(algorithm, ForwardConfig)
-    guided = 2 if algorithm.rollout_guidance > 1 else 1
     in_loss = 1.0
     if isinstance(algorithm, GuidedForwardConfig) and algorithm.differentiated_half == "both":
         in_loss = algorithm.training_guidance
     return Cost(
-        sampling=config.rollout.steps * guided if sampling is None else sampling,
+        sampling=config.rollout.steps * guided_passes(algorithm.rollout_guidance) if sampling is None else sampling,
         training=times * passes,
         trained_steps=times,
         adapter_copies=copies,

@@ -21,6 +21,7 @@ from torch import Tensor
 from dgpo_plugin.algorithms.base import GROWTH, Algorithm, Cost, Metric, Random, Totals, initial_noise, log_norm
 from dgpo_plugin.algorithms.rollout import Batch, Rollout, micro_batches
 from dgpo_plugin.config.fields import AdvantageStd, AlgorithmConfig, RunConfig, TrainingConfig
+from dgpo_plugin.models.base import guided_passes
 from dgpo_plugin.samplers.ode import euler_step
 from dgpo_plugin.samplers.sde import SdeStep
 
@@ -182,8 +183,8 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
         algorithm, steps = config.algorithm, config.rollout.steps
         assert isinstance(algorithm, TrajectoryConfig)
         trained = algorithm.trained_steps(steps)
-        passes = 2 if algorithm.guidance > 1 else 1
-        reference = 2 if (algorithm.reference_guidance or algorithm.guidance) > 1 else 1
+        passes = guided_passes(algorithm.guidance)
+        reference = guided_passes(algorithm.reference_guidance or algorithm.guidance)
         again = 2 if algorithm.keep_graphs else 3
         return Cost(
             sampling=steps * passes,

@@ -204,6 +204,16 @@ class Model(ABC):
         return 1.0
 
 
+def guided_passes(guidance: float) -> int:
+    """Denoiser evaluations of one image's velocity under guidance: two, or one at 1, which is none."""
+    return 1 if guidance == 1 else 2
+
+
+def empty_rows(unconditional: Conditioning, latents: Tensor) -> Conditioning:
+    """The empty prompt's conditioning, one row, as often as there are latents."""
+    return unconditional[torch.zeros(len(latents), dtype=torch.int64, device=latents.device)]
+
+
 def guided_velocity(
     model: Model,
     latents: Tensor,
@@ -222,8 +232,7 @@ def guided_velocity(
     """
     if guidance == 1:
         return model.velocity(latents, sigma, conditioning)
-    empty = unconditional[torch.zeros(len(latents), dtype=torch.int64, device=latents.device)]
-    both = Conditioning.concatenate([empty, conditioning])
+    both = Conditioning.concatenate([empty_rows(unconditional, latents), conditioning])
     twice = torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) else sigma
     without, with_prompt = model.velocity(torch.cat([latents, latents]), twice, both).chunk(2)
     return model.guided(without, with_prompt, guidance)

@@ -16,7 +16,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.config.fields import LoraConfig
 from dgpo_plugin.models.attention import attention_to_differentiate
-from dgpo_plugin.models.base import Model, Sigma, guided_velocity
+from dgpo_plugin.models.base import Model, Sigma, empty_rows, guided_passes, guided_velocity
 from dgpo_plugin.models.conditioning import Conditioning
 from dgpo_plugin.models.low_rank import updated
 
@@ -130,10 +130,9 @@ class Policy:
         half: Literal["conditional", "unconditional"],
     ) -> Tensor:
         """The guided velocity, (N, ...) float32, with a gradient through its pass with or without the prompt alone."""
-        empty = self.unconditional[torch.zeros(len(latents), dtype=torch.int64, device=latents.device)]
         graph = torch.is_grad_enabled()
         with torch.set_grad_enabled(graph and half == "unconditional"):
-            without = self.velocity(latents, sigma, empty)
+            without = self.velocity(latents, sigma, empty_rows(self.unconditional, latents))
         with torch.set_grad_enabled(graph and half == "conditional"):
             with_prompt = self.velocity(latents, sigma, conditioning)
         return self.model.guided(without, with_prompt, guidance)
@@ -202,7 +201,7 @@ class Policy:
 
 def _passes(images: Tensor, guidance: float) -> int:
     """Images through the denoiser for a guided velocity of as many as there are rows."""
-    return len(images) * (1 if guidance == 1 else 2)
+    return len(images) * guided_passes(guidance)
 
 
 def adapted_layers(model: Model, targets: Sequence[str] | None) -> list[str]:
