@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from importlib.metadata import PackageNotFoundError, distribution, metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-from dgpo_plugin.commands.comfy_install import COMFYUIS_OWN, HARNESS_ONLY, ROOT, oldest_versions
+from dgpo_plugin.commands.comfy_install import COMFYUIS_OWN, HARNESS_ONLY, OLDEST_PYTHON, ROOT, oldest_versions
 
 pytestmark = pytest.mark.fast
 
@@ -74,6 +77,37 @@ def test_the_tests_at_the_lower_bounds_have_the_torch_of_all_others() -> None:
     ]
     (pinned,) = [line.partition("==")[2] for line in lines("constraints.txt") if line.startswith("torch==")]
     assert numbers(declared()["torch"]) <= numbers(pinned)
+
+
+def test_the_pins_for_every_python_allow_the_oldest() -> None:
+    """A version that asks for a newer Python than ours would keep all of it from being installed there."""
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    for pin in map(Requirement, lines("constraints.txt")):
+        if pin.marker is None and is_installed(pin):
+            needed = metadata(pin.name)["Requires-Python"] or ""
+            assert SpecifierSet(needed).contains(f"{oldest}.99"), f"{pin} needs Python {needed}"
+
+
+def test_what_the_oldest_python_is_pinned_to_is_allowed() -> None:
+    """The other pins are what the tests run with; these are for a Python that they do not run with."""
+    bounds = declared("rewards", "server", "quantization", "test", "dev")
+    of_oldest = [
+        pin for pin in map(Requirement, lines("constraints.txt")) if str(pin.marker) == 'python_version < "3.11"'
+    ]
+    assert of_oldest
+    for pin in of_oldest:
+        (version,) = pin.specifier
+        assert numbers(version.version) >= numbers(bounds.get(pin.name, "0")), (
+            f"{pin} is older than pyproject.toml allows"
+        )
+
+
+def is_installed(pin: Requirement) -> bool:
+    """In the version that it names."""
+    try:
+        return pin.specifier.contains(distribution(pin.name).version, prereleases=True)
+    except PackageNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("package", ["dgpo_plugin", "bench"])
