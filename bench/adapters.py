@@ -17,9 +17,10 @@ from dgpo_plugin.training.build import build_trainer
 
 from .base import best_guidance, evaluator_of
 from .cell import START, largest_peak, save_gallery
-from .claim import claim_folder
+from .claim import claimed
 from .commit import git_hash
 from .compare import check_task
+from .contents import hold_to_contents, hold_to_metrics
 from .evaluate import Evaluator, Subject
 from .gather import gather
 from .pictures import PICTURES_FILE, join, write_pictures
@@ -50,8 +51,7 @@ def evaluate_adapters(plan: Plan, folder: Path) -> Results:
             raise UserError(f"adapter {path}: the scale is unknown: {doubt}; bring that, for it is measured at its own")
         hashes[entry] = adapter.content_hash
     plan = plan.model_copy(update={"adapter_sha256": hashes})
-    with only_process(folder):
-        plan = claim_folder(plan, folder)
+    with only_process(folder), claimed(plan, folder) as plan:
         check_task(plan)
         jobs = [] if base_is_measured(plan, folder) else [Job("base")]
         jobs += [Job("adapters")] if _missing(plan, folder) else []
@@ -71,6 +71,8 @@ def measure_adapters(plan: Plan, folder: Path) -> None:
     base = build_trainer(config)
     missing_there = missing_metrics(folder)
     evaluator = evaluator_of(plan, base, missing=missing_there, kept=kept_folder(plan, folder))
+    hold_to_contents(folder, base, evaluator.sets)
+    hold_to_metrics(folder, evaluator)
     del base  # the evaluator has what it needs of it
     for entry in evaluator.processes.decided_by_main(lambda: _missing(plan, folder)):
         _measure(plan, folder, entry, config, evaluator)

@@ -22,6 +22,7 @@ from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.trainer import Trainer
 
+from .contents import hold_to_contents
 from .evaluate import Evaluator, Subject, make_evaluator
 from .measures import Measure, load_measures, try_measures
 from .pictures import Pictures, join, read_pictures, write_pictures
@@ -55,9 +56,10 @@ def measure_base(plan: Plan, folder: Path) -> None:
             return
         check_prompts(plan.task)
         _check_adapters(plan)
-        trainer = build_trainer(plan.base_config())
+        trainer, sets = build_trainer(plan.base_config()), sampled_sets(plan.task, plan.size)
+        hold_to_contents(folder, trainer, sets)
         missing = _tried(plan, folder, trainer)
-        evaluator = evaluator_of(plan, trainer, missing=missing, kept=kept_folder(plan, folder))
+        evaluator = evaluator_of(plan, trainer, missing=missing, sets=sets, kept=kept_folder(plan, folder))
         with trainer.policy.as_reference():
             if not processes.decided_by_main(base_file(folder).exists):
                 gallery = evaluator.gallery(trainer.policy, plan.guidance)

@@ -39,6 +39,7 @@ from .base import best_checkpoint, best_guidance, evaluator_of, only_main, write
 from .budget import check_budget, cost_of
 from .cell_adapters import best_adapter_file, facts, forget_best, read_best, write_best
 from .commit import git_hash
+from .contents import hold_to_contents, hold_to_metrics
 from .cost import count_flops, parts_of
 from .evaluate import Evaluator, Subject, headline
 from .gpu.flops import Flops
@@ -171,6 +172,8 @@ def _open_cell(plan: Plan, folder: Path, entry: str, seed: int, listener: Listen
     trainer = build_trainer(plan.run_config(entry, seed))
     started = time.perf_counter()
     evaluator = evaluator_of(plan, trainer, missing=missing_metrics(folder), kept=kept_folder(plan, folder))
+    hold_to_contents(folder, trainer, evaluator.sets, entry)
+    hold_to_metrics(folder, evaluator)
     spent = time.perf_counter() - started  # on texts, and on the pictures that drift is measured on
     flops = count_flops(trainer)
     progress, pictures, best = _restore(run_folder(folder, entry, seed), trainer) or (Progress(), [], {})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,16 @@ from dgpo_plugin.common.errors import UserError
 from .plan import Plan
 from .records import read_record, write_record
 from .size import BEST_OF_N
+from .written import MISSING_FILE
 
 log = logging.getLogger(__name__)
+PLAN_FILE, CONTENTS_FILE, ENTRY_CONTENTS = "plan.json", "contents.json", "runs/{}-contents.json"
+"""Whose folder it is; and what lies at the places that the plan, or one entry alone, names."""
 ELSEWHERE = "choose another --output, or remove it to start again"
+
+
+class ContentsChanged(UserError):
+    """What a comparison or a search was begun with has changed: none of it goes on."""
 
 
 def plan_of(folder: Path) -> Plan | None:
@@ -23,8 +31,41 @@ def plan_of(folder: Path) -> Plan | None:
     Raises:
         UserError: it cannot be read.
     """
-    file = folder / "plan.json"
+    file = folder / PLAN_FILE
     return read_record(Plan, file, "not a comparison's plan; choose another --output") if file.exists() else None
+
+
+@contextlib.contextmanager
+def claimed(plan: Plan, folder: Path) -> Iterator[Plan]:
+    """Claim a folder for the block; one that ends before anything was measured leaves the folder as it was.
+
+    So what a command was refused for can be mended in the same folder.
+
+    Raises:
+        UserError: as :func:`claim_folder`.
+    """
+    before, measured, said = plan_of(folder), _measured(folder), _said(folder)
+    plan = claim_folder(plan, folder)
+    try:
+        yield plan
+    except BaseException:
+        if _measured(folder) <= measured:
+            for file in _said(folder) - said:
+                file.unlink(missing_ok=True)
+            if before is not None:
+                write_record(before, folder / PLAN_FILE)
+        raise
+
+
+def _measured(folder: Path) -> set[Path]:
+    """What says that a base or a cell is measured, or saved on its way."""
+    return {file for name in ("base.json", "runs/*/cell.json", "runs/*/progress.json") for file in folder.glob(name)}
+
+
+def _said(folder: Path) -> set[Path]:
+    """What says whose folder it is, and what was found before anything is measured."""
+    names = (PLAN_FILE, MISSING_FILE, CONTENTS_FILE, ENTRY_CONTENTS.format("*"))
+    return {file for name in names for file in folder.glob(name)}
 
 
 def claim_folder(plan: Plan, folder: Path) -> Plan:
@@ -58,7 +99,7 @@ def claim_folder(plan: Plan, folder: Path) -> Plan:
                 "%s was begun with %s, and goes on with %s: what is measured is the same but for rounding",
                 *(folder, _counted(before.processes), _counted(plan.processes)),
             )
-    write_record(plan, folder / "plan.json")
+    write_record(plan, folder / PLAN_FILE)
     return plan
 
 

@@ -14,7 +14,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import write_text_atomically
 from dgpo_plugin.common.folder_lock import only_process
 
-from .claim import claim_folder
+from .claim import ContentsChanged, claim_folder, claimed
 from .gather import gather
 from .measures import check_metrics
 from .plan import Listener, Plan, base_file, cell_file, run_folder
@@ -41,8 +41,7 @@ def compare(plan: Plan, folder: Path, listener: Listener, *, retry: bool = False
         UserError: the folder was made by another plan, prompts that overlap, a metric that is missing, a budget too
             small for one iteration, the base's measurement failed, or every single cell did.
     """
-    with only_process(folder) as held:
-        plan = claim_folder(plan, folder)
+    with only_process(folder) as held, claimed(plan, folder) as plan:
         forget_failed(plan, folder, only_died=not retry)
         missing = [cell for cell in plan.cells if not cell_file(folder, *cell).exists()]
         if missing:
@@ -77,8 +76,8 @@ def run_only(plan: Plan, folder: Path, entry: str, seed: int, listener: Listener
         return
     try:
         do_in_order(plan, folder, [Job("cell", entry, seed)], listener)
-    except ProcessDied:
-        raise  # nothing is wrong with the cell: the same command goes on with it
+    except (ProcessDied, ContentsChanged):
+        raise  # nothing is wrong with the cell: the same command goes on with it, or with what was there before
     except Exception as error:
         write_failed(folder, entry, seed, " ".join(str(error).split()) or type(error).__name__)
         raise

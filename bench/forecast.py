@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from dgpo_plugin.config.fields import RunConfig
 from dgpo_plugin.training.build import build_trainer
@@ -14,6 +15,7 @@ from dgpo_plugin.training.guard import guard_prompts
 
 from .base import evaluator_of
 from .budget import check_budget, check_budgets, cost_of
+from .contents import hold_to_contents, hold_to_metrics
 from .cost import count_flops
 from .evaluate import Subject
 from .plan import Forecast, Plan
@@ -49,18 +51,21 @@ class Timing:
         return plan.size.budget if plan.size.flops is None else plan.size.flops / self.flops
 
 
-def time_entry(plan: Plan, entry: str) -> Timing:
+def time_entry(plan: Plan, folder: Path, entry: str) -> Timing:
     """Train for an iteration or two and take the quicker, then measure a few of the test prompts.
 
     Raises:
-        UserError: the budget does not cover the first iteration, or one of another entry.
+        UserError: the budget does not cover the first iteration, or one of another entry; or what the comparison was
+            begun with has changed, before anything is added to it.
     """
     started = time.perf_counter()
     config = plan.run_config(entry, plan.seeds[0])
     # Its guard would first measure the base, which is foretold from what measuring takes.
     trainer = build_trainer(config.model_copy(update={"training": config.training.model_copy(update={"guard": None})}))
     sets = sampled_sets(plan.task, plan.size)
+    hold_to_contents(folder, trainer, sets)
     evaluator = evaluator_of(plan, trainer, missing=_no_optional(plan), sets=sets)
+    hold_to_metrics(folder, evaluator)
     ready = time.perf_counter()
     timed = 1 if trainer.accelerator.device.type == "cpu" else TIMED_ITERATIONS
     records = list(itertools.islice(trainer.iterations(share_done=lambda: 0.0), timed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 from collections.abc import Mapping
@@ -12,10 +14,12 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.folder_lock import only_process
 from dgpo_plugin.common.seeding import derive_seed
 from dgpo_plugin.training.build import build_trainer
+from dgpo_plugin.training.contents import option_values
 
 from .base import best_guidance, evaluator_of
 from .budget import check_budget, cost_of
 from .compare import check_task
+from .contents import hold_to_contents
 from .cost import count_flops
 from .evaluate import Subject, headline
 from .gather import TUNING_FILE, Tuning, read_tuning, search_ranges
@@ -87,6 +91,7 @@ def run_trial(plan: Plan, folder: Path, entry: str, number: int, listener: Liste
         plan.preset.run_config(plan.task, entry, SEED, nested({**trial.settings, "training.guard": None}))
     )
     validation = {VALIDATION: sampled_sets(plan.task, plan.size)[VALIDATION]}
+    hold_to_contents(folder, trainer, validation, entry, {f"the settings of {entry}": _undrawn(plan, trial)})
     evaluator = evaluator_of(plan, trainer, missing={}, sets=validation)
     costs, evaluations, flops = list[float](), 0, count_flops(trainer)
 
@@ -104,6 +109,13 @@ def run_trial(plan: Plan, folder: Path, entry: str, number: int, listener: Liste
         best, rows = best_guidance(plan, evaluator, trainer.policy, Subject(entry, SEED, 1))
     metric, least = plan.task.headline_metric, plan.least_prompts(VALIDATION)
     return headline(rows.where(rows.guidance == best), validation[VALIDATION], metric, least), evaluations
+
+
+def _undrawn(plan: Plan, trial: Trial) -> str:
+    """SHA-256 of the settings that a trial has of its preset, which its folder's other trials have too."""
+    config = plan.preset.run_config(plan.task, trial.entry, SEED).model_dump(mode="json")
+    settings = sorted((key, value) for key, value in option_values(config) if key not in trial.settings)
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def drawn(ranges: Mapping[str, Range], entry: str, number: int) -> dict[str, Any]:

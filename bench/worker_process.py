@@ -19,6 +19,7 @@ from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.common.files import reason
 from dgpo_plugin.common.signals import known
 
+from .claim import ContentsChanged
 from .devices import pin
 from .plan import Event, Listener, Plan
 
@@ -52,13 +53,14 @@ class Outcome:
     """How a worker's job ended.
 
     Attributes:
-        status: ``refused`` for what the user can mend, ``failed`` for a bug, ``lost`` for a process that another has
-            left alone with it, and ``died``, which no process says of itself.
+        status: ``refused`` for what the user can mend, ``changed`` for what refuses all other jobs too, ``failed`` for
+            a bug, ``lost`` for a process that another has left alone with it, and ``died``, which no process says of
+            itself.
         result: of a job that is done: what it measured, or None for one that writes files.
         reason: a line for the user if it was refused, a traceback if it failed.
     """
 
-    status: Literal["done", "refused", "failed", "lost", "died"]
+    status: Literal["done", "refused", "changed", "failed", "lost", "died"]
     result: Any = None
     reason: str = ""
 
@@ -153,6 +155,8 @@ def _attempt(plan: Plan, folder: Path, job: Job, listener: Listener) -> Outcome:
         return Outcome("done", perform(plan, folder, job, listener))
     except LostProcess as error:
         return Outcome("lost", reason=str(error))
+    except ContentsChanged as error:
+        return Outcome("changed", reason=str(error))
     except UserError as error:
         return Outcome("refused", reason=str(error))
     except Exception as error:
@@ -178,7 +182,7 @@ def perform(plan: Plan, folder: Path, job: Job, listener: Listener) -> Any:
     if job.kind == "timing":
         from .forecast import time_entry
 
-        return time_entry(plan, job.entry)
+        return time_entry(plan, folder, job.entry)
     if job.kind == "trial":
         from .tune import run_trial
 

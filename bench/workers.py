@@ -153,7 +153,7 @@ def run_jobs(
         needed: jobs that nothing goes on without: they raise whatever is given for the others.
 
     Raises:
-        UserError: a job that was refused.
+        UserError: a job that was refused; one, whatever takes those, for what refuses all.
         ProcessDied: one of which a process died, or does not answer.
         RuntimeError: a bug in a job, with its traceback.
     """
@@ -174,7 +174,7 @@ def run_jobs(
                 after_each(job, outcome.result)
             elif outcome.status == "died" and died is not None and job not in needed:
                 died(job, outcome.reason)
-            elif failed is None or job in needed:
+            elif failed is None or job in needed or outcome.status == "changed":
                 kinds = {"failed": RuntimeError, "died": ProcessDied}
                 raise kinds.get(outcome.status, UserError)(outcome.reason)
             else:
@@ -242,12 +242,14 @@ def _ended(worker: Worker, listener: Listener) -> Outcome | None:
 
 def _known(worker: Worker) -> bool:
     """Whether a process has told, or shown, what went wrong."""
-    return any(rank.outcome is not None and rank.outcome.status in ("died", "refused") for rank in worker.ranks)
+    return any(
+        rank.outcome is not None and rank.outcome.status in ("died", "refused", "changed") for rank in worker.ranks
+    )
 
 
 def _told(worker: Worker) -> Outcome:
     """How a job went wrong: a process that died says most, then a refusal, then a bug, then one that is silent."""
-    for status in ("died", "refused", "failed"):
+    for status in ("died", "refused", "changed", "failed"):
         for rank in worker.ranks:
             if rank.outcome is not None and rank.outcome.status == status:
                 if status == "died":

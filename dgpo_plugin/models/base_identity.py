@@ -42,6 +42,8 @@ METHOD = "weights 2"
 """Of hashing and marking; another one's answers are not those of this one."""
 NOT_SETTINGS = re.compile(r"_.*|architectures|(torch_)?dtype|transformers_version|quantization_config")
 """Of a configuration: where it is from, and how it happens to be held in memory."""
+NOT_FINITE = ("inf", "-inf", "nan")
+"""Numbers that JSON has none for, as a scheduler's ``lambda_min_clipped`` is."""
 NOT_LOADED = ("position_ids", "inv_freq")
 """Ends of the names of tables that published checkpoints carry and that are computed anew."""
 OUTER_NAMES = re.compile(r"^((text_model|language_model|model)\.)+")
@@ -113,7 +115,9 @@ def compared_part(then: PartIdentity | None, now: PartIdentity | None) -> PartCo
     if then is None or now is None:
         return PartComparison("differs", "is new" if then is None else "is missing")
     # A setting that only one of them knows is another version's: its default was in force before.
-    changed = [key for key in then.settings if key in now.settings and then.settings[key] != now.settings[key]]
+    changed = [
+        key for key in then.settings if key in now.settings and not _equal(then.settings[key], now.settings[key])
+    ]
     if changed:
         shown = [f"{key} is {now.settings[key]!r} and was {then.settings[key]!r}" for key in changed[:3]]
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -127,6 +131,11 @@ def compared_part(then: PartIdentity | None, now: PartIdentity | None) -> PartCo
     if verdict == "the same" and _types_stored(before) == _types_stored(after):
         return PartComparison("differs")  # in a place that the fingerprint does not look at
     return PartComparison(verdict)
+
+
+def _equal(then: Any, now: Any) -> bool:
+    """Whether a setting is the same; older versions kept what is not finite as null, and in headers as a number."""
+    return bool(then == now) or (now in NOT_FINITE and (then is None or str(then) == now))
 
 
 def base_as_text(base: BaseIdentity, denoiser: str) -> str:
@@ -175,11 +184,12 @@ def _part(folder: Path, part: Any) -> PartIdentity:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a configuration, those of sections with a dot."""
+    """The settings of a configuration, those of sections with a dot, and what JSON has no number for in words."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if not NOT_SETTINGS.fullmatch(key):
-            flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+            known = str(value) if str(value) in NOT_FINITE else value
+            flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: known})
     return flat
 
 

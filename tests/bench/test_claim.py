@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dgpo_bench.claim import claim_folder, plan_of
+from dgpo_bench.claim import CONTENTS_FILE, ENTRY_CONTENTS, claim_folder, claimed, plan_of
 from dgpo_bench.plan import Plan
 from dgpo_plugin.common.errors import UserError
 from tests.bench.small_plans import two_seeds_of
@@ -131,3 +132,47 @@ def test_an_adapter_that_was_trained_anew_is_not_taken_for_the_one_that_was_meas
     assert claim_folder(old, tmp_path) == old == plan_of(tmp_path)
     with pytest.raises(UserError, match="its a was another file than a/adapter.safetensors;"):
         claim_folder(new, tmp_path)
+
+
+class Refused(UserError):
+    """What a job of a command is refused for."""
+
+
+def refused_within(plan: Plan, folder: Path, *written: str) -> None:
+    """A command that writes some files and is refused then."""
+    with contextlib.suppress(Refused), claimed(plan, folder):
+        for name in written:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("{}")
+        raise Refused("no")
+
+
+def files(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_command_that_was_refused_before_it_measured_leaves_nothing(tmp_path: Path) -> None:
+    refused_within(begun(), tmp_path, CONTENTS_FILE, "missing.json", ENTRY_CONTENTS.format("dgpo"))
+    assert files(tmp_path) == set()
+    other = with_size(begun(), evaluations=2000)
+    with claimed(other, tmp_path):
+        pass
+    assert plan_of(tmp_path) == other
+
+
+def test_what_could_not_be_added_is_not_asked_for_afterwards(tmp_path: Path) -> None:
+    with claimed(begun(), tmp_path):
+        for name in (CONTENTS_FILE, "base.json", "runs/dgpo-seed0/cell.json"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("{}")
+    before = files(tmp_path)
+    grown = GROWN["an algorithm, before those that are there"](begun())
+    refused_within(grown, tmp_path, ENTRY_CONTENTS.format("flow-grpo"))
+    assert files(tmp_path) == before
+    assert plan_of(tmp_path) == begun()
+
+
+@pytest.mark.parametrize("name", ["base.json", "runs/dgpo-seed1/cell.json", "runs/dgpo-seed1/progress.json"])
+def test_what_was_measured_keeps_its_plan(tmp_path: Path, name: str) -> None:
+    refused_within(begun(), tmp_path, CONTENTS_FILE, name)
+    assert files(tmp_path) == {"plan.json", CONTENTS_FILE, name}

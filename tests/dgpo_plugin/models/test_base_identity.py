@@ -259,6 +259,23 @@ def test_a_part_that_only_one_has_is_named() -> None:
     assert compared_part(part, None).verdict == compared_part(None, part).verdict == "differs"
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_setting_that_json_has_no_number_for_is_the_same_when_it_is_read_again(
+    original: BaseIdentity, copy: Path, value: float
+) -> None:
+    """As Sana's scheduler has one: a run of it could not be resumed."""
+    edit(copy / "scheduler/scheduler_config.json", base_shift=value)
+    now = loaded(str(copy)).identity
+    then = {name: PartIdentity.model_validate_json(part.model_dump_json()) for name, part in now.items()}
+    assert {part.verdict for part in compared_parts(then, now).values()} == {"the same"}
+    for kept in (None, value):  # what older versions wrote, in checkpoints and in headers
+        settings = {**now["scheduler"].settings, "base_shift": kept}
+        old = {**now, "scheduler": now["scheduler"].model_copy(update={"settings": settings})}
+        assert {part.verdict for part in compared_parts(old, now).values()} == {"the same"}
+    found = compared_parts(original, now)["scheduler"]
+    assert found.verdict == "differs"
+
+
 # ---- in headers
 
 

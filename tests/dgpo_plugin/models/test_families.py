@@ -20,6 +20,7 @@ from dgpo_plugin.config.fields import LoraConfig, ModelConfig
 from dgpo_plugin.config.load import parse_config
 from dgpo_plugin.models import load_model
 from dgpo_plugin.models.base import guided_velocity
+from dgpo_plugin.models.base_identity import PartIdentity, compared_parts
 from dgpo_plugin.models.families.noise_prediction import NoisePredictingModel
 from dgpo_plugin.models.generate import fixed_noise, sample_latents
 from dgpo_plugin.models.policy import Policy
@@ -216,6 +217,12 @@ def test_the_plan_knows_its_parameters(family: tuple[Family, Path]) -> None:
     denoiser = load_model(settings(*family)).denoiser
     assert plan.parameters == sum(p.numel() for p in denoiser.parameters())
     assert plan.phases["training"] > 0
+
+
+def test_a_base_is_known_again_from_what_checkpoints_say_of_it(family: tuple[Family, Path]) -> None:
+    now = load_model(settings(*family)).identity
+    then = {name: PartIdentity.model_validate_json(part.model_dump_json()) for name, part in now.items()}
+    assert {name: part.detail for name, part in compared_parts(then, now).items() if part.verdict != "the same"} == {}
 
 
 def test_dgpo_runs(family: tuple[Family, Path], tmp_path: Path) -> None:
