@@ -113,7 +113,7 @@ def run_trial(plan: Plan, folder: Path, entry: str, number: int, listener: Liste
 
 def _undrawn(plan: Plan, trial: Trial) -> str:
     """SHA-256 of the settings that a trial has of its preset, which its folder's other trials have too."""
-    config = plan.preset.run_config(plan.task, trial.entry, SEED).model_dump(mode="json")
+    config = plan.preset.run_config(plan.task, trial.entry, SEED, nested(trial.settings)).model_dump(mode="json")
     settings = sorted((key, value) for key, value in option_values(config) if key not in trial.settings)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
