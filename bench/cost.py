@@ -10,7 +10,7 @@ from dgpo_plugin.training.trainer import Trainer
 
 from .gpu.flops import Flops, skeleton_flops, written_out_attention
 
-PARTS = ("encoding", "rollout", "decode", "reward_wait", "training")
+PARTS = ("encoding", "rollout", "decode", "features", "reward_wait", "training")
 """Of an iteration's time, as ``metrics.jsonl`` names them, without ``_seconds``."""
 
 

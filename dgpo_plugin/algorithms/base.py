@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from dgpo_plugin.algorithms.advantages import aggregate
 from dgpo_plugin.algorithms.rollout import Batch, Layout, Rollout
 from dgpo_plugin.common.seeding import derive_seed, seeded_noise
 from dgpo_plugin.config.fields import AlgorithmConfig, RunConfig
@@ -67,6 +68,23 @@ class Cost:
     rollout_guidance: float
     training_guidance: float
     kept_graphs: int = 0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an iteration's pictures were found to be, of all processes' samples.
+
+    Attributes:
+        scores: by every reward, (P, G, K); NaN where a reward has skipped a picture.
+        weights: of the rewards, (K,).
+        how: whether their weighted sum is normalized, or each of them (``scoring.aggregate``).
+        features: of the pictures, (P, G, D), where the configuration names a ``picture_network``; else None.
+    """
+
+    scores: Tensor
+    weights: Tensor
+    how: Literal["rewards", "advantages"]
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +166,10 @@ class Algorithm(ABC, Generic[C, R]):
     def sample(self, batch: Batch, random: Random) -> R:
         """A micro-batch's samples, without gradient."""
 
+    def advantages(self, judged: Judged) -> Tensor:
+        """Advantages (P, G) of an iteration's pictures; called once before its updates, by all processes alike."""
+        return aggregate(judged.scores, judged.weights, self.config.advantage_std, judged.how)
+
     @abstractmethod
     def gradient(self, rollout: R, advantages: Tensor, random: Random) -> dict[str, float]:
         """Add this process's share of one optimizer step's gradient to the policy's.
@@ -172,7 +194,7 @@ class Algorithm(ABC, Generic[C, R]):
         """
 
     def state(self) -> Mapping[str, dict[str, Tensor]]:
-        """Copies of the adapter to checkpoint, by name; they are restored in place."""
+        """Copies of the adapter, and whatever else to checkpoint, by name; they are restored in place."""
         return {}
 
     def resume(self, steps: int) -> None:

@@ -11,6 +11,7 @@ which is LeanGRPO's idea (2026; its code has not been seen).
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, TypeVar
 
@@ -139,7 +140,9 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
 
     KEEPS_MEANS: ClassVar[bool] = False
     """Whether the loss asks for ``Taken.old_mean``, which costs as much memory as the latents."""
-    METRICS = (
+    KL_TO_BASE: ClassVar[bool] = True
+    """Whether what the KL term pulls to is the frozen base."""
+    METRICS: ClassVar[tuple[Metric, ...]] = (
         Metric(
             "loss",
             "1",
@@ -213,6 +216,14 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
     def _step_loss(self, taken: Taken) -> tuple[Tensor, Tensor, Tensor]:
         """The policy's loss of each sample, its probability ratio, and whether it left the trust region, (n,) each."""
 
+    def _reference(self) -> AbstractContextManager[None]:
+        """What makes the policy what the KL term pulls to, without gradient."""
+        return self.policy.as_reference()
+
+    def _pulls(self, rows: Tensor) -> Tensor | float:
+        """How much each sample's KL term counts, (n,), of rows of this process's rollout; 1 for alike."""
+        return 1.0
+
     def _divergence(self, gaussian: SdeStep, base: SdeStep, clean: Tensor, base_clean: Tensor) -> Tensor:
         """What ``kl_weight`` weighs, (n,).
 
@@ -266,7 +277,7 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
         # A sample no better or worse than its group's mean moves nothing and is dropped, its KL term with it.
         moves = [advantage != 0 for advantage in advantages.flatten().tolist()]
         batches = self._micro_batches(rollout, moves)
-        of_base = ("velocity_growth",) if self.config.kl_weight > 0 else ()
+        of_base = ("velocity_growth",) if self.config.kl_weight > 0 and self.KL_TO_BASE else ()
         totals = Totals(device, "loss", "kl", "clip_fraction", "ratio", *of_base)
         deviation = torch.zeros((), device=device)
         count = max(1, len(rollout.steps) * sum(moves))
@@ -334,15 +345,16 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
         losses, ratio, out = self._step_loss(taken)
         loss = (losses * moving).sum()
         if config.kl_weight > 0:
-            with self.policy.as_reference():
+            with self._reference():
                 guidance = config.reference_guidance or config.guidance
                 base = self.policy.velocity(x, sigma, conditioning, guidance)
                 base_step = self._gaussian(x, base, rollout.sigmas, step)
             divergence = self._divergence(gaussian, base_step, x - sigma * velocity, x - sigma * base)
-            kl = (divergence * moving).sum()
+            kl = (divergence * moving * self._pulls(rows)).sum()
             loss = loss + config.kl_weight * kl
             totals.add("kl", kl.detach())
-            totals.add("velocity_growth", ((log_norm(velocity) - log_norm(base)) * moving).sum())
+            if self.KL_TO_BASE:
+                totals.add("velocity_growth", ((log_norm(velocity) - log_norm(base)) * moving).sum())
         totals.add("loss", loss.detach())
         totals.add("ratio", (ratio.detach() * moving).sum())
         totals.add("clip_fraction", (out & moving).sum())

@@ -33,6 +33,9 @@ ALGORITHMS = Registry(
         "flow-grpo-guard": Entry(
             "dgpo_plugin.algorithms.flow_grpo_guard:FlowGRPOGuard", "Flow-GRPO, its ratio alike at every step"
         ),
+        "flow-grpo-gardo": Entry(
+            "dgpo_plugin.algorithms.flow_grpo_gardo:FlowGRPOGardo", "Flow-GRPO against reward hacking: GARDO's gated KL"
+        ),
         "flow-dppo": Entry(
             "dgpo_plugin.algorithms.flow_dppo:FlowDPPO", "stochastic steps within a divergence, no ratio clipped"
         ),

@@ -25,8 +25,8 @@ from dgpo_plugin.config.model_fields import ModelConfig as ModelConfig
 from dgpo_plugin.config.reward_fields import Precision as Precision
 from dgpo_plugin.config.reward_fields import RewardDevice as RewardDevice
 from dgpo_plugin.config.reward_fields import RewardTerm as RewardTerm
-from dgpo_plugin.config.reward_fields import RewardTerms, Section
 from dgpo_plugin.config.reward_fields import ScoringConfig as ScoringConfig
+from dgpo_plugin.config.reward_fields import Section, TrainedRewards, refuse_weightless
 from dgpo_plugin.config.short_forms import weighted_labels
 
 Schedule = Literal["dpm", "native"]
@@ -95,6 +95,16 @@ class AlgorithmConfig(Section):
 
     def check_training(self, training: TrainingConfig) -> None:
         """Refuse a loop that it cannot be trained in, by a ValueError that says why."""
+
+    def check_rewards(self, rewards: dict[str, RewardTerm]) -> None:
+        """Refuse rewards that it has no use for, by a ValueError that says why."""
+        refuse_weightless(rewards)
+
+    @property
+    def picture_network(self) -> str | None:
+        """What its field ``features`` names, if it has one: a network, whose features of pictures it makes its
+        advantages with, by hub id or folder."""
+        return None
 
 
 Control = Literal["zero", "shuffled", "best"]
@@ -221,7 +231,7 @@ class RunConfig(Section):
     pairs: PairsConfig | None = Field(
         None, description="Preferred pairs, for an algorithm that learns from them; then rewards and prompts are none."
     )
-    rewards: RewardTerms = Field(
+    rewards: TrainedRewards = Field(
         description="What is to be raised, by labels of yours; `ocr`, `[ocr, hpsv2.1]` and `{ocr: 2}` are short forms."
     )
     scoring: ScoringConfig = ScoringConfig()
@@ -276,6 +286,12 @@ class RunConfig(Section):
         """The rollout's noise levels: what was asked for, else what suits the algorithm's sampler."""
         return self.rollout.schedule or self.algorithm.default_schedule
 
+    def _refuse_rewards(self) -> None:
+        try:
+            self.algorithm.check_rewards(self.rewards)
+        except ValueError as error:
+            raise ValueError(f"rewards.{error}") from None
+
     @model_validator(mode="after")
     def _parts_suit(self) -> RunConfig:
         if self.lora.target_modules == ():
@@ -284,6 +300,7 @@ class RunConfig(Section):
             raise ValueError("; ".join(problems))
         self.algorithm.check_rollout(self.rollout.steps, self.schedule)
         self.algorithm.check_training(self.training)
+        self._refuse_rewards()
         if self.training.guard is not None:
             if self.pairs is not None:
                 raise ValueError("training.guard watches what a reward does, and a run on pairs has none; leave it out")

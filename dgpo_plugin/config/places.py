@@ -50,6 +50,7 @@ def lost_places(config: RunConfig) -> dict[str, str]:
     named = {
         "model.path": config.model.path,
         "model.adapter": config.model.adapter or "",
+        "algorithm.features": config.algorithm.picture_network or "",
         "prompts.train": config.prompts.train,
         "prompts.held_out": config.prompts.held_out or "",
         **pair_places(config),
@@ -119,6 +120,8 @@ def _moved(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
     model, training = config.model.path, config.training
     model = named(model) if is_from_file(model) or model in WORLDS else change(model)
     adapter = None if config.model.adapter is None else change(config.model.adapter)
+    network = config.algorithm.picture_network
+    features = {} if network is None else {"features": change(network)}
     moved: dict[str, Any] = {}
     if config.rewards:
         moved["rewards"] = terms(config.rewards)
@@ -138,7 +141,7 @@ def _moved(config: RunConfig, change: Callable[[str], str]) -> RunConfig:
                 update={"train": prompts(config.prompts.train), "held_out": prompts(config.prompts.held_out)}
             ),
             "training": training,
-            "algorithm": config.algorithm.model_copy(update={"name": named(config.algorithm.name)}),
+            "algorithm": config.algorithm.model_copy(update={"name": named(config.algorithm.name), **features}),
         }
     )
 

@@ -95,7 +95,8 @@ class RewardTerm(Section):
     )
     weight: float = Field(
         1.0,
-        description="What its values are multiplied by before they are summed; below 0 for what is to fall, never 0.",
+        description="What its values are multiplied by before they are summed; below 0 for what is to fall, and 0 for "
+        "what only judges beside the others, where the algorithm has a use for that (flow-grpo-gardo).",
     )
     options: dict[str, Any] = Field(
         {}, description="Its own settings, such as {weights: /models/HPS_v2.1_compressed.pt}."
@@ -126,12 +127,17 @@ class RewardTerm(Section):
         own = self.model_dump(exclude={"reward", "weight", "options", "isolate"}, exclude_none=True)
         return shared.model_copy(update=own)
 
-    @field_validator("weight")
-    @classmethod
-    def _counts(cls, weight: float) -> float:
-        if weight == 0:
-            raise ValueError("must not be 0; leave the reward out instead")
-        return weight
+
+def refuse_weightless(terms: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
+    """Rewards as they are, all of which count.
+
+    Raises:
+        ValueError: names one that does not.
+    """
+    for label, term in terms.items():
+        if term.weight == 0:
+            raise ValueError(f"{label}.weight must not be 0; leave the reward out instead")
+    return terms
 
 
 def _usable(terms: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
@@ -147,5 +153,7 @@ def _usable(terms: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
     return terms
 
 
-RewardTerms = Annotated[dict[str, RewardTerm], BeforeValidator(spelled_out), AfterValidator(_usable)]
+TrainedRewards = Annotated[dict[str, RewardTerm], BeforeValidator(spelled_out), AfterValidator(_usable)]
+"""What a run is trained on, and what judges beside it with the weight 0, if its algorithm has a use for that."""
+RewardTerms = Annotated[TrainedRewards, AfterValidator(refuse_weightless)]
 """Rewards by label in a configuration: short forms are spelled out, and what cannot be used is refused."""

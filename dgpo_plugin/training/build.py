@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from dgpo_plugin.adapters.load import load_base
 from dgpo_plugin.algorithms import algorithm_of
@@ -98,6 +99,7 @@ def build_trainer(
         accelerator=accelerator,
         processes=processes,
         guard=guard,
+        features=picture_features(config),
         pairs=pairs,
         held_out_pairs=held_out_pairs(pairs, algorithm, groups),
     )
@@ -124,6 +126,19 @@ def checked_rewards(
     if rewards is None:
         try_rewards(loaded, config.model, sets, processes)
     return loaded
+
+
+def picture_features(config: RunConfig) -> Callable[[Tensor], Tensor] | None:
+    """What the algorithm asks to be seen in pictures; None if it asks for nothing.
+
+    Raises:
+        UserError: the network is not there, or is another.
+    """
+    if config.algorithm.picture_network is None:
+        return None
+    from dgpo_plugin.rewards.networks.features import PictureFeatures  # transformers' models, for those who need them
+
+    return PictureFeatures(config.algorithm.picture_network, config.scoring).features
 
 
 def guard_metrics(config: RunConfig, prompts: list[Prompt], processes: Processes) -> RewardSet:

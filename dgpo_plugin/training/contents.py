@@ -27,6 +27,9 @@ def contents_of(config: RunConfig, rewards: RewardSet) -> dict[str, str]:
     found = {}
     if config.model.adapter is not None:
         found["model.adapter"] = path_hash(Path(config.model.adapter))
+    network = config.algorithm.picture_network
+    if network is not None and exists(Path(network)):
+        found["algorithm.features"] = path_hash(Path(network))
     if is_from_file(config.algorithm.name):
         found["algorithm.name"] = loaded_hash([config.algorithm.name])
     for label, term in config.judged_by.items():

@@ -203,6 +203,10 @@ def _denoiser_bytes(model: Model, config: RunConfig) -> int:
     return int(whole - sum(w.numel() * w.element_size() for w in linear) + small)
 
 
+FEATURES_PARAMETERS = 303_129_600
+"""DINOv3 ViT-L/16's; a smaller one may be named."""
+
+
 def _reward_bytes(config: RunConfig) -> int:
     """Weights of our rewards' networks, which score beside the sampling; what a user's own takes is not known."""
     size = 0
@@ -211,6 +215,8 @@ def _reward_bytes(config: RunConfig) -> int:
         scoring = term.scoring(config.scoring)
         if scoring.device != "cpu":
             size += REWARDS.get(term.name(label)).parameters * DTYPES[scoring.precision].itemsize
+    if config.algorithm.picture_network is not None and config.scoring.device != "cpu":
+        size += FEATURES_PARAMETERS * DTYPES[config.scoring.precision].itemsize
     return size
 
 

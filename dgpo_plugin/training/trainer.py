@@ -15,8 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dgpo_plugin.algorithms.advantages import aggregate
-from dgpo_plugin.algorithms.base import Algorithm, Random
+from dgpo_plugin.algorithms.base import Algorithm, Judged, Random
 from dgpo_plugin.algorithms.diffusion_dpo import ACCURACY, pair_signs
 from dgpo_plugin.algorithms.rollout import Batch, Layout, Rollout, join, micro_batches
 from dgpo_plugin.common.errors import UserError
@@ -69,6 +68,7 @@ class Trainer:
         pairs: preferred ones that it is trained on, instead of rollouts and rewards; None where it is not.
         held_out_pairs: those that it is measured on besides; None for none.
         guard: its alarm for reward hacking; None for none.
+        features: pictures (N, 3, H, W) in [0, 1] to what its algorithm makes advantages with, (N, D); None for nothing.
         evaluation_weights: the averaged copy of the adapter; what is evaluated and exported is :meth:`average_now`.
         iteration: iterations done.
         steps: optimizer steps done.
@@ -86,6 +86,7 @@ class Trainer:
     pairs: PreferredPairs | None = None
     held_out_pairs: HeldOutPairs | None = None
     guard: Guard | None = None
+    features: Callable[[Tensor], Tensor] | None = None
     iteration: int = 0
     steps: int = 0
 
@@ -183,14 +184,17 @@ class Trainer:
     ) -> tuple[Rollout, Tensor, dict[str, float], dict[str, float]]:
         """An iteration's rollout, the advantages (P, G) of all processes' samples, and what to log of its rewards."""
         training, layout, device = self.config.training, self._layout, self.accelerator.device
-        rollout, futures = self._sample(self.groups.draw(iteration), random, clock)
+        rollout, futures, seen = self._sample(self.groups.draw(iteration), random, clock)
         scores = gather_scores(self.scorer, futures, rollout.sample_ids, layout.samples, self.processes, device)
         refuse_too_many(scores, self.scorer, iteration + 1, self.config.scoring.max_skipped, self.processes)
         scores = scores.view(layout.groups, layout.group_size, -1)
+        features = None
+        if seen is not None:
+            seen = self.processes.assemble(seen, rollout.sample_ids, layout.samples)
+            features = seen.view(layout.groups, layout.group_size, -1)
         clock.lap("reward_wait_seconds")
         weights = self.scorer.rewards.weights.to(scores)
-        std, how = self.config.algorithm.advantage_std, self.config.scoring.aggregate
-        advantages = aggregate(scores, weights, std, how)
+        advantages = self.algorithm.advantages(Judged(scores, weights, self.config.scoring.aggregate, features))
         advantages = controlled(advantages, training.control, training.seed, iteration)
         seconds = {"reward_seconds": round(sum(future.result()[1] for future in futures), 4)}
         return rollout, advantages, reward_record(scores, self.scorer.rewards), seconds
@@ -205,11 +209,11 @@ class Trainer:
 
     def _sample(
         self, prompts: list[Prompt], random: Random, clock: Clock
-    ) -> tuple[Rollout, list[Future[tuple[Tensor, float]]]]:
-        """This process's samples of an iteration, and their scores to come."""
+    ) -> tuple[Rollout, list[Future[tuple[Tensor, float]]], Tensor | None]:
+        """This process's samples of an iteration, their scores to come, and their pictures' features, (N, D)."""
         layout, size = self._layout, self.config.training.micro_batch_size
         conditioning = self.groups.encoded[[prompt.text for prompt in prompts]].on(self.accelerator.device)
-        sampled, futures = list[Rollout](), []
+        sampled, futures, seen = list[Rollout](), [], list[Tensor]()
         share = layout.share(self.processes, self.config.training.updates_per_iteration)
         for sample_ids in micro_batches(share, size):
             group = layout.groups_of(sample_ids)
@@ -219,7 +223,10 @@ class Trainer:
             pictures = self.model.decode(sampled[-1].latents).cpu()
             futures.append(self.scorer.submit(pictures, [prompts[p] for p in group.tolist()]))
             clock.lap("decode_seconds")
-        return join(sampled), futures
+            if self.features is not None:
+                seen.append(self.features(pictures))
+                clock.lap("features_seconds")
+        return join(sampled), futures, torch.cat(seen) if seen else None
 
     def _update(self, rollout: Rollout, advantages: Tensor, random: Random) -> dict[str, float]:
         """The iteration's optimizer steps; what the algorithm logs, a mean over the updates that logged it."""

@@ -29,7 +29,7 @@ from dgpo_plugin.worlds.shapes.scenes import train_prompts
 from tests.conftest import SMALL
 
 FORWARD = ["dgpo", "nft", "elbo", "awm", "ram", "crd"]
-TRAJECTORY = ["flow-grpo", "flow-grpo-fast", "flow-grpo-guard", "flow-dppo"]
+TRAJECTORY = ["flow-grpo", "flow-grpo-fast", "flow-grpo-guard", "flow-grpo-gardo", "flow-dppo"]
 ALGORITHMS = [*FORWARD, "online-dpo", *TRAJECTORY]
 """All that learn from rewards."""
 PLAIN = [override for override in SMALL if not override.startswith("algorithm.")]
@@ -61,6 +61,24 @@ def pairs_folder(count: int = 4) -> str:
     return str(folder)
 
 
+@functools.cache
+def features_network(kind: str = "dinov3") -> str:
+    """A folder with a tiny vision transformer of the published class and file format."""
+    from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, DINOv3ViTModel
+
+    folder = tempfile.mkdtemp(prefix="features-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "dinov3":
+            network: Any = DINOv3ViTModel(DINOv3ViTConfig(**size, intermediate_size=32, patch_size=32))
+        else:
+            network = Dinov2Model(Dinov2Config(**size, mlp_ratio=2, image_size=56, patch_size=28))
+    network.save_pretrained(folder)
+    return folder
+
+
 def config_for(algorithm: str, *overrides: str) -> RunConfig:
     own = {
         "dgpo": ["algorithm.timesteps=2", "algorithm.noisiest_steps=3"],
@@ -72,6 +90,10 @@ def config_for(algorithm: str, *overrides: str) -> RunConfig:
         "online-dpo": ["algorithm={name: online-dpo, beta: 100, timesteps: 2}"],
         "flow-grpo": ["algorithm.name=flow-grpo", "algorithm.guidance=1", "algorithm.kl_weight=0.04"],
         "flow-grpo-guard": ["algorithm.name=flow-grpo-guard", "algorithm.guidance=1"],
+        "flow-grpo-gardo": [
+            "algorithm={name: flow-grpo-gardo, guidance: 1, features: null, renew_after: 2}",
+            "rewards.sharpness={weight: 0}",
+        ],
         "flow-dppo": ["algorithm.name=flow-dppo", "algorithm.window_range=3", "algorithm.kl_weight=0.01"],
         "flow-grpo-fast": ["algorithm.name=flow-grpo-fast", "algorithm.window_range=3"],
     }

@@ -117,6 +117,7 @@ def test_the_count_sees_what_waits(waits: Callable[[torch.Tensor], object]) -> N
         ("flow-grpo", ["algorithm.guidance=2"]),
         ("flow-grpo-fast", []),
         ("flow-grpo-guard", []),
+        ("flow-grpo-gardo", []),
         ("flow-dppo", []),
         ("nft", []),
         ("elbo", ["algorithm.ratio_clip=0.1", "algorithm.soft_clip=3", "algorithm.old_weight=0.1"]),

@@ -321,7 +321,7 @@ def test_short_forms_of_rewards(tmp_path: Path, text: str, label: str) -> None:
         ("rewards: [ocr, ocr]", "rewards: "),
         ("rewards: 3", "rewards: "),
         ("rewards: {ocr: yes please}", "rewards.ocr: "),
-        ("rewards: {ocr: 0}", "rewards.ocr.weight: must not be 0; leave the reward out instead"),
+        ("rewards: {ocr: 0}", "rewards.ocr.weight must not be 0; leave the reward out instead"),
         ("rewards: {ocr: {weight: .inf}}", "rewards.ocr.weight: "),
         ("rewards: {1: {}}", "rewards.1"),
         ("rewards: {ocr: {device: gpu}}", "rewards.ocr.device: "),

@@ -25,7 +25,7 @@ from dgpo_plugin.distributed.processes import Processes
 from dgpo_plugin.training.build import check_layout
 from dgpo_plugin.training.checkpoint import checkpoints, load_checkpoint
 from tests.conftest import SMALL
-from tests.dgpo_plugin.algorithm_cases import config_for, pairs_folder
+from tests.dgpo_plugin.algorithm_cases import config_for, features_network, pairs_folder
 
 ODD = (
     *SMALL,
@@ -94,6 +94,14 @@ def rewards(folder: Path) -> list[tuple[float, ...]]:
         ("dgpo", ["training.prompts_per_iteration=4", "training.updates_per_iteration=2", WHOLE], (1, 2)),
         ("nft", ["algorithm.name=nft", "algorithm.timesteps=2"], (1, 2)),
         ("flow-grpo", ["algorithm.name=flow-grpo", "algorithm.guidance=1"], (1, 2)),
+        (
+            "flow-grpo-gardo",
+            [
+                "algorithm={name: flow-grpo-gardo, guidance: 1, renew_after: 1, features: FEATURES}",
+                "rewards.sharpness={weight: 0}",
+            ],
+            (1, 2),
+        ),
     ],
 )
 def test_the_number_of_processes_changes_nothing(
@@ -103,7 +111,7 @@ def test_the_number_of_processes_changes_nothing(
     folders = {}
     for count in counts:
         folder = folders[count] = tmp_path / str(count) / "run"
-        given = [p for c in (*base, *changes) for p in ("--set", c)]
+        given = [p for c in (*base, *changes) for p in ("--set", c.replace("FEATURES", features_network()))]
         finish(launch(count, "train", "shapes", "--output", str(folder), *given))
     for count, folder in folders.items():
         assert [r[2] for r in rewards(folder)] == [r[2] for r in rewards(folders[1])], count

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dgpo_plugin.algorithms import base as algorithms
 from dgpo_plugin.algorithms.advantages import aggregate
 from dgpo_plugin.algorithms.base import Random
 from dgpo_plugin.algorithms.rollout import Rollout
 from dgpo_plugin.config.fields import RunConfig
-from dgpo_plugin.training import trainer as training
 from dgpo_plugin.training.build import build_trainer
 from dgpo_plugin.training.control import controlled
 
@@ -65,7 +65,7 @@ def test_the_algorithm_is_given_what_the_control_says(
         plain.append(aggregate(scores, *rest))
         return plain[-1]
 
-    monkeypatch.setattr(training, "aggregate", noted)
+    monkeypatch.setattr(algorithms, "aggregate", noted)
     trainer.iterate(3)
     assert torch.equal(seen[0], controlled(plain[0], control, section.seed, 3))  # type: ignore[arg-type]
     assert not torch.equal(seen[0], plain[0])

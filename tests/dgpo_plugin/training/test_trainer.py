@@ -33,8 +33,8 @@ def gradients(config: RunConfig, policy: Policy, rollout: Rollout, advantages: T
     algorithm = make_algorithm(config, policy)
     if steps:
         algorithm.after_step(steps)
-        for copy in algorithm.state().values():
-            for old in copy.values():
+        for name, copy in algorithm.state().items():
+            for old in copy.values() if name != "gate" else ():  # GARDO's is no copy of the adapter
                 old.mul_(0.9)
     for parameter in policy.parameters.values():
         parameter.grad = None
@@ -54,6 +54,7 @@ def gradients(config: RunConfig, policy: Policy, rollout: Rollout, advantages: T
         ("flow-grpo", []),
         ("flow-grpo-fast", []),
         ("flow-grpo-guard", []),
+        ("flow-grpo-gardo", []),
         ("flow-dppo", []),
     ],
 )
