@@ -15,7 +15,7 @@ have not been seen:
 5. Pictures' features are the class token of transformers' DINOv3; the code takes what timm's model gives. In a group of
    equal pictures nothing is unlike: the code divides 0 by 0.
 6. The copy is renewed at an iteration's end; the code does it after the next rollout, of the same policy.
-7. All but the last step are trained; the code leaves out the last eleventh of them, by number.
+7. All but the last step are trained; the code's fraction of .89 leaves out two of ten.
 Everything else is Flow-GRPO's, its deviations included; advantages are divided by no spread, as in the code.
 """
 
