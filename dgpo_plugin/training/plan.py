@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dgpo_plugin.adapters.load import AdapterFile
 from dgpo_plugin.algorithms import algorithm_of
-from dgpo_plugin.common.errors import UserError
+from dgpo_plugin.common.errors import UserError, prefixed
 from dgpo_plugin.common.names import FAMILIES
 from dgpo_plugin.config.fields import ModelConfig, RunConfig
 from dgpo_plugin.models.attention import checkpoint_blocks
@@ -33,6 +35,7 @@ from dgpo_plugin.rewards import REWARDS
 GIB = 2**30
 RESERVE = 0.08
 """Share of a device's memory that is never the run's: its context, and what the allocator cannot use."""
+WORN = "adapter that the base wears"
 GRAPHS = "the rollout's graphs"
 """The part of a plan's weights that ``algorithm.keep_graphs`` adds."""
 BYTES_PER_WEIGHT = {"torchao-int8": 1.0, "bitsandbytes-int8": 1.0, "bitsandbytes-nf4": 0.53}
@@ -158,6 +161,8 @@ def make_plan(config: RunConfig, processes: int = 1) -> Plan:
         refuse_seams(model, config.model)
         parameters = sum(p.numel() for p in model.denoiser.parameters())
         weights = {"denoiser": _denoiser_bytes(model, config) // (processes if config.model.shard else 1)}
+        if config.model.adapter is not None:
+            weights[WORN] = _worn_bytes(config.model.adapter)
         if not config.model.offload:
             weights["VAE and text encoders"] = sum(map(_bytes, [model.vae, *model.encoders]))
         policy = Policy(model, config.lora, seed=0, unconditional=model.blank_conditioning(1))
@@ -188,9 +193,17 @@ def _bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
+def _worn_bytes(adapter: str) -> int:
+    """An adapter's tensors, which stay as they are stored."""
+    with prefixed(f"model: adapter {adapter}"):
+        return sum(
+            tensor.numel() * tensor.element_size() for tensor in AdapterFile.read(Path(adapter)).tensors.values()
+        )
+
+
 def _encoding(config: ModelConfig, model: Model, weights: dict[str, int]) -> int:
     """Encoders come one by one; in the middle of a run, as for large prompt sets, what stays is there too."""
-    staying = ["adapter and optimizer", "rewards", *([] if can_offload_denoiser(config) else ["denoiser"])]
+    staying = ["adapter and optimizer", WORN, "rewards", *([] if can_offload_denoiser(config) else ["denoiser"])]
     return max(map(_bytes, model.encoders)) + sum(weights.get(name, 0) for name in staying)
 
 

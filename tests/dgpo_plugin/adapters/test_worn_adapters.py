@@ -23,6 +23,7 @@ from dgpo_plugin.models.base import Model
 from dgpo_plugin.models.generate import fixed_noise
 from dgpo_plugin.models.load import world_pipeline
 from dgpo_plugin.models.policy import Policy
+from dgpo_plugin.training.plan import make_plan
 from dgpo_plugin.training.run import resume, train
 from tests.conftest import SMALL, shapes_run, spread
 
@@ -168,6 +169,14 @@ def test_a_run_goes_on_with_the_same_adapter_alone(
     with pytest.raises(UserError, match=r"model.adapter does not lead to the content that .* was trained with"):
         resume(run, QUIET, overrides=[f"model.adapter={another}"], iterations=4)
     assert read_adapter(run / "adapter.safetensors").header["dgpo.on_top_of"] == "moved.safetensors"
+
+
+def test_its_memory_is_planned_for(files: tuple[Path, Path], tmp_path: Path) -> None:
+    plain, worn = (make_plan(shapes_run(model={**PLAIN, **more})) for more in ({}, {"adapter": str(files[0])}))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in read_adapter(files[0]).tensors.values())
+    assert sum(worn.weights.values()) - sum(plain.weights.values()) == size > 0
+    with pytest.raises(UserError, match="model: adapter .*gone: .*check the path"):
+        make_plan(shapes_run(model={**PLAIN, "adapter": str(tmp_path / "gone")}))
 
 
 def test_diffusers_takes_both(files: tuple[Path, Path]) -> None:
