@@ -123,10 +123,10 @@ class FlowGRPOGardoConfig(FlowSDEConfig):
     def check_rewards(self, rewards: dict[str, RewardTerm]) -> None:
         weights = [term.weight for term in rewards.values()]
         if not any(weights):
-            raise ValueError("have no weight but 0; nothing would be trained on")
+            raise ValueError("rewards have no weight but 0; nothing would be trained on")
         if self.kl_weight > 0 and all(weights):
             raise ValueError(
-                f"are all trained on: {self.name} compares them with others, so give one the weight 0, or set "
+                f"rewards are all trained on: {self.name} compares them with others, so give one the weight 0, or set "
                 f"algorithm.kl_weight=0"
             )
 

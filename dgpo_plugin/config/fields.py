@@ -98,7 +98,10 @@ class AlgorithmConfig(Section):
 
     def check_rewards(self, rewards: dict[str, RewardTerm]) -> None:
         """Refuse rewards that it has no use for, by a ValueError that says why."""
-        refuse_weightless(rewards)
+        try:
+            refuse_weightless(rewards)
+        except ValueError as error:
+            raise ValueError(f"rewards.{error}") from None
 
     @property
     def picture_network(self) -> str | None:
@@ -286,12 +289,6 @@ class RunConfig(Section):
         """The rollout's noise levels: what was asked for, else what suits the algorithm's sampler."""
         return self.rollout.schedule or self.algorithm.default_schedule
 
-    def _refuse_rewards(self) -> None:
-        try:
-            self.algorithm.check_rewards(self.rewards)
-        except ValueError as error:
-            raise ValueError(f"rewards.{error}") from None
-
     @model_validator(mode="after")
     def _parts_suit(self) -> RunConfig:
         if self.lora.target_modules == ():
@@ -300,7 +297,7 @@ class RunConfig(Section):
             raise ValueError("; ".join(problems))
         self.algorithm.check_rollout(self.rollout.steps, self.schedule)
         self.algorithm.check_training(self.training)
-        self._refuse_rewards()
+        self.algorithm.check_rewards(self.rewards)
         if self.training.guard is not None:
             if self.pairs is not None:
                 raise ValueError("training.guard watches what a reward does, and a run on pairs has none; leave it out")

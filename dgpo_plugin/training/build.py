@@ -59,6 +59,7 @@ def build_trainer(
     rewards = checked_rewards(config, rewards, sets, processes)
     watched = [] if setting is None else guard_prompts(prompts, held_out, setting)
     metrics = guard_metrics(config, watched, processes)
+    features = picture_features(config)
     rank = processes.rank if processes.count > 1 else None
     scorer = Scorer(rewards, failures, rank)
     config = settle_precision(config, accelerator.device, processes)
@@ -99,7 +100,7 @@ def build_trainer(
         accelerator=accelerator,
         processes=processes,
         guard=guard,
-        features=picture_features(config),
+        features=features,
         pairs=pairs,
         held_out_pairs=held_out_pairs(pairs, algorithm, groups),
     )

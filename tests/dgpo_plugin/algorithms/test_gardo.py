@@ -201,12 +201,18 @@ def test_the_reference_becomes_the_policy_when_it_is_old_or_far(policy: Policy) 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["algorithm.name=flow-grpo-gardo"], "are all trained on: flow-grpo-gardo compares them with others"),
+        (
+            ["algorithm.name=flow-grpo-gardo"],
+            "configuration: rewards are all trained on: flow-grpo-gardo compares them with others",
+        ),
         (
             ["algorithm.name=flow-grpo-gardo", "rewards={shapes: 0}"],
-            "have no weight but 0; nothing would be trained on",
+            "configuration: rewards have no weight but 0; nothing would be trained on",
         ),
-        (["algorithm.name=flow-grpo", "rewards={shapes: 1, sharpness: 0}"], "sharpness.weight must not be 0; leave"),
+        (
+            ["algorithm.name=flow-grpo", "rewards={shapes: 1, sharpness: 0}"],
+            "configuration: rewards.sharpness.weight must not be 0; leave",
+        ),
         (["evaluation.rewards={shapes: 0}"], "shapes.weight must not be 0; leave the reward out instead"),
     ],
 )
