@@ -13,7 +13,7 @@ from dgpo_plugin.common.errors import UserError, did_you_mean
 from dgpo_plugin.common.user_file import is_from_file
 from dgpo_plugin.config.explain import explain
 from dgpo_plugin.config.load import read_yaml
-from dgpo_plugin.config.reward_fields import RewardTerm, Section
+from dgpo_plugin.config.reward_fields import PlainTerms, Section
 from dgpo_plugin.config.short_forms import spelled_out
 
 Guidance = Annotated[float, Field(ge=1)]
@@ -93,7 +93,7 @@ class Task(Section):
     version: int = Field(ge=1, description="Raised with every change of the file that changes a number.")
     description: str = Field("", description="One line for `dgpo-bench list tasks`.")
     prompts: TaskPrompts = Field(description="What is trained on, chosen on and reported.")
-    rewards: dict[str, RewardTerm] = Field(
+    rewards: PlainTerms = Field(
         min_length=1, description="What is trained on, as in a run's configuration; short forms too."
     )
     metrics: dict[str, Metric] = Field({}, description="Metrics with names, settings or words of the task's own.")

@@ -18,6 +18,7 @@ from dgpo_plugin.common.files import read_text
 from dgpo_plugin.common.user_file import remember_origin
 from dgpo_plugin.config.explain import explain
 from dgpo_plugin.config.fields import RewardTerm, RunConfig, ScoringConfig
+from dgpo_plugin.config.reward_fields import PlainTerms
 from dgpo_plugin.config.short_forms import spelled_out
 from dgpo_plugin.config.yaml_text import MOST_CHARACTERS, read_yaml_text
 
@@ -47,7 +48,7 @@ def parse_config(values: Mapping[str, Any], where: str) -> RunConfig:
 class _RewardsToLoad(ScoringConfig):
     """What ``--set`` may say of rewards outside a run: ``scoring`` as its own fields, and the rewards' terms."""
 
-    rewards: dict[str, RewardTerm]
+    rewards: PlainTerms
 
 
 def reward_terms(names: Sequence[str], overrides: Sequence[str] = ()) -> tuple[dict[str, RewardTerm], ScoringConfig]:

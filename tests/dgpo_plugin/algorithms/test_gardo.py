@@ -13,8 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
+from dgpo_bench.task import Task
 from dgpo_plugin.algorithms.base import Judged, Random
 from dgpo_plugin.algorithms.flow_grpo_gardo import (
     FlowGRPOGardo,
@@ -28,7 +30,7 @@ from dgpo_plugin.algorithms.flow_grpo_gardo import (
 from dgpo_plugin.algorithms.trajectories import TrajectoryRollout
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.config.fields import ScoringConfig
-from dgpo_plugin.config.load import load_config
+from dgpo_plugin.config.load import load_config, reward_terms
 from dgpo_plugin.config.places import absolute_places, lost_places, places_in
 from dgpo_plugin.models.policy import Policy
 from dgpo_plugin.rewards import RewardSet
@@ -219,6 +221,14 @@ def test_the_reference_becomes_the_policy_when_it_is_old_or_far(policy: Policy) 
 def test_rewards_that_it_has_no_use_for_are_refused(changes: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         load_config("shapes", [each for each in SMALL if not each.startswith("algorithm.")] + changes)
+
+
+def test_a_weight_of_0_is_refused_outside_of_runs_too() -> None:
+    """In a task of the harness, and beside a run: nobody there has a use for one of weight 0."""
+    with pytest.raises(UserError, match="brightness.weight must not be 0; leave the reward out instead"):
+        reward_terms(["brightness"], ["rewards.brightness.weight=0"])
+    with pytest.raises(ValidationError, match="red.weight must not be 0; leave the reward out instead"):
+        Task.model_validate({"rewards": {"red": {"weight": 0}}})
 
 
 def test_nothing_is_compared_without_a_kl_term() -> None:
