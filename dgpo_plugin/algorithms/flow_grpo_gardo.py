@@ -37,6 +37,7 @@ from dgpo_plugin.algorithms.base import GROWTH, Cost, Judged, Metric, Random
 from dgpo_plugin.algorithms.flow_grpo import FlowSDEConfig, FlowSDESteps
 from dgpo_plugin.algorithms.trajectories import KLWeight, Trajectories, TrajectoryRollout
 from dgpo_plugin.config.fields import AdvantageStd, RewardTerm, RunConfig
+from dgpo_plugin.models.copies import move_towards
 
 FIRST_SHARE, LEAST_SHARE, LARGEST_SHARE, SHARE_STEP = 0.1, 0.02, 0.2, 0.1
 """Of the samples that could be held: how many are at first, the bounds of that, and by what share of it it moves."""
@@ -210,9 +211,9 @@ class FlowGRPOGardo(FlowSDESteps[FlowGRPOGardoConfig]):
         gate = torch.zeros(len(scores), dtype=torch.bool)
         candidates = found[found >= 0]
         if len(candidates):
-            mean = float(candidates.mean())
-            self._share.fill_(next_share(float(self._share), mean, self._remembered))
-            self._remembered.copy_(torch.cat([self._remembered[1:], candidates.mean()[None]]))
+            mean = candidates.mean()
+            self._share.fill_(next_share(float(self._share), float(mean), self._remembered))
+            self._remembered.copy_(torch.cat([self._remembered[1:], mean[None]]))
             gate[scored] = held(found, float(self._share))
         return gate
 
@@ -222,14 +223,15 @@ class FlowGRPOGardo(FlowSDESteps[FlowGRPOGardoConfig]):
         if self._held is not None:
             gate = self._held[rollout.first_group : rollout.first_group + len(advantages)].flatten()
         pulled = gate & moving
-        scale = int(moving.sum()) / max(1, int(pulled.sum()))
-        self._pull = (pulled * scale)[rollout.positions].to(rollout.latents)
+        among, count = max(1, int(moving.sum())), int(pulled.sum())
+        # The update's mean is over all that move: so this one's is over those that are held.
+        self._pull = (pulled * (among / max(1, count)))[rollout.positions].to(rollout.latents)
         logged = super().gradient(rollout, advantages, random)
         if logged["kl"] > self.config.renew_above:
             self._due.fill_(True)
         return {
             **logged,
-            "held": int(pulled.sum()) / max(1, int(moving.sum())),
+            "held": count / among,
             "held_share": float(self._share),
             "reference_age": float(random.iteration - int(self._renewed)),
         }
@@ -245,8 +247,7 @@ class FlowGRPOGardo(FlowSDESteps[FlowGRPOGardoConfig]):
     def after_iteration(self, iteration: int, steps: int) -> None:
         """Have the reference become the policy, where it is due or old."""
         if bool(self._due) or iteration + 1 - int(self._renewed) > self.config.renew_after:
-            for name, parameter in self.policy.parameters.items():
-                self.reference_weights[name].copy_(parameter.detach())
+            move_towards(self.reference_weights, self.policy.parameters, 0)
             self._renewed.fill_(iteration + 1)
             self._due.fill_(False)
 

@@ -43,7 +43,7 @@ METHOD = "weights 2"
 NOT_SETTINGS = re.compile(r"_.*|architectures|(torch_)?dtype|transformers_version|quantization_config")
 """Of a configuration: where it is from, and how it happens to be held in memory."""
 NOT_FINITE = ("inf", "-inf", "nan")
-"""Numbers that JSON has none for, as a scheduler's ``lambda_min_clipped`` is."""
+"""Numbers that JSON has none for, as a scheduler's ``lambda_min_clipped`` is: settings have them in these words."""
 NOT_LOADED = ("position_ids", "inv_freq")
 """Ends of the names of tables that published checkpoints carry and that are computed anew."""
 OUTER_NAMES = re.compile(r"^((text_model|language_model|model)\.)+")
@@ -170,7 +170,7 @@ def _part(folder: Path, part: Any) -> PartIdentity:
         return _tokenizer(part)
     config = getattr(part, "config", {})  # diffusers' and transformers' classes
     values = config if isinstance(config, Mapping) else config.to_dict()
-    plain = _flat(json.loads(json.dumps(values, default=str)))
+    plain = _flat(json.loads(json.dumps(values, default=str), parse_constant=lambda name: str(float(name))))
     if not isinstance(part, nn.Module):
         return PartIdentity(settings={"class": type(part).__name__, **plain})
     files = weight_files(folder, part)
@@ -184,12 +184,11 @@ def _part(folder: Path, part: Any) -> PartIdentity:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a configuration, those of sections with a dot, and what JSON has no number for in words."""
+    """The settings of a configuration, those of sections with a dot."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if not NOT_SETTINGS.fullmatch(key):
-            known = str(value) if str(value) in NOT_FINITE else value
-            flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: known})
+            flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return flat
 
 

@@ -35,6 +35,8 @@ from dgpo_plugin.rewards import REWARDS
 GIB = 2**30
 RESERVE = 0.08
 """Share of a device's memory that is never the run's: its context, and what the allocator cannot use."""
+FEATURES_PARAMETERS = 303_129_600
+"""DINOv3 ViT-L/16's; a smaller one may be named."""
 WORN = "adapter that the base wears"
 GRAPHS = "the rollout's graphs"
 """The part of a plan's weights that ``algorithm.keep_graphs`` adds."""
@@ -196,9 +198,7 @@ def _bytes(module: nn.Module) -> int:
 def _worn_bytes(adapter: str) -> int:
     """An adapter's tensors, which stay as they are stored."""
     with prefixed(f"model: adapter {adapter}"):
-        return sum(
-            tensor.numel() * tensor.element_size() for tensor in AdapterFile.read(Path(adapter)).tensors.values()
-        )
+        return sum(tensor.nbytes for tensor in AdapterFile.read(Path(adapter)).tensors.values())
 
 
 def _encoding(config: ModelConfig, model: Model, weights: dict[str, int]) -> int:
@@ -214,10 +214,6 @@ def _denoiser_bytes(model: Model, config: RunConfig) -> int:
     linear = [m.weight for m in model.denoiser.modules() if isinstance(m, nn.Linear)]
     small = sum(w.numel() for w in linear) * BYTES_PER_WEIGHT[config.model.quantization]
     return int(whole - sum(w.numel() * w.element_size() for w in linear) + small)
-
-
-FEATURES_PARAMETERS = 303_129_600
-"""DINOv3 ViT-L/16's; a smaller one may be named."""
 
 
 def _reward_bytes(config: RunConfig) -> int:

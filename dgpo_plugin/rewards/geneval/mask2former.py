@@ -26,12 +26,10 @@ from torch.nn.functional import interpolate, pad
 from dgpo_plugin.common.errors import UserError
 from dgpo_plugin.prompts.geneval import OBJECTS
 from dgpo_plugin.rewards.geneval.rules import THRESHOLD, Detection
-from dgpo_plugin.rewards.networks.pixels import normalized
+from dgpo_plugin.rewards.networks.pixels import IMAGENET_MEAN, IMAGENET_STD, normalized
 
 SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32
 PADDING = 128
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MOST_INSTANCES = 100
 OTHER_SPELLINGS = {
     # COCO's, where GenEval says more

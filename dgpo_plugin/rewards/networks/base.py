@@ -53,16 +53,22 @@ class NeuralReward(Reward):
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Rewards (N,) on the CPU, ``scoring.batch_size`` pictures at a time."""
+        scored = self.in_batches(images, lambda batch, at: self.score(batch, prompts[at : at + len(batch)]))
+        return scored.cpu()
+
+    def in_batches(self, images: Tensor, look: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """What the network makes of pictures (N, 3, H, W), (N, ...), float32, on its device.
+
+        Args:
+            look: takes a batch that is there, and the number of its first picture.
+        """
         settled("scoring.precision", self.config.precision, self.device)  # it may have been set to another
         self.network.to(self.device)
         size = self.config.batch_size
-        scored = [
-            self.score(batch.to(self.device), prompts[at * size : at * size + len(batch)])
-            for at, batch in enumerate(images.split(size))
-        ]
+        seen = [look(batch.to(self.device), at * size) for at, batch in enumerate(images.split(size))]
         if self.config.offload:
             self.network.to("cpu")
-        return torch.cat(scored).float().cpu()
+        return torch.cat(seen).float()
 
 
 def from_hub(what: str, load: Callable[[], T]) -> T:
@@ -99,6 +105,19 @@ def pretrained(kind: Any, weights: str, option: str = "weights") -> Any:
     given = from_hub(what, lambda: AutoConfig.from_pretrained(weights)).model_type
     if given != expected:
         raise UserError(f"{what}: is a {given}, not a {expected}; give a {kind.__name__}")
+    return complete(kind, weights, what)
+
+
+def complete(kind: Any, weights: str, what: str) -> Any:
+    """A transformers network, no weight of which may be missing.
+
+    Args:
+        kind: its class, or transformers' own choice of one.
+        what: names it in errors.
+
+    Raises:
+        UserError: it cannot be loaded, or is incomplete.
+    """
     network, loaded = from_hub(what, lambda: kind.from_pretrained(weights, output_loading_info=True))
     # Buffers, such as a loss's class weights, are made from the configuration.
     missing = sorted(loaded["missing_keys"] & dict(network.named_parameters()).keys())
