@@ -52,7 +52,7 @@ class Cost:
         sampling: denoiser evaluations for each sample of the rollout.
         training: denoiser evaluations for each sample in the updates; a forward counts 1, a backward 2, and one that
             the rollout has done already nothing.
-        trained_steps: flow times or sampler steps that a sample is trained on.
+        trained_steps: flow times or sampler steps that a sample is trained on, in all inner epochs.
         adapter_copies: copies of the adapter's weights that it keeps, besides the policy.
         latents: tensors of a sample's latents' size that it keeps for each sample.
         rollout_guidance: classifier-free guidance of the rollout's passes; 1 is none.
@@ -89,14 +89,19 @@ class Judged:
 
 @dataclass(frozen=True)
 class Random:
-    """Where the randomness of one iteration comes from (docs/architecture.md, section 5)."""
+    """Where the randomness of one iteration comes from (docs/architecture.md, section 5).
+
+    Attributes:
+        epoch: how often its samples were gone through before; each time has draws of its own.
+    """
 
     seed: int
     iteration: int
+    epoch: int = 0
 
     def noise(self, shape: Sequence[int], *purpose: int | str) -> Tensor:
         """Standard normal, of the shape, for one purpose."""
-        return seeded_noise(shape, self.seed, self.iteration, *purpose)
+        return seeded_noise(shape, *self._from(*purpose))
 
     def sample_noise(self, shape: Sequence[int], sample_ids: Tensor, layout: Layout, *purpose: int | str) -> Tensor:
         """Standard normal noise, (N, ...), one draw for each sample."""
@@ -121,7 +126,12 @@ class Random:
         return drawn
 
     def _generator(self, *purpose: int | str) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.seed, self.iteration, *purpose))
+        return torch.Generator().manual_seed(derive_seed(*self._from(*purpose)))
+
+    def _from(self, *purpose: int | str) -> tuple[int | str, ...]:
+        """What a seed is derived from."""
+        again = ("epoch", self.epoch) if self.epoch else ()
+        return (self.seed, self.iteration, *again, *purpose)
 
 
 C = TypeVar("C", bound=AlgorithmConfig)

@@ -233,8 +233,8 @@ class DiffusionDPO(_PairAlgorithm):
         assert isinstance(algorithm, DiffusionDPOConfig)
         return Cost(
             sampling=0,
-            training=algorithm.timesteps * (4 + needs_group_pass(config)),
-            trained_steps=algorithm.timesteps,
+            training=config.training.inner_epochs * algorithm.timesteps * (4 + needs_group_pass(config)),
+            trained_steps=config.training.inner_epochs * algorithm.timesteps,
             adapter_copies=0,
             latents=4,  # clean, noise, noisy, target
             rollout_guidance=1.0,
@@ -270,12 +270,12 @@ class OnlineDPO(_PairAlgorithm):
         algorithm = config.algorithm
         assert isinstance(algorithm, OnlineDPOConfig)
         # Of each group two are trained on; rounded up where they are not whole evaluations for each.
-        passes, size = algorithm.timesteps * 4 * PAIR, config.training.group_size
+        times, size = config.training.inner_epochs * algorithm.timesteps, config.training.group_size
         guided = guided_passes(algorithm.rollout_guidance)
         return Cost(
             sampling=config.rollout.steps * guided,
-            training=-(-passes // size),
-            trained_steps=algorithm.timesteps,
+            training=-(-times * 4 * PAIR // size),
+            trained_steps=times,
             adapter_copies=0,
             latents=4,  # clean, noise, noisy, target
             rollout_guidance=algorithm.rollout_guidance,
@@ -313,6 +313,7 @@ def pairs_of(rollout: Rollout, signs: Tensor) -> tuple[Rollout, Tensor]:
         sigmas=rollout.sigmas,
         layout=Layout(rollout.layout.groups, PAIR),
         first_group=rollout.first_group,
+        first_update=rollout.first_update,
     )
     has_pair = (signs != 0).any(1, keepdim=True)
     return pairs, pair_signs(len(signs), signs.device).to(signs.dtype) * has_pair

@@ -125,7 +125,7 @@ class Elbo(ForwardAlgorithm[ElboConfig]):
         algorithm = config.algorithm
         assert isinstance(algorithm, ElboConfig)
         base = algorithm.base_passes if algorithm.kl_weight > 0 else 0
-        ratio = 2 if algorithm.ratio_clip is not None and config.training.updates_per_iteration > 1 else 0
+        ratio = 2 if algorithm.ratio_clip is not None and config.training.updates > 1 else 0
         others = algorithm.passes * ((algorithm.old_weight > 0) + ratio)
         return forward_cost(config, algorithm.timesteps, algorithm.differentiated_passes + base + others)
 
@@ -152,7 +152,7 @@ class Elbo(ForwardAlgorithm[ElboConfig]):
         if config.soft_clip is not None:
             advantages = softly_clipped(advantages, config.soft_clip)
         # In an iteration's first update the policy is still the one that sampled.
-        if config.ratio_clip is not None and rollout.first_group > 0:
+        if config.ratio_clip is not None and not rollout.first_update:
             positions = rollout.positions.to(advantages.device)
             ratio = self._ratio(rollout, random).to(advantages)
             weights, out = ratio_weights(ratio, advantages.flatten()[positions], config.ratio_clip)

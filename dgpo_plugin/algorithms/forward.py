@@ -341,13 +341,13 @@ def forward_cost(config: RunConfig, times: int, passes: int, copies: int = 1, *,
     """
     algorithm = config.algorithm
     assert isinstance(algorithm, ForwardConfig)
-    in_loss = 1.0
+    in_loss, epochs = 1.0, config.training.inner_epochs
     if isinstance(algorithm, GuidedForwardConfig) and algorithm.differentiated_half == "both":
         in_loss = algorithm.training_guidance
     return Cost(
         sampling=config.rollout.steps * guided_passes(algorithm.rollout_guidance) if sampling is None else sampling,
-        training=times * passes,
-        trained_steps=times,
+        training=epochs * times * passes,
+        trained_steps=epochs * times,
         adapter_copies=copies,
         latents=4,  # clean, noise, noisy, target
         rollout_guidance=algorithm.rollout_guidance,

@@ -86,6 +86,7 @@ class Rollout:
         sigmas: the sampler's schedule, steps + 1 falling values.
         layout: of the iteration.
         first_group: the first prompt group of the update that they are for.
+        first_update: that is the iteration's first, so that the policy is still the one that sampled.
     """
 
     sample_ids: Tensor
@@ -94,6 +95,7 @@ class Rollout:
     sigmas: list[float]
     layout: Layout
     first_group: int = 0
+    first_update: bool = True
 
     @property
     def positions(self) -> Tensor:
@@ -104,13 +106,18 @@ class Rollout:
         """Some of them, by their row here."""
         return replace(self, **{name: value[rows] for name, value in self.per_sample().items()})
 
-    def per_update(self: R, updates: int) -> Iterator[tuple[slice, R]]:
-        """Equal parts of the prompt groups, each with the slice of the groups that it is of."""
+    def per_update(self: R, updates: int, epoch: int = 0) -> Iterator[tuple[slice, R]]:
+        """Equal parts of the prompt groups, each with the slice of the groups that it is of.
+
+        Args:
+            epoch: how often they were all gone through before.
+        """
         size = self.layout.groups // updates
         group = self.layout.groups_of(self.sample_ids)
         for first in range(0, self.layout.groups, size):
             inside = ((group >= first) & (group < first + size)).nonzero().flatten()
-            yield slice(first, first + size), replace(self.select(inside), first_group=first)
+            its, is_first = self.select(inside), epoch == 0 and first == 0
+            yield slice(first, first + size), replace(its, first_group=first, first_update=is_first)
 
     def per_sample(self) -> dict[str, Any]:
         """What has a row for each sample, by the names of its fields."""

@@ -70,11 +70,12 @@ class TrajectoryConfig(AlgorithmConfig):
         raise NotImplementedError
 
     def check_training(self, training: TrainingConfig) -> None:
-        if self.keep_graphs and training.updates_per_iteration > 1:
-            raise ValueError(
-                f"training.updates_per_iteration ({training.updates_per_iteration}) must be 1 for "
-                f"algorithm.keep_graphs: after the first update the rollout's graphs are not the policy's any more"
-            )
+        for key in ("updates_per_iteration", "inner_epochs"):
+            if self.keep_graphs and getattr(training, key) > 1:
+                raise ValueError(
+                    f"training.{key} ({getattr(training, key)}) must be 1 for algorithm.keep_graphs: after the first "
+                    f"update the rollout's graphs are not the policy's any more"
+                )
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,11 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
         trained = algorithm.trained_steps(steps)
         passes = guided_passes(algorithm.guidance)
         reference = guided_passes(algorithm.reference_guidance or algorithm.guidance)
-        again = 2 if algorithm.keep_graphs else 3
+        again, epochs = 2 if algorithm.keep_graphs else 3, config.training.inner_epochs
         return Cost(
             sampling=steps * passes,
-            training=trained * (again * passes + (reference if algorithm.kl_weight > 0 else 0)),
-            trained_steps=trained,
+            training=epochs * trained * (again * passes + (reference if algorithm.kl_weight > 0 else 0)),
+            trained_steps=epochs * trained,
             adapter_copies=0,
             latents=(3 if cls.KEEPS_MEANS else 2) * trained + 1,  # both ends of every trained step, and the clean ones
             rollout_guidance=algorithm.guidance,
@@ -288,7 +289,7 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
                 self.backward(loss / count)
                 deviation = torch.maximum(deviation, apart)
         logged = totals.means(count, self.processes)
-        if rollout.first_group == 0:
+        if rollout.first_update:
             logged["ratio_deviation"] = self.processes.largest(deviation).item()
         return logged
 
@@ -334,7 +335,7 @@ class Trajectories(Algorithm[T, TrajectoryRollout]):
         log_probability = self._log_probability(x_next, gaussian)
         old, apart = rollout.log_probability[:, index][rows], log_probability.new_zeros(())
         old_mean = None if rollout.means is None else rollout.means[:, index][rows]
-        if rollout.first_group == 0:
+        if rollout.first_update:
             # The policy is still the one that sampled. The same step in a batch of another size may round
             # otherwise, in bf16 by more than the clip allows: so the ratio is taken against this very pass.
             apart = ((torch.exp(log_probability.detach() - old) - 1).abs() * moving).max()

@@ -147,6 +147,12 @@ class TrainingConfig(Section):
         ge=1,
         description="Optimizer steps in an iteration; the prompt groups are split evenly among them.",
     )
+    inner_epochs: int = Field(
+        1,
+        ge=1,
+        description="Times that an iteration's samples are gone through, each time with noise and flow times of its own "
+        "where the algorithm draws some: as many times the optimizer steps, for no further rollout.",
+    )
     learning_rate: float = Field(3e-4, gt=0, description="Learning rate of AdamW at the start of the run.")
     decay: Literal["none", "linear"] = Field(
         "none", description="How the learning rate falls over the run: not at all, or along a line to nothing."
@@ -200,6 +206,11 @@ class TrainingConfig(Section):
     def images(self) -> int:
         """P * G, an iteration's."""
         return self.prompts_per_iteration * self.group_size
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of an iteration, at the most."""
+        return self.updates_per_iteration * self.inner_epochs
 
     @model_validator(mode="after")
     def _within_reason(self) -> TrainingConfig:

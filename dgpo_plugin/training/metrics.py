@@ -26,7 +26,8 @@ METRICS = (
         "optimizer_steps",
         "count",
         "Optimizer steps done. An update whose gradient is nothing at all, or in fp16 not finite, is no step.",
-        "Rises by training.updates_per_iteration; where it stands still, every group's rewards were equal.",
+        "Rises by training.updates_per_iteration times training.inner_epochs; where it stands still, every group's "
+        "rewards were equal.",
     ),
     Metric(
         "reward",

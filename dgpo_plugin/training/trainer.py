@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -231,12 +231,14 @@ class Trainer:
     def _update(self, rollout: Rollout, advantages: Tensor, random: Random) -> dict[str, float]:
         """The iteration's optimizer steps; what the algorithm logs, a mean over the updates that logged it."""
         logs: dict[str, list[float]] = {}
-        for groups, samples in rollout.per_update(self.config.training.updates_per_iteration):
-            with self.policy.updating():
-                logged = self.algorithm.gradient(samples, advantages[groups], random)
-            logged["grad_norm"] = self.optimizer_step()
-            for name, value in logged.items():
-                logs.setdefault(name, []).append(value)
+        for epoch in range(self.config.training.inner_epochs):
+            fresh = replace(random, epoch=epoch)
+            for groups, samples in rollout.per_update(self.config.training.updates_per_iteration, epoch):
+                with self.policy.updating():
+                    logged = self.algorithm.gradient(samples, advantages[groups], fresh)
+                logged["grad_norm"] = self.optimizer_step()
+                for name, value in logged.items():
+                    logs.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in logs.items()}
 
     def _summed(self, sampling: Evaluations, every: Evaluations) -> dict[str, float]:

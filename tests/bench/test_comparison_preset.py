@@ -83,7 +83,7 @@ def test_shipped_presets_share_what_must_be_equal() -> None:
         assert {config.model for config in configs} == {configs[0].model}
         assert len({(c.training.prompts_per_iteration, c.training.group_size) for c in configs}) == 1
         rollouts = {name: c.rollout for name, c in zip(preset.algorithms, configs, strict=True)}
-        rollouts.pop("dgpo-six-steps", None)  # whose point it is
+        rollouts.pop("dgpo-ours", None)  # whose point it is
         assert len({rollout.model_dump_json() for rollout in rollouts.values()}) == 1
 
 

@@ -92,6 +92,7 @@ def rewards(folder: Path) -> list[tuple[float, ...]]:
         ("dgpo", ["algorithm.clip=0.01", "algorithm.old_policy_after=3", "training.micro_batch_size=4"], (1, 2, 4)),
         ("dgpo", ["algorithm.t_min=0.4", "algorithm.text_dropout=0.3"], (1, 2)),
         ("dgpo", ["training.prompts_per_iteration=4", "training.updates_per_iteration=2", WHOLE], (1, 2)),
+        ("dgpo", ["training.inner_epochs=2"], (1, 2)),
         ("nft", ["algorithm.name=nft", "algorithm.timesteps=2"], (1, 2)),
         ("flow-grpo", ["algorithm.name=flow-grpo", "algorithm.guidance=1"], (1, 2)),
         (
