@@ -150,8 +150,8 @@ class TrainingConfig(Section):
     inner_epochs: int = Field(
         1,
         ge=1,
-        description="Times that an iteration's samples are gone through, each time with noise and flow times of its own "
-        "where the algorithm draws some: as many times the optimizer steps, for no further rollout.",
+        description="Times that an iteration's samples are gone through, with noise and flow times drawn anew each time; "
+        "each adds its optimizer steps, and no rollout.",
     )
     learning_rate: float = Field(3e-4, gt=0, description="Learning rate of AdamW at the start of the run.")
     decay: Literal["none", "linear"] = Field(

@@ -1,4 +1,4 @@
-"""Going through an iteration's samples several times: more steps, each with draws of its own, for no further rollout."""
+"""Going through an iteration's samples several times: more steps, each with draws of its own, no rollout more."""
 
 from __future__ import annotations
 
