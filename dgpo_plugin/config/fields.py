@@ -150,7 +150,7 @@ class TrainingConfig(Section):
     inner_epochs: int = Field(
         1,
         ge=1,
-        description="Times that an iteration's samples are gone through, with noise and flow times drawn anew each time; "
+        description="Times that an iteration's samples are gone through, each time with noise and flow times anew; "
         "each adds its optimizer steps, and no rollout.",
     )
     learning_rate: float = Field(3e-4, gt=0, description="Learning rate of AdamW at the start of the run.")
