@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from dgpo_plugin.common.errors import UserError, resume_command
 from dgpo_plugin.common.user_file import is_from_file
@@ -117,6 +118,7 @@ def differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Iterat
     settings, before = (
         {key: value for key, value in bound_settings(each.config).items() if key not in places} for each in (now, then)
     )
+    before = {**_defaults(now.config, _added(settings, before)), **before}
     for key in sorted({*settings, *before}):
         if settings.get(key) != before.get(key):
             yield other_setting(key, before.get(key), settings.get(key), checkpoint)
@@ -147,6 +149,34 @@ def differences(then: RunIdentity, now: RunIdentity, checkpoint: Path) -> Iterat
     for part, what, old, new, told in hashes:
         if old != new:
             yield Difference(part, what, old, new, f"{told} that {checkpoint} was trained with")
+
+
+def _added(settings: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """The settings that a checkpoint may not have because there were none such; another reward's are no such ones."""
+    others = ["rewards.", "evaluation.rewards."]
+    if settings.get("algorithm.name") != before.get("algorithm.name"):
+        others.append("algorithm.")
+    return [key for key in settings if key not in before and not key.startswith(tuple(others))]
+
+
+def _defaults(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """What some settings of a configuration are where it does not name them: a checkpoint of before there were such.
+
+    A setting that is added leaves, with its default, runs as they were. One that has no default is left out.
+    """
+    without = copy.deepcopy(dict(config))
+    for key in keys:
+        *path, last = key.split(".")
+        section: Any = without
+        for name in path:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(last, None)
+    try:
+        values = bound_settings(RunConfig.model_validate(without).model_dump(mode="json")) if keys else {}
+    except (ValidationError, UserError):
+        return {}
+    return {key: values[key] for key in keys if key in values}
 
 
 def _other_parts(then: BaseIdentity, now: BaseIdentity, checkpoint: Path) -> Iterator[Difference]:

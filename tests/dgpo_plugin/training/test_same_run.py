@@ -216,3 +216,53 @@ def test_files_and_folders_of_options_count_by_what_they_hold(tmp_path: Path, fo
 )
 def test_what_may_change_the_last_bits_is_told(now: RunConfig, lines: list[str]) -> None:
     assert rounding_notes(identity(), identity(now)) == lines
+
+
+# ---- checkpoints of before a setting was there
+
+
+def older(config: RunConfig, *keys: str) -> RunIdentity:
+    """An identity whose configuration does not know some settings."""
+    now = identity(config)
+    for key in keys:
+        section, name = key.split(".")
+        del now.config[section][name]
+    return now
+
+
+NEW = ("training.inner_epochs", "training.ema_repeats", "algorithm.training_guidance", "rollout.shift")
+
+
+def test_a_checkpoint_of_before_a_setting_goes_on_with_its_default() -> None:
+    assert list(differences(older(run(), *NEW), identity(run()), CHECKPOINT)) == []
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (run(training={"inner_epochs": 2}), "training.inner_epochs is 2, but .* was trained with 1"),
+        (run(algorithm={"name": "dgpo", "training_guidance": 3}), "algorithm.training_guidance is 3.0, .* with 1.0"),
+        (run(rollout={"shift": 2.5}), "rollout.shift is 2.5, but .* was trained with None"),
+    ],
+)
+def test_and_with_no_other_value(now: RunConfig, told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        check(older(run(), *NEW), identity(now))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_another_algorithm_or_reward_brings_along_is_no_default() -> None:
+    """Each of its settings is told, though many are the defaults."""
+    found = {
+        each.what for each in differences(identity(run()), identity(run(algorithm={"name": "flow-grpo"})), CHECKPOINT)
+    }
+    assert {"algorithm.name", "algorithm.noise_level", "algorithm.guidance"} <= found
+    added = run(rewards={"one": {"reward": "hpsv2.1", "options": {"weights": "/a/w.pt"}}, "ocr": 2, "clipscore": 1})
+    found = {each.what for each in differences(identity(run()), identity(added), CHECKPOINT)}
+    assert {"rewards.clipscore.weight", "rewards.clipscore.reward"} <= found
+
+
+def test_a_configuration_that_is_none_has_no_defaults() -> None:
+    now = identity(run())
+    broken = now.model_copy(update={"config": {**now.config, "lora": {"rank": "wide"}}})
+    assert "training.inner_epochs" in {each.what for each in differences(older(run(), *NEW), broken, CHECKPOINT)}
