@@ -82,7 +82,7 @@ def test_the_best_of_eight_is_a_cheap_control_of_a_default_size_and_one_that_tra
     spent = {}
     for control in ("none", "zero", "best-of-n"):
         sized = preset.sized("default", evaluations=100_000, controls=control)
-        plan = Plan.of(name, preset, task, "default", sized, list(preset.algorithms), jobs=1)
+        plan = Plan.of(name, preset, task, "default", sized, preset.usual, jobs=1)
         sets = sampled_sets(task, sized)
         spent[control] = base_evaluations(plan, sets) + len(plan.cells) * (100_000 + cell_evaluations(plan, sets))
     assert 1 < spent["best-of-n"] / spent["none"] < 1.1 < spent["zero"] / spent["none"]

@@ -257,7 +257,7 @@ def test_crds_gradient_is_that_of_the_paper_centered_in_the_group(policy: Policy
 def test_in_later_updates_v_grpos_ratio_has_the_mean_over_the_times_in_its_exponent(policy: Policy) -> None:
     """-min(ratio A, clip(ratio) A), differentiated as it stands."""
     rollout, advantages, algorithm = prepared("elbo", policy, "timesteps=2", "ratio_clip=0.0002")
-    rollout = replace(rollout, sample_ids=rollout.sample_ids + GROUPS * SIZE, first_group=GROUPS)
+    rollout = replace(rollout, sample_ids=rollout.sample_ids + GROUPS * SIZE, first_group=GROUPS, first_update=False)
     draw, losses, out = Random(0, 2), [], 0
     for p in range(GROUPS):
         for g in range(SIZE):

@@ -167,7 +167,7 @@ def test_the_gradient_is_that_of_the_formulas(policy: Policy, gated: str) -> Non
     kl = torch.stack(pulls).mean()
     expected = torch.autograd.grad(torch.stack(terms).mean() + 0.2 * kl, list(policy.parameters.values()))
     # A later update than the first, whose own pass would be the old policy's.
-    shifted = replace(rollout, sample_ids=rollout.sample_ids + 8, first_group=2)
+    shifted = replace(rollout, sample_ids=rollout.sample_ids + 8, first_group=2, first_update=False)
     algorithm._held = torch.cat([~algorithm._held, algorithm._held])  # noqa: SLF001
     for size in (None, 3):
         algorithm.micro_batch_size = size

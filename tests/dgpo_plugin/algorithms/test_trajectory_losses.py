@@ -79,7 +79,9 @@ def later_update(name: str, policy: Policy, *settings: str) -> tuple[TrajectoryR
     for parameter in policy.parameters.values():
         parameter.data += 0.01 * torch.sin(torch.arange(parameter.numel()).view_as(parameter).to(parameter))
     assert isinstance(rollout, TrajectoryRollout)
-    shifted = replace(rollout, sample_ids=rollout.sample_ids + len(rollout.sample_ids), first_group=2)
+    shifted = replace(
+        rollout, sample_ids=rollout.sample_ids + len(rollout.sample_ids), first_group=2, first_update=False
+    )
     return shifted, advantages, make_algorithm(config, policy)
 
 
