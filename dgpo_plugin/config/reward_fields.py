@@ -156,7 +156,6 @@ def _usable(terms: dict[str, RewardTerm]) -> dict[str, RewardTerm]:
 TrainedRewards = Annotated[dict[str, RewardTerm], BeforeValidator(spelled_out), AfterValidator(_usable)]
 """What a run is trained on, and what judges beside it with the weight 0, if its algorithm has a use for that."""
 RewardTerms = Annotated[TrainedRewards, AfterValidator(refuse_weightless)]
-"""Rewards all of which count, with their short forms."""
+"""Rewards by label, all of which count: short forms are spelled out, and what cannot be used is refused."""
 PlainTerms = Annotated[dict[str, RewardTerm], AfterValidator(refuse_weightless)]
-"""The same, already spelled out."""
-"""Rewards by label in a configuration: short forms are spelled out, and what cannot be used is refused."""
+"""Rewards by label, all of which count, where they are spelled out already."""

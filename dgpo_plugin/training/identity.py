@@ -163,7 +163,12 @@ def _defaults(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any
     """What some settings of a configuration are where it does not name them: a checkpoint of before there were such.
 
     A setting that is added leaves, with its default, runs as they were. One that has no default is left out.
+
+    Args:
+        config: of the run that goes on, not the checkpoint's, which may name files of code that nobody has read yet.
     """
+    if not keys:
+        return {}
     without = copy.deepcopy(dict(config))
     for key in keys:
         *path, last = key.split(".")
@@ -173,7 +178,7 @@ def _defaults(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any
         if isinstance(section, dict):
             section.pop(last, None)
     try:
-        values = bound_settings(RunConfig.model_validate(without).model_dump(mode="json")) if keys else {}
+        values = bound_settings(RunConfig.model_validate(without).model_dump(mode="json"))
     except (ValidationError, UserError):
         return {}
     return {key: values[key] for key in keys if key in values}

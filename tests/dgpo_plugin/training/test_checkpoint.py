@@ -199,8 +199,8 @@ def test_killed_between_any_two_writes(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_restored_trainer_is_the_one_that_was_saved(algorithm: str, tmp_path: Path) -> None:
     """After three iterations the old policy differs from the policy and is what the rollout comes from."""
-    extra = ["training.iterations=6", "training.updates_per_iteration=2", "training.ema_every=3"]
-    extra += ["training.inner_epochs=2"]
+    updates = ["training.updates_per_iteration=2", "training.inner_epochs=2"]
+    extra = ["training.iterations=6", "training.ema_every=3", *updates]
     if algorithm == "dgpo":
         extra += ["algorithm.old_policy_after=2", "algorithm.clip=0.01", "algorithm.reference=old_policy"]
     config = config_for(algorithm, *extra)
